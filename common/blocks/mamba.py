@@ -1,0 +1,91 @@
+"""The Mamba-1 block (Gu and Dao 2023, arXiv:2312.00752, section 3.4, figure 3)."""
+
+from __future__ import annotations
+
+import math
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import Backend, selective_scan, selective_scan_chunked
+
+
+class Mamba(nn.Module):
+    """Gated selective state-space mixer of tokens, (b, l, d_model) to (b, l, d_model).
+
+    Parameter names and shapes are those of mamba-ssm's ``Mamba``, so its state dicts load.
+
+    Args:
+        d_model: channels of a token.
+        d_state: states per channel, n in `selective_scan`.
+        d_conv: kernel of the causal depthwise convolution before the scan.
+        expand: inner channels per channel of a token.
+        dt_rank: rank of the step-size projection; None is ceil(d_model / 16).
+        backend: backend of `selective_scan`.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_state: int = 16,
+        d_conv: int = 4,
+        expand: int = 2,
+        dt_rank: int | None = None,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("d_model", d_model),
+            ("d_state", d_state),
+            ("d_conv", d_conv),
+            ("expand", expand),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; allowed are whole numbers from 1.")
+        d_inner = expand * d_model
+        self.d_state = d_state
+        self.d_conv = d_conv
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
+        self.backend: Backend = backend
+
+        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1)
+        self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, d_inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
+        self.D = nn.Parameter(torch.ones(d_inner))
+        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        init_step_size_projection(self.dt_proj.weight, self.dt_proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (b, d_inner, l)
+        x = F.silu(self.conv1d(x)[..., : z.shape[-1]])
+        dt, B, C = self.x_proj(x.transpose(1, 2)).split(
+            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        )
+        delta = F.linear(dt, self.dt_proj.weight).transpose(1, 2)
+        return self.out_proj(self._scan(x, delta, B.mT, C.mT, z).transpose(1, 2))
+
+    def _scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor) -> Tensor:
+        A, D, bias = -torch.exp(self.A_log), self.D, self.dt_proj.bias
+        # TorchScript has to run where this package is not installed: no operator of ours in it.
+        if torch.jit.is_scripting():
+            return selective_scan_chunked(u, delta, A, B, C, D, z, bias, True)[0]
+        else:
+            y = selective_scan(u, delta, A, B, C, D, z, bias, True, backend=self.backend)
+            return cast(Tensor, y)
+
+
+def init_step_size_projection(weight: Tensor, bias: Tensor) -> None:
+    """Initialise the projection that lifts dt to the channels, in place.
+
+    softplus(bias) is log-uniform in [1e-3, 1e-1] and the weight, (..., channels, rank), uniform
+    within rank^-1/2 (Gu and Dao 2023, section 3.6, and its released code).
+    """
+    bound = weight.shape[-1] ** -0.5
+    nn.init.uniform_(weight, -bound, bound)
+    step = torch.empty_like(bias).uniform_(math.log(1e-3), math.log(1e-1)).exp_().clamp_(min=1e-4)
+    with torch.no_grad():
+        bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus

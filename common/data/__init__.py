@@ -1,0 +1,1 @@
+"""Public data lists, splits and synthetic data."""

@@ -1,0 +1,5 @@
+"""Networks, one file per paper."""
+
+from .lightm_unet import LightMUNet
+
+__all__ = ["LightMUNet"]

@@ -1,0 +1,174 @@
+"""The selective scan of Mamba: the public function, its backends, and the registered operator."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .chunked import selective_scan_chunked, selective_scan_chunked_backward
+from .reference import selective_scan_reference
+
+Backend = Literal["auto", "reference", "torch"]
+BACKENDS: tuple[str, ...] = ("auto", "reference", "torch")
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    return_last_state: bool = False,
+    *,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run a linear recurrence whose step, input and output maps depend on the token.
+
+    With delta' = softplus(delta + delta_bias), or delta + delta_bias without `delta_softplus`::
+
+        h_t = exp(delta'_t A) h_{t-1} + delta'_t B_t u_t,    h_0 = 0
+        y_t = (C_t h_t + D u_t) SiLU(z_t)
+
+    (Gu and Dao 2023, arXiv:2312.00752, section 3.2, algorithm 2, with the simplified
+    discretisation of B that the released Mamba uses.) Same arguments, in the same order, as
+    mamba-ssm's ``selective_scan_fn``. Differentiable in every tensor argument.
+
+    Args:
+        u, delta: input and step sizes, (b, d, l).
+        A: state decay, (d, n), negative for a stable recurrence.
+        B, C: input and output maps, (b, n, l), or (b, g, n, l) for g groups of d / g channels.
+        D: skip weight, (d,).
+        z: gate, (b, d, l).
+        delta_bias: added to delta before the softplus, (d,).
+        return_last_state: return h_l too, (b, d, n).
+        backend: "torch" is chunked plain PyTorch; "reference" the sequential loop that defines
+            the operation; "auto" the fastest that serves these arguments.
+
+    Returns:
+        y (b, d, l) in u's dtype, or (y, last state). Arithmetic is float64 where u is float64,
+        else float32.
+
+    Raises:
+        ValueError: a shape, a dtype or the backend is not as above.
+    """
+    _check(u, delta, A, B, C, D, z, delta_bias, backend)
+    if backend == "reference":
+        y, last = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    else:
+        y, last = _selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    return (y, last) if return_last_state else y
+
+
+@torch.library.custom_op("monai_mamba::selective_scan", mutates_args=())
+def _selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    return selective_scan_chunked(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+
+
+@_selective_scan.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    dtype = torch.float64 if u.dtype == torch.float64 else torch.float32
+    last = u.new_empty((u.shape[0], u.shape[1], A.shape[1]), dtype=dtype)
+    return u.new_empty(u.shape), last
+
+
+# An operator returns tensors only, so an absent argument's gradient is an empty one.
+@torch.library.custom_op("monai_mamba::selective_scan_backward", mutates_args=())
+def _selective_scan_backward(
+    dy: Tensor,
+    dlast: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = selective_scan_chunked_backward(
+        dy, dlast, u, delta, A, B, C, D, z, delta_bias, delta_softplus
+    )
+    du, ddelta, dA, dB, dC, *rest = grads
+    dD, dz, dbias = (u.new_empty(0) if grad is None else grad for grad in rest)
+    return du, ddelta, dA, dB, dC, dD, dz, dbias
+
+
+@_selective_scan_backward.register_fake
+def _(dy, dlast, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    def like(x: Tensor | None) -> Tensor:
+        return u.new_empty(0) if x is None else x.new_empty(x.shape)
+
+    return tuple(like(x) for x in (u, delta, A, B, C, D, z, delta_bias))
+
+
+def _save_for_backward(ctx, inputs, output):
+    *tensors, ctx.delta_softplus = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx, dy, dlast):
+    tensors = ctx.saved_tensors
+    grads = _selective_scan_backward(dy, dlast, *tensors, ctx.delta_softplus)
+    return *(None if x is None else grad for x, grad in zip(tensors, grads, strict=True)), None
+
+
+_selective_scan.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    backend: str,
+) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}.")
+    if u.dim() != 3 or 0 in u.shape:
+        raise ValueError(f"u has shape {tuple(u.shape)}; allowed is (b, d, l), none of them 0.")
+    batch, d, length = u.shape
+    if A.dim() != 2 or A.shape[0] != d or A.shape[1] == 0:
+        raise ValueError(f"A has shape {tuple(A.shape)}; allowed is (d, n) with d = {d}, n > 0.")
+    n = A.shape[1]
+    for name, x, shape in (
+        ("delta", delta, (batch, d, length)),
+        ("D", D, (d,)),
+        ("z", z, (batch, d, length)),
+        ("delta_bias", delta_bias, (d,)),
+    ):
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; allowed is {shape}.")
+    for name, x in (("B", B), ("C", C)):
+        groups = x.shape[1] if x.dim() == 4 else 1
+        grouped = (batch, groups, n, length)
+        if x.shape not in ((batch, n, length), grouped) or groups == 0 or d % groups:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; allowed are {(batch, n, length)} and "
+                f"({batch}, g, {n}, {length}) with g a divisor of {d}."
+            )
+    if B.shape != C.shape:
+        raise ValueError(f"B has shape {tuple(B.shape)} and C {tuple(C.shape)}; they must agree.")
+    for name, x in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C), ("D", D), ("z", z)):
+        if x is not None and not x.is_floating_point():
+            raise ValueError(f"{name} has dtype {x.dtype}; allowed are floating-point dtypes.")

@@ -1,0 +1,70 @@
+"""Published checkpoints, renamed for a strict load into the networks of this package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from ..errors import InputError
+
+StateDict = dict[str, Tensor]
+
+
+def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateDict:
+    """State dict for one of our networks from a checkpoint of its paper's released code.
+
+    Args:
+        state_dict: parameter names to tensors; or an nnU-Net checkpoint, which holds them under
+            ``network_weights``. Prefixes of DistributedDataParallel and torch.compile are removed.
+        network: "lightm_unet".
+
+    Raises:
+        InputError: the network is unknown, or a parameter is none that its released code has.
+    """
+    if network not in _CONVERTERS:
+        raise InputError(f"network is {network!r}; allowed are {', '.join(sorted(_CONVERTERS))}.")
+    weights = state_dict.get("network_weights", state_dict)
+    if not isinstance(weights, Mapping):
+        raise InputError(f"The checkpoint holds a {type(weights).__name__}, not a state dict.")
+    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in weights.items()}
+    return _CONVERTERS[network](plain)
+
+
+_LIGHTM_UNET: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+    (r"convInit\.0\.conv\.", "stem.depthwise."),
+    (r"convInit\.1\.conv\.", "stem.pointwise."),
+    (r"down_layers\.(\d+)\.0\.0\.", r"encoder.\1.down.0."),
+    (r"down_layers\.(\d+)\.(\d+)\.norm", lambda m: f"encoder.{m[1]}.blocks.{int(m[2]) - 1}.norm"),
+    (
+        r"down_layers\.(\d+)\.(\d+)\.conv(\d)\.",
+        lambda m: f"encoder.{m[1]}.blocks.{int(m[2]) - 1}.layer{m[3]}.",
+    ),
+    (r"up_samples\.(\d+)\.0\.conv\.", r"decoder.\1.reduce."),
+    (r"up_layers\.(\d+)\.(\d+)\.conv\.0\.conv\.", r"decoder.\1.blocks.\2.conv.depthwise."),
+    (r"up_layers\.(\d+)\.(\d+)\.conv\.1\.conv\.", r"decoder.\1.blocks.\2.conv.pointwise."),
+    (r"up_layers\.(\d+)\.(\d+)\.", r"decoder.\1.blocks.\2."),
+    (r"conv_final\.0\.", "head.norm."),
+    (r"conv_final\.2\.0\.conv\.", "head.conv.depthwise."),
+    (r"conv_final\.2\.1\.conv\.", "head.conv.pointwise."),
+]
+
+
+def _lightm_unet(state_dict: Mapping[str, Tensor]) -> StateDict:
+    renamed = {}
+    for name, x in state_dict.items():
+        for pattern, replacement in _LIGHTM_UNET:
+            new, found = re.subn("^" + pattern, replacement, name)
+            if found:
+                renamed[new.replace(".mamba.", ".mixer.")] = x
+                break
+        else:
+            raise InputError(
+                f"The checkpoint has a parameter {name!r}, which LightM-UNet's released code has "
+                "not; allowed are checkpoints of that code."
+            )
+    return renamed
+
+
+_CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {"lightm_unet": _lightm_unet}
