@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Iterator
 from types import TracebackType
+
+_IN_TEXT = re.compile(r"common\.errors\.InputError: (.*)")
 
 
 class InputError(ValueError):
@@ -15,9 +17,19 @@ class InputError(ValueError):
     """
 
 
-def input_error_in(error: BaseException | None) -> InputError | None:
-    """The ``InputError`` that led to ``error`` (itself, a cause or a context), if there is one."""
-    return next((e for e in _chain(error) if isinstance(e, InputError)), None)
+def input_error_in(error: BaseException | None) -> str | None:
+    """The sentence of the ``InputError`` that led to ``error``, if one did.
+
+    It is looked for in the causes and contexts, and in the text, where MONAI and the workers of a
+    DataLoader leave the traceback of what they caught.
+    """
+    while error is not None:
+        if isinstance(error, InputError):
+            return str(error)
+        if found := _IN_TEXT.search(str(error)):
+            return found[1]
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def explain_input_errors() -> None:
@@ -46,9 +58,3 @@ def explain_input_errors() -> None:
 
 def _is_not_about_input(record: logging.LogRecord) -> bool:
     return not (record.exc_info and input_error_in(record.exc_info[1]))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

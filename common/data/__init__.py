@@ -1,1 +1,12 @@
-"""Public data lists, splits and synthetic data."""
+"""Data lists and splits, writers, and synthetic data."""
+
+from .cases import check_output_folder, image_files, labelled_cases, split_cases
+from .writers import AtomicNibabelWriter
+
+__all__ = [
+    "AtomicNibabelWriter",
+    "check_output_folder",
+    "image_files",
+    "labelled_cases",
+    "split_cases",
+]

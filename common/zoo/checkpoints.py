@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ..errors import InputError
 
@@ -30,6 +32,59 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
         raise InputError(f"The checkpoint holds a {type(weights).__name__}, not a state dict.")
     plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in weights.items()}
     return _CONVERTERS[network](plain)
+
+
+def load_state_dict(path: str | Path) -> StateDict:
+    """Read the parameters in a checkpoint file, without running any code that it may hold.
+
+    A plain state dict, or one under "model" (MONAI), "network_weights" (nnU-Net) or "state_dict".
+
+    Raises:
+        InputError: the file is missing, is no checkpoint, or holds more than tensors.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(
+            f"There is no checkpoint {file}; training writes one, --checkpoint names another."
+        )
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{file} cannot be read as a checkpoint ({type(error).__name__}); allowed are files "
+            "that torch.save wrote, with tensors and plain values only."
+        ) from error
+    for key in ("model", "network_weights", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
+        raise InputError(f"{file} holds no state dict; allowed are names with their tensors.")
+    return dict(content)
+
+
+def check_checkpoint(path: str | Path, network: nn.Module) -> None:
+    """Check that a checkpoint file fits a network, parameter by parameter.
+
+    Raises:
+        InputError: as `load_state_dict`; or a parameter is missing, unknown or of another shape.
+    """
+    found = {name: tuple(x.shape) for name, x in load_state_dict(path).items()}
+    wanted = {name: tuple(x.shape) for name, x in network.state_dict().items()}
+    differ = [
+        *(f"{name} is missing" for name in wanted if name not in found),
+        *(f"{name} is unknown" for name in found if name not in wanted),
+        *(
+            f"{name} has shape {found[name]}, not {shape}"
+            for name, shape in wanted.items()
+            if found.get(name, shape) != shape
+        ),
+    ]
+    if differ:
+        raise InputError(
+            f"The checkpoint {path} is not of this {type(network).__name__}: {differ[0]}, and "
+            f"{len(differ) - 1} other differences; allowed is a checkpoint that was trained with "
+            "the same network_def."
+        )
 
 
 _LIGHTM_UNET: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [

@@ -1,0 +1,68 @@
+"""The command line: python -m common <verb> --help."""
+
+from __future__ import annotations
+
+import sys
+
+import fire
+
+from .errors import InputError
+from .files import replacing
+
+
+def phantom(
+    output: str, cases: int = 8, seed: int = 0, kind: str = "ct", size: int | None = None
+) -> None:
+    """Write a synthetic data set: kind "ct" (3D, liver and tumours) or "cxr" (2D, lungs)."""
+    from .data.phantom import write_phantom
+
+    folder = write_phantom(output, cases=cases, seed=seed, kind=kind, size=size)  # type: ignore[arg-type]
+    _say(f"{cases} cases are in {folder}")
+
+
+def overlay(
+    image: str,
+    prediction: str,
+    output: str,
+    label: str | None = None,
+    window: tuple[float, float] | None = (-150.0, 250.0),
+) -> None:
+    """Draw a prediction's contours on its image; with a label, print the Dice of each class too."""
+    from .evaluation import dice_per_class, draw_overlay
+
+    if label is not None:
+        _say("class  Dice")
+        for index, dice in dice_per_class(prediction, label).items():
+            _say(f"{index:5d}  {dice:.4f}")
+    _say(f"mask:    {prediction}")
+    _say(f"picture: {draw_overlay(image, prediction, output, label, window)}")
+
+
+def convert(checkpoint: str, network: str, output: str) -> None:
+    """Rename a checkpoint of a paper's released code for the network of that name here."""
+    import torch
+
+    from .zoo import convert_checkpoint, load_state_dict
+
+    converted = convert_checkpoint(load_state_dict(checkpoint), network)
+    try:
+        with replacing(output) as partial:
+            torch.save(converted, partial)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"The checkpoint {output} cannot be written ({error}).") from error
+    _say(f"{len(converted)} parameters are in {output}")
+
+
+def main() -> None:
+    try:
+        fire.Fire({verb.__name__: verb for verb in (phantom, overlay, convert)}, name="common")
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Cases on disk as MONAI data lists, and their split into training, validation and test."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypedDict
+
+from monai.data import partition_dataset
+
+from ..errors import InputError
+
+Split = Literal["training", "validation", "test"]
+_SPLITS: tuple[Split, ...] = ("training", "validation", "test")
+_NIFTI = (".nii", ".nii.gz")
+
+
+class Case(TypedDict):
+    """One labelled case; several image files are its channels."""
+
+    image: str | list[str]
+    label: str
+
+
+def labelled_cases(dataset_dir: str | Path) -> list[Case]:
+    """Every labelled case of a data set, sorted by the name of its label.
+
+    The data set is a folder in the layout of the Medical Segmentation Decathlon, where
+    ``dataset.json`` lists the cases under "training"; or one with plain ``imagesTr`` and
+    ``labelsTr`` folders, whose files pair by name. An image may also be one file per channel,
+    ``name_0000.nii.gz``, ``name_0001.nii.gz``, ..., as for nnU-Net.
+
+    Raises:
+        InputError: a folder or file is missing, or an image has no label.
+    """
+    root = _folder(dataset_dir)
+    listed = _listed_cases(root)
+    cases = listed if listed is not None else _paired_cases(root)
+    if not cases:
+        raise InputError(f"{root} holds no case; needed is at least one image in imagesTr.")
+    return sorted(cases, key=lambda case: case["label"])
+
+
+def split_cases(
+    dataset_dir: str | Path, split: Split, ratios: Sequence[float] = (7, 1, 2), seed: int = 0
+) -> list[Case]:
+    """The part of `labelled_cases` that `split` names, drawn at random by `seed`.
+
+    Args:
+        dataset_dir: see `labelled_cases`.
+        split: "training", "validation" or "test".
+        ratios: relative sizes of the three, in that order.
+        seed: the same seed gives the same three parts, whichever is asked for.
+
+    Raises:
+        InputError: as `labelled_cases`; or the part asked for would be empty.
+    """
+    if split not in _SPLITS:
+        raise InputError(f"split is {split!r}; allowed are {', '.join(_SPLITS)}.")
+    if len(ratios) != 3 or min(ratios) < 0 or sum(ratios) <= 0:
+        raise InputError(f"ratios is {list(ratios)}; allowed are three numbers, none below 0.")
+    cases = labelled_cases(dataset_dir)
+    parts = partition_dataset(cases, ratios=ratios, shuffle=True, seed=seed)
+    part: list[Case] = parts[_SPLITS.index(split)]
+    if not part:
+        raise InputError(
+            f"{dataset_dir} holds {len(cases)} labelled cases, of which a split by "
+            f"{':'.join(f'{r:g}' for r in ratios)} leaves none for {split}; "
+            "give more cases or another split."
+        )
+    return part
+
+
+def image_files(dataset_dir: str | Path) -> list[str]:
+    """The images to segment: one file, or those of a folder.
+
+    Of a data set's folder these are the files in ``imagesTs``; of another, its NIfTI files.
+
+    Raises:
+        InputError: the path does not exist or holds no image.
+    """
+    path = Path(dataset_dir)
+    if path.is_file():
+        return [str(path)]
+    folder = _folder(path)
+    if (folder / "imagesTs").is_dir():
+        folder = folder / "imagesTs"
+    files = _nifti_files(folder)
+    if not files:
+        raise InputError(f"{folder} holds no image; allowed are files that end in .nii or .nii.gz.")
+    return [str(file) for file in files]
+
+
+def check_output_folder(output_dir: str | Path) -> None:
+    """Create the folder that a run will write to.
+
+    Raises:
+        InputError: it cannot be created or written to.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".write_test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"The output folder {folder} cannot be written to ({error.strerror}); "
+            "allowed is a folder in which you may create files."
+        ) from error
+
+
+def _folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(
+            f"There is no folder {folder}; needed is one with imagesTr and labelsTr, "
+            "or with the images to segment."
+        )
+    return folder
+
+
+def _nifti_files(folder: Path) -> list[Path]:
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.name.endswith(_NIFTI) and not file.name.startswith(".")
+    )
+
+
+def _stem(file: Path) -> str:
+    return re.sub(r"\.nii(\.gz)?$", "", file.name)
+
+
+def _listed_cases(root: Path) -> list[Case] | None:
+    """Cases of dataset.json, or None where there is no such list."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        return None
+    try:
+        training = json.loads(path.read_text(encoding="utf-8")).get("training")
+        if not isinstance(training, list):
+            return None  # nnU-Net's dataset.json does not list cases
+        cases = [
+            Case(image=str(root / case["image"]), label=str(root / case["label"]))
+            for case in training
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not in the layout of the Medical Segmentation Decathlon: {error!r}."
+        ) from error
+    for case in cases:
+        for key in ("image", "label"):
+            if not Path(str(case[key])).is_file():
+                raise InputError(f"{path} lists {case[key]}, which does not exist.")
+    return cases
+
+
+def _paired_cases(root: Path) -> list[Case]:
+    images, labels = root / "imagesTr", root / "labelsTr"
+    for folder in (images, labels):
+        if not folder.is_dir():
+            raise InputError(
+                f"{root} has no folder {folder.name}; needed are imagesTr with images and labelsTr "
+                "with label maps of the same names."
+            )
+    label_of = {_stem(file): file for file in _nifti_files(labels)}
+    channels: dict[str, list[str]] = defaultdict(list)
+    for file in _nifti_files(images):
+        name = _stem(file)
+        if name not in label_of:
+            name = re.sub(r"_\d{4}$", "", name)
+        if name not in label_of:
+            raise InputError(
+                f"{file} has no label: needed is {labels / file.name}, or the image's removal."
+            )
+        channels[name].append(str(file))
+    return [
+        Case(image=files[0] if len(files) == 1 else files, label=str(label_of[name]))
+        for name, files in channels.items()
+    ]

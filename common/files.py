@@ -1,0 +1,23 @@
+"""Files that appear complete or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path`, of the same ending, that takes its place in the end.
+
+    After an error the file that was there before is there still, and no other.
+    """
+    target = Path(path)
+    partial = target.with_name(f".{os.getpid()}.{target.name}")
+    try:
+        yield partial
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,153 @@
+"""MONAI dictionary transforms that the bundles share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import LoadImaged, MapTransform, SpatialPadd
+from torch import Tensor
+
+from .errors import InputError
+
+_logger = logging.getLogger(__name__)
+
+
+class LoadCheckedImaged(LoadImaged):
+    """MONAI's `LoadImaged`, for files that a user chose.
+
+    Raises:
+        InputError: a file is missing, or cannot be read to its end as an image.
+    """
+
+    def __init__(self, keys: KeysCollection, reader: Any = None, **kwargs: Any) -> None:
+        super().__init__(keys, reader, image_only=True, **kwargs)
+
+    def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
+        loaded = dict(data)
+        for key in self.key_iterator(loaded):
+            try:
+                loaded[key] = self._loader(data[key], reader)
+            except Exception as error:
+                raise InputError(
+                    f"The {key} {_names(data[key])} cannot be read ({_first_line(error)}); allowed "
+                    "are complete image files, such as NIfTI."
+                ) from error
+        return loaded
+
+
+class CheckInputd(MapTransform):
+    """Check what was loaded against what the network takes, before any work is spent on it.
+
+    Args:
+        keys: key of the image, (channels, ...).
+        in_channels: channels that the network takes.
+        spatial_dims: spatial axes that it takes.
+        label_key: key of the label map, (1, ...), where there is one.
+        num_classes: a label's values are 0 .. num_classes - 1.
+
+    Raises:
+        InputError: other axes or channels; values that are not finite or all the same; a label
+            map of another size than its image, or with other values.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        in_channels: int,
+        spatial_dims: int,
+        label_key: Hashable | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__(keys)
+        self.in_channels = in_channels
+        self.spatial_dims = spatial_dims
+        self.label_key = label_key
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(data):
+            self._check_image(data[key])
+            if self.label_key is not None:
+                self._check_label(data[self.label_key], data[key])
+        return dict(data)
+
+    def _check_image(self, image: Tensor) -> None:
+        name, shape = _source(image), tuple(image.shape[1:])
+        # A 2D image in a 3D file format has a last axis of one slice.
+        dims = 2 if len(shape) == 3 and shape[-1] == 1 else len(shape)
+        if dims != self.spatial_dims:
+            raise InputError(
+                f"The image {name} is {dims}D, of size {_size(shape)}; allowed are "
+                f"{self.spatial_dims}D images."
+            )
+        if image.shape[0] != self.in_channels:
+            raise InputError(
+                f"The image {name} has {image.shape[0]} channels; allowed are {self.in_channels}, "
+                "the configuration's in_channels."
+            )
+        if not torch.isfinite(image).all():
+            raise InputError(
+                f"The image {name} has {int((~torch.isfinite(image)).sum())} voxels that are NaN "
+                "or infinite; allowed are finite values."
+            )
+        if image.min() == image.max():
+            raise InputError(
+                f"The image {name} has the value {float(image.min()):g} everywhere; allowed are "
+                "images with contrast."
+            )
+
+    def _check_label(self, label: Tensor, image: Tensor) -> None:
+        name = _source(label)
+        if label.shape[1:] != image.shape[1:] or label.shape[0] != 1:
+            raise InputError(
+                f"The label {name} has {label.shape[0]} channels of size {_size(label.shape[1:])}; "
+                f"allowed is one, of its image's size {_size(image.shape[1:])}."
+            )
+        if self.num_classes is None:
+            return
+        allowed = set(range(self.num_classes))
+        unknown = sorted({float(value) for value in label.unique()} - allowed)
+        if unknown:
+            raise InputError(
+                f"The label {name} has the values {', '.join(f'{v:g}' for v in unknown[:5])}; "
+                f"allowed are the classes 0 to {self.num_classes - 1}, the configuration's "
+                "num_classes being one more."
+            )
+
+
+class PadToPatchd(SpatialPadd):
+    """MONAI's `SpatialPadd` up to the training patch; says so in the log."""
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict:
+        first = data[self.first_key(dict(data))]
+        patch: Sequence[int] = self.padder.spatial_size
+        if any(size < wanted for size, wanted in zip(first.shape[1:], patch, strict=True)):
+            _logger.warning(
+                "The image %s is %s voxels at the working spacing, smaller than the patch %s: "
+                "it is padded with zeros.",
+                _source(first),
+                _size(first.shape[1:]),
+                _size(patch),
+            )
+        return super().__call__(data, lazy=lazy)
+
+
+def _source(image: Tensor) -> str:
+    """The file that a MetaTensor came from."""
+    return str(getattr(image, "meta", {}).get("filename_or_obj", "in memory"))
+
+
+def _names(files: Any) -> str:
+    return ", ".join(map(str, files)) if isinstance(files, (list, tuple)) else str(files)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(str(int(n)) for n in shape)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")

@@ -1,0 +1,70 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from common.blocks import Mamba
+
+
+def test_state_dict_is_that_of_mamba_ssm():
+    shapes = {name: tuple(x.shape) for name, x in Mamba(24).state_dict().items()}
+    assert shapes == {
+        "A_log": (48, 16),
+        "D": (48,),
+        "in_proj.weight": (96, 24),
+        "conv1d.weight": (48, 1, 4),
+        "conv1d.bias": (48,),
+        "x_proj.weight": (2 + 32, 48),
+        "dt_proj.weight": (48, 2),
+        "dt_proj.bias": (48,),
+        "out_proj.weight": (24, 48),
+    }
+
+
+def test_initial_values():
+    torch.manual_seed(0)
+    block = Mamba(64)
+    torch.testing.assert_close(block.A_log.exp()[5], torch.arange(1.0, 17))
+    assert (block.D == 1).all()
+    steps = F.softplus(block.dt_proj.bias)
+    assert 1e-3 <= steps.min() < 2e-3
+    assert 5e-2 < steps.max() <= 1e-1 + 1e-6
+
+
+def test_is_causal():
+    torch.manual_seed(0)
+    block = Mamba(8).double()
+    x = torch.randn(1, 12, 8, dtype=torch.float64)
+    changed = x.clone()
+    changed[:, 7:] += 1
+    before, after = block(x), block(changed)
+    torch.testing.assert_close(before[:, :7], after[:, :7])
+    assert (before[:, 7:] != after[:, 7:]).any(-1).all()
+
+
+def test_gradients_reach_every_parameter_and_input():
+    torch.manual_seed(0)
+    block = Mamba(4, d_state=3).double()
+    x = torch.randn(1, 5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(block, x)
+    block(x).square().sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_backends_agree():
+    torch.manual_seed(0)
+    block = Mamba(8)
+    x = torch.randn(2, 50, 8)
+    expected = block(x)
+    block.backend = "reference"
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_shorter_than_the_convolution():
+    assert Mamba(8)(torch.randn(1, 1, 8)).shape == (1, 1, 8)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(ValueError, match="d_state is 0; allowed"):
+        Mamba(8, d_state=0)

@@ -1,0 +1,126 @@
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from common.data import check_output_folder, image_files, labelled_cases, split_cases
+from common.errors import InputError
+
+
+def make_folders(root: Path, images: list[str], labels: list[str]) -> Path:
+    for folder, names in (("imagesTr", images), ("labelsTr", labels)):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / name).touch()
+    return root
+
+
+def test_plain_folders_pair_by_name(tmp_path: Path):
+    make_folders(tmp_path, ["b.nii.gz", "a.nii", "._a.nii", "notes.txt"], ["a.nii.gz", "b.nii.gz"])
+    assert labelled_cases(tmp_path) == [
+        {"image": str(tmp_path / "imagesTr/a.nii"), "label": str(tmp_path / "labelsTr/a.nii.gz")},
+        {
+            "image": str(tmp_path / "imagesTr/b.nii.gz"),
+            "label": str(tmp_path / "labelsTr/b.nii.gz"),
+        },
+    ]
+
+
+def test_one_file_per_channel(tmp_path: Path):
+    make_folders(tmp_path, ["p_0000.nii.gz", "p_0001.nii.gz"], ["p.nii.gz"])
+    (case,) = labelled_cases(tmp_path)
+    assert [Path(file).name for file in case["image"]] == ["p_0000.nii.gz", "p_0001.nii.gz"]
+
+
+def test_decathlon_list(tmp_path: Path):
+    make_folders(tmp_path, ["a.nii.gz", "unlisted.nii.gz"], ["a.nii.gz"])
+    entry = {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [entry]}))
+    (case,) = labelled_cases(tmp_path)
+    assert Path(case["image"]) == tmp_path / "imagesTr/a.nii.gz"
+
+    entry["label"] = "./labelsTr/gone.nii.gz"
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": [entry]}))
+    with pytest.raises(InputError, match=r"lists .*gone\.nii\.gz, which does not exist"):
+        labelled_cases(tmp_path)
+
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(InputError, match="is not in the layout of the Medical"):
+        labelled_cases(tmp_path)
+
+    (tmp_path / "dataset.json").write_text(json.dumps({"channel_names": {"0": "CT"}}))  # nnU-Net's
+    (tmp_path / "imagesTr/unlisted.nii.gz").unlink()
+    assert len(labelled_cases(tmp_path)) == 1
+
+
+def test_split_is_a_partition_and_depends_on_the_seed(tmp_path: Path):
+    names = [f"case_{i:02d}.nii.gz" for i in range(20)]
+    make_folders(tmp_path, names, names)
+
+    def parts(seed: int) -> list[list[str]]:
+        return [
+            [Path(case["label"]).name for case in split_cases(tmp_path, split, seed=seed)]
+            for split in ("training", "validation", "test")
+        ]
+
+    first = parts(0)
+    assert [len(part) for part in first] == [14, 2, 4]
+    assert sorted(name for part in first for name in part) == names
+    assert parts(0) == first
+    assert parts(1) != first
+
+
+def test_bad_splits_are_named(tmp_path: Path):
+    make_folders(tmp_path, ["a.nii.gz"], ["a.nii.gz"])
+    with pytest.raises(
+        InputError, match=r"holds 1 labelled cases.*7:1:2 leaves none for validation"
+    ):
+        split_cases(tmp_path, "validation")
+    with pytest.raises(InputError, match="split is 'val'; allowed are training, validation, test"):
+        split_cases(tmp_path, "val")
+    with pytest.raises(InputError, match=r"ratios is \[1, 2\]; allowed are three"):
+        split_cases(tmp_path, "training", (1, 2))
+
+
+def test_missing_things_are_named(tmp_path: Path):
+    with pytest.raises(InputError, match=r"There is no folder .*nowhere"):
+        labelled_cases(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="has no folder imagesTr"):
+        labelled_cases(tmp_path)
+    root = make_folders(tmp_path / "data", [], [])
+    with pytest.raises(InputError, match="holds no case"):
+        labelled_cases(root)
+    (root / "imagesTr/a.nii.gz").touch()
+    with pytest.raises(
+        InputError, match=r"a\.nii\.gz has no label: needed is .*labelsTr/a\.nii\.gz"
+    ):
+        labelled_cases(root)
+
+
+def test_images_to_segment(tmp_path: Path):
+    scan = tmp_path / "scan.nii.gz"
+    with pytest.raises(InputError, match="There is no folder"):
+        image_files(scan)
+    with pytest.raises(InputError, match="holds no image"):
+        image_files(tmp_path)
+    scan.touch()
+    assert image_files(scan) == image_files(tmp_path) == [str(scan)]
+    (tmp_path / "imagesTs").mkdir()
+    (tmp_path / "imagesTs/b.nii").touch()
+    assert image_files(tmp_path) == [str(tmp_path / "imagesTs/b.nii")]
+
+
+def test_output_folder(tmp_path: Path):
+    check_output_folder(tmp_path / "new/folder")
+    assert list((tmp_path / "new/folder").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"output folder .*file cannot be written to"):
+        check_output_folder(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_output_folder(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot be written to"):
+        check_output_folder(tmp_path)

@@ -1,0 +1,347 @@
+"""The liver bundle, run as users run it: python -m monai.bundle in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from common.data.phantom import write_phantom
+
+from .conftest import REPOSITORY, shared
+
+BUNDLE = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
+SMALL = {
+    "network_def#init_filters": 8,
+    "network_def#blocks_down": [1, 1],
+    "network_def#blocks_up": [1],
+    "spacing": [6, 6, 8],
+    "patch_size": [32, 32, 16],
+}
+
+
+def command(config: str | Sequence[str], **options: object) -> list[str]:
+    files = [config] if isinstance(config, str) else config
+    found = [str(BUNDLE / f"configs/{name}.json") for name in files]
+    arguments = ["run", "--config_file", str(found)]
+    for name, value in options.items():
+        arguments += [f"--{name}", str(value)]
+    return arguments
+
+
+def run(
+    arguments: Sequence[str], cwd: Path | None = None, launcher: Sequence[str] = ("-m",)
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *launcher, "monai.bundle", *arguments],
+        cwd=cwd or REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
+
+
+def succeed(*args, **kwargs) -> str:
+    done = run(*args, **kwargs)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def sentence(arguments: Sequence[str]) -> str:
+    """What a run that fails for its input says: one sentence, and no traceback anywhere."""
+    done = run(arguments)
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "data", cases=6, seed=1, size=48)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle root after a training of one epoch, run from outside the bundle's folder."""
+    root = tmp_path_factory.mktemp("trained")
+    output = succeed(
+        command(
+            "train",
+            bundle_root=root,
+            dataset_dir=dataset,
+            **{"train#trainer#max_epochs": 1},
+            **SMALL,
+        ),
+        cwd=root,
+    )
+    assert "val_dice_class_1" in output
+    assert "val_iou_class_2" in output
+    return root
+
+
+def test_training_leaves_weights_and_tensorboard(trained: Path):
+    weights = torch.load(trained / "models/model.pt", weights_only=True)
+    assert all(torch.isfinite(x).all() for x in weights.values())
+    assert [file.name for file in (trained / "models").iterdir()] == ["model.pt"]
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    scalars, images = set(), set()
+    for file in (trained / "eval").glob("events*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        scalars |= set(events.Tags()["scalars"])
+        images |= set(events.Tags()["images"])
+    assert scalars >= {"train_loss", "val_mean_dice", "val_mean_iou", "val_dice_class_2"}
+    assert any("output" in name for name in images)
+
+
+def test_inference_restores_every_grid(trained: Path, dataset: Path, tmp_path: Path):
+    succeed(
+        command(
+            "inference",
+            bundle_root=trained,
+            dataset_dir=dataset / "imagesTr",
+            output_dir=tmp_path,
+            **SMALL,
+        )
+    )
+    images = sorted((dataset / "imagesTr").iterdir())
+    assert len({nib.aff2axcodes(nib.load(image).affine) for image in images}) > 1
+    for image in images:
+        expected = nib.load(image)
+        mask = nib.load(tmp_path / image.name.replace(".nii.gz", "_seg.nii.gz"))
+        assert mask.shape == expected.shape
+        np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
+        assert mask.get_data_dtype() == np.uint8
+        assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+
+
+def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
+    succeed(
+        command(
+            ["train", "evaluate"],
+            bundle_root=trained,
+            dataset_dir=dataset,
+            output_dir=tmp_path,
+            **SMALL,
+        )
+    )
+    assert "val_dice_class_1" in (tmp_path / "metrics.csv").read_text()
+    header, *rows = (tmp_path / "val_dice_raw.csv").read_text().splitlines()
+    assert header == "filename,class0,class1,mean"
+    assert len(rows) == 1  # one test case of six
+
+
+@pytest.mark.slow
+def test_from_the_bundles_own_folder(dataset: Path, tmp_path: Path):
+    root = tmp_path / "bundle"
+    root.mkdir()
+    (root / "configs").symlink_to(BUNDLE / "configs")
+    small = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
+    data = ["--dataset_dir", str(dataset), "--train#trainer#max_epochs", "1"]
+    succeed(["run", "--config_file", "configs/train.json", *data, *small], cwd=root)
+    both = "['configs/train.json','configs/evaluate.json']"
+    succeed(["run", "--config_file", both, *data[:2], *small], cwd=root)
+    succeed(["run", "--config_file", "configs/inference.json", *data[:2], *small], cwd=root)
+    assert (root / "models/model.pt").is_file()
+    assert len(list((root / "eval").glob("*_seg.nii.gz"))) == 1
+
+
+@pytest.mark.slow
+def test_same_seed_same_training(trained: Path, dataset: Path, tmp_path: Path):
+    options = {"dataset_dir": dataset, "train#trainer#max_epochs": 1, **SMALL}
+    succeed(command("train", bundle_root=tmp_path, **options))
+    succeed(command("train", bundle_root=tmp_path / "other", seed=1, **options))
+    first, again, other = (
+        torch.load(root / "models/model.pt", weights_only=True)
+        for root in (trained, tmp_path, tmp_path / "other")
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes(dataset: Path, tmp_path: Path):
+    output = succeed(
+        command(
+            ["train", "multi_gpu_train"],
+            bundle_root=tmp_path,
+            dataset_dir=dataset,
+            device="cpu",
+            **{"train#trainer#max_epochs": 1, "batch_size": 1},
+            **SMALL,
+        ),
+        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29541", "-m"],
+    )
+    assert output.count("Key metric: val_mean_dice") == 1  # one process of the two reports
+    # The weights load in one process, without a prefix.
+    names = torch.load(tmp_path / "models/model.pt", weights_only=True)
+    assert "stem.depthwise.weight" in names
+
+
+@pytest.mark.slow
+def test_exports_and_checks_of_monai(trained: Path, tmp_path: Path):
+    config = str(BUNDLE / "configs/inference.json")
+    meta = str(BUNDLE / "configs/metadata.json")
+    # With the schema already there, verify_metadata needs no network.
+    schema = tmp_path / "schema.json"
+    schema.write_bytes(shared("data/monai/meta_schema_20240725.json").read_bytes())
+    verified = succeed(["verify_metadata", "--meta_file", meta, "--filepath", str(schema)])
+    assert "metadata is verified with no error" in verified
+
+    small = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
+    files = ["--meta_file", meta, "--config_file", config]
+    verified = succeed(["verify_net_in_out", "network_def", *files, "--n", "2", *small])
+    assert "data shape of network is verified with no error" in verified
+
+    exported, weights = tmp_path / "model.ts", trained / "models/model.pt"
+    paths = ["--filepath", str(exported), "--ckpt_file", str(weights)]
+    succeed(["ckpt_export", "network_def", *paths, *files, *small], cwd=tmp_path)
+    from common.networks import LightMUNet
+
+    arguments = {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)}
+    network = LightMUNet(3, 1, 3, **arguments).eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    x = torch.randn(1, 1, 24, 16, 9)
+    with torch.no_grad():
+        torch.save({"x": x, "y": network(x)}, tmp_path / "expected.pt")
+    program = f"""
+import sys, torch
+expected = torch.load({str(tmp_path / "expected.pt")!r})
+y = torch.jit.load({str(exported)!r})(expected["x"])
+torch.testing.assert_close(y, expected["y"], rtol=1e-4, atol=1e-4)
+assert not {{"common", "monai"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=tmp_path)
+
+
+def test_loads_from_elsewhere(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """monai.bundle.load, from a folder that is not the bundle's, gives the trained network."""
+    from monai.bundle import load
+
+    copy = tmp_path / "bundles" / BUNDLE.name
+    copy.mkdir(parents=True)
+    (copy / "configs").symlink_to(BUNDLE / "configs")
+    (copy / "models").symlink_to(trained / "models")
+    monkeypatch.chdir(tmp_path)
+    override = {name.split("#")[1]: value for name, value in SMALL.items() if "network_def" in name}
+    for kind in ("train", "inference"):
+        network = load(
+            BUNDLE.name, bundle_dir=tmp_path / "bundles", workflow_type=kind, net_override=override
+        )
+        expected = torch.load(trained / "models/model.pt", weights_only=True)
+        assert all(torch.equal(x, expected[name]) for name, x in network.state_dict().items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundles"]
+
+
+# What is wrong, as the value of --dataset_dir (made in tmp_path), and what the sentence says.
+def _nan(path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(30, 30, 20)).astype(np.float32)
+    values[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def _constant(path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((30, 30, 20), np.int16), np.eye(4)), path)
+
+
+def _flat(path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(30, 30)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def _channels(path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(30, 30, 20, 2)).astype(np.float32)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def _truncated(path: Path) -> None:
+    _nan(path)
+    path.write_bytes(path.read_bytes()[:20_000])
+
+
+def _folder(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (None, "There is no folder"),
+        (_folder, "holds no image"),
+        (_nan, "has 1 voxels that are NaN"),
+        (_constant, "has the value 0 everywhere"),
+        (_flat, "is 2D, of size 30 x 30; allowed are 3D images"),
+        (_channels, "has 2 channels; allowed are 1"),
+        (_truncated, "cannot be read"),
+    ],
+    ids=["missing", "empty", "nan", "constant", "2D", "channels", "truncated"],
+)
+def test_bad_scans(trained: Path, tmp_path: Path, make, expected: str):
+    scan = tmp_path / "scan.nii.gz"
+    if make is not None:
+        make(scan)
+    out = tmp_path / "out"
+    message = sentence(
+        command("inference", bundle_root=trained, dataset_dir=scan, output_dir=out, **SMALL)
+    )
+    assert str(scan) in message
+    assert expected in message
+    assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.slow
+def test_bad_checkpoints_and_folders(trained: Path, dataset: Path, tmp_path: Path):
+    options = {"bundle_root": trained, "dataset_dir": dataset, **SMALL}
+    other = options | {"network_def#init_filters": 16, "output_dir": tmp_path / "a"}
+    assert "is not of this LightMUNet" in sentence(command("inference", **other))
+    missing = options | {"checkpoint": tmp_path / "none.pt", "output_dir": tmp_path / "a"}
+    assert f"There is no checkpoint {tmp_path}/none.pt" in sentence(command("inference", **missing))
+    (tmp_path / "file").touch()
+    blocked = options | {"output_dir": tmp_path / "file"}
+    for config in ("train", "inference"):
+        assert "cannot be written to" in sentence(command(config, **blocked))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_training_data(dataset: Path, tmp_path: Path, workers: int):
+    """Also from the worker processes of a DataLoader, and past MONAI's log of the traceback."""
+    options = {"bundle_root": tmp_path / "root", "num_workers": workers, **SMALL}
+    options |= {"train#trainer#max_epochs": 1, "cache_num": 0}
+    (tmp_path / "imagesTr").mkdir()
+    (tmp_path / "labelsTr").mkdir()
+    for i in range(8):
+        name = f"c{i}.nii.gz"
+        nib.save(nib.load(dataset / "imagesTr/liver_000.nii.gz"), tmp_path / "imagesTr" / name)
+        label = nib.load(dataset / "labelsTr/liver_000.nii.gz")
+        values = np.asarray(label.dataobj).astype(np.uint8)
+        values[:2] = 9
+        nib.save(nib.Nifti1Image(values, label.affine), tmp_path / "labelsTr" / name)
+    message = sentence(command("train", dataset_dir=tmp_path, **options))
+    assert "has the values 9; allowed are the classes 0 to 2" in message
+    assert not (tmp_path / "root/models/model.pt").exists()
+
+    (tmp_path / "labelsTr/c3.nii.gz").unlink()
+    message = sentence(command("train", dataset_dir=tmp_path, **options))
+    assert "imagesTr/c3.nii.gz has no label" in message
+
+
+@pytest.mark.slow
+def test_volume_smaller_than_the_patch(trained: Path, dataset: Path, tmp_path: Path):
+    """It is no error: the volume is padded, in training with a word in the log."""
+    large = SMALL | {"patch_size": [64, 64, 64], "bundle_root": tmp_path, "dataset_dir": dataset}
+    output = succeed(command("train", **{"train#trainer#max_epochs": 1}, **large))
+    assert "smaller than the patch 64 x 64 x 64: it is padded with zeros" in output
+    succeed(command("inference", **large))
+    assert len(list((tmp_path / "eval").glob("*_seg.nii.gz"))) == 1
