@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 from types import TracebackType
+from typing import Any
 
 _IN_TEXT = re.compile(r"common\.errors\.InputError: (.*)")
 
@@ -35,26 +36,33 @@ def input_error_in(error: BaseException | None) -> str | None:
 def explain_input_errors() -> None:
     """Make this process end with one sentence, and exit code 1, at an uncaught ``InputError``.
 
-    MONAI wraps what a transform raises, and its handlers log the traceback; a bundle's
-    ``initialize`` calls this so that its command-line users read only the sentence.
-    Every other error keeps its traceback.
+    MONAI wraps what a transform raises, and its handlers and ignite's engine log the traceback; a
+    bundle's ``run`` begins with this so that its command-line users read only the sentence. Every
+    other error keeps its traceback.
     """
-    previous = sys.excepthook
+    if getattr(sys.excepthook, "__module__", "") == __name__:
+        return
+    previous_hook, previous_factory = sys.excepthook, logging.getLogRecordFactory()
 
     def hook(
         kind: type[BaseException], error: BaseException, traceback: TracebackType | None
     ) -> None:
-        explained = input_error_in(error)
-        if explained is None:
-            previous(kind, error, traceback)
+        sentence = input_error_in(error)
+        if sentence is None:
+            previous_hook(kind, error, traceback)
         else:
-            sys.stderr.write(f"error: {explained}\n")
+            sys.stderr.write(f"error: {sentence}\n")
 
-    if getattr(previous, "__module__", "") != __name__:
-        sys.excepthook = hook
-        for handler in logging.getLogger().handlers:
-            handler.addFilter(_is_not_about_input)
+    def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = previous_factory(*args, **kwargs)
+        if record.exc_info:
+            sentence = input_error_in(record.exc_info[1])
+        else:
+            found = _IN_TEXT.search(str(record.msg))
+            sentence = found[1] if found else None
+        if sentence is not None:
+            record.msg, record.args, record.exc_info = sentence, (), None
+        return record
 
-
-def _is_not_about_input(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and input_error_in(record.exc_info[1]))
+    sys.excepthook = hook
+    logging.setLogRecordFactory(factory)

@@ -177,6 +177,7 @@ def test_two_processes(dataset: Path, tmp_path: Path):
             bundle_root=tmp_path,
             dataset_dir=dataset,
             device="cpu",
+            split=[2, 1, 1],  # each process needs a validation case
             **{"train#trainer#max_epochs": 1, "batch_size": 1},
             **SMALL,
         ),

@@ -44,4 +44,4 @@ def test_process_ends_with_one_sentence(inner: str, tracebacks: int):
     assert done.returncode == 1
     assert done.stderr.count("Traceback") + done.stderr.count("direct cause") == tracebacks
     if not tracebacks:
-        assert done.stderr == "error: No such file.\n"
+        assert done.stderr == "ERROR:engine:No such file.\nerror: No such file.\n"
