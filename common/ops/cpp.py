@@ -1,0 +1,242 @@
+"""The selective scan in C++ for the CPU: the operator around the library of `native`.
+
+Arithmetic is float32: 16-bit floats are converted here, before the operator. Outputs and gradients
+are allocated here, with the memory layout of the tensor they belong to: tokens that come
+channels-last stay so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from . import native
+
+# csrc/selective_scan.cpp has the same: tokens between saved states, channels a group is padded to.
+TILE, PAD = 64, 16
+_highest_isa = len(native.INSTRUCTION_SETS) - 1  # tests lower it
+
+
+def selective_scan_cpp(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor]:
+    """Output (b, d, l) and last state (b, d, n); shapes and meaning as in `selective_scan`.
+
+    Raises:
+        ValueError: a tensor is not on the CPU, or u is float64.
+        RuntimeError: the library is missing and cannot be built.
+    """
+    tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    for name, x in tensors.items():
+        if x is not None and x.device.type != "cpu":
+            raise ValueError(f"{name} is on {x.device}; allowed for backend 'cpp' is the CPU.")
+    if u.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"u has dtype {u.dtype}; allowed for backend 'cpp' are float32, float16, bfloat16."
+        )
+    single = [None if x is None else x.float() for x in tensors.values()]
+    needs_grad = torch.is_grad_enabled() and any(
+        x is not None and x.requires_grad for x in tensors.values()
+    )
+    y, last, _ = _selective_scan_cpp(*single, delta_softplus, needs_grad)
+    return y.to(u.dtype), last
+
+
+@torch.library.custom_op("monai_mamba::selective_scan_cpp", mutates_args=(), device_types="cpu")
+def _selective_scan_cpp(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    save_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the last state, and what the backward pass needs of the states between (or nothing)."""
+    y, last, saved = _outputs(u, A, B, save_states)
+    scan = _arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    scan.y, scan.last = _view(y, "bcl"), _view(last, "bcn")
+    scan.saved = saved.data_ptr() if save_states else None
+    _run("selective_scan_forward", scan)
+    return y, last, saved
+
+
+@_selective_scan_cpp.register_fake
+def _(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states):
+    return _outputs(u, A, B, save_states)
+
+
+# An operator returns tensors only, so an absent argument's gradient is an empty one.
+@torch.library.custom_op(
+    "monai_mamba::selective_scan_cpp_backward", mutates_args=(), device_types="cpu"
+)
+def _selective_scan_cpp_backward(
+    dy: Tensor,
+    dlast: Tensor | None,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grads = _gradients(u, delta, A, B, C, D, z, delta_bias)
+    du, ddelta, dA, dB, dC, dD, dz, dbias = grads
+    scan = _arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    scan.saved = saved.data_ptr()
+    scan.dy, scan.dlast = _view(dy, "bcl"), _view(dlast, "bcn")
+    scan.du, scan.ddelta, scan.dA = _view(du, "bcl"), _view(ddelta, "bcl"), _view(dA, "cn")
+    scan.dB, scan.dC = dB.data_ptr(), dC.data_ptr()
+    if D is not None:
+        scan.dD = _view(dD, "c")
+    if z is not None:
+        scan.dz = _view(dz, "bcl")
+    if delta_bias is not None:
+        scan.dbias = _view(dbias, "c")
+    _run("selective_scan_backward", scan)
+    return grads
+
+
+@_selective_scan_cpp_backward.register_fake
+def _(dy, dlast, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus):
+    return _gradients(u, delta, A, B, C, D, z, delta_bias)
+
+
+def _save_for_backward(ctx, inputs, output):
+    *tensors, ctx.delta_softplus, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*tensors, output[2])
+
+
+def _backward(ctx, dy, dlast, _):
+    *tensors, saved = ctx.saved_tensors
+    if dy is None:
+        dy = torch.zeros_like(tensors[0])
+    if saved.numel() == 0:  # the forward pass was told that nobody would ask
+        saved = _selective_scan_cpp(*tensors, ctx.delta_softplus, True)[2]
+    grads = _selective_scan_cpp_backward(dy, dlast, saved, *tensors, ctx.delta_softplus)
+    grads = (None if x is None else grad for x, grad in zip(tensors, grads, strict=True))
+    return *grads, None, None
+
+
+_selective_scan_cpp.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def _outputs(u: Tensor, A: Tensor, B: Tensor, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+    batch, d, length = u.shape
+    n = A.shape[1]
+    saved = u.new_empty(0)
+    if save_states:
+        groups = B.shape[1] if B.dim() == 4 else 1
+        padded = (d // groups + PAD - 1) // PAD * PAD * groups
+        saved = u.new_empty((batch, (length + TILE - 1) // TILE, padded, n))
+    return _like(u), u.new_empty((batch, d, n)), saved
+
+
+def _gradients(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    dD, dbias = (u.new_empty(0 if x is None else x.shape) for x in (D, delta_bias))
+    dz = u.new_empty(0) if z is None else _like(z)
+    dB, dC = (x.new_empty(x.mT.shape).mT for x in (B, C))  # token-major
+    return _like(u), _like(delta), A.new_empty(A.shape), dB, dC, dD, dz, dbias
+
+
+def _like(x: Tensor) -> Tensor:
+    """An empty (b, d, l), dense, channels-last where x's channels are next to each other."""
+    if x.stride(1) == 1 and x.stride(2) != 1:
+        return x.new_empty((x.shape[0], x.shape[2], x.shape[1])).mT
+    return x.new_empty(x.shape)
+
+
+class _View(ctypes.Structure):
+    """A tensor: its address and its strides by batch, channel or group, token and state."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        *((axis, ctypes.c_int64) for axis in "bcln"),
+    )
+
+
+class _Scan(ctypes.Structure):
+    """The arguments of the library's functions, in csrc/selective_scan.cpp's order."""
+
+    _fields_ = (
+        *((size, ctypes.c_int64) for size in ("batch", "channels", "groups", "length", "states")),
+        *((flag, ctypes.c_int32) for flag in ("softplus", "threads", "isa", "unused")),
+        *((x, _View) for x in ("u", "delta", "A", "B", "C", "D", "z", "bias", "y", "last")),
+        ("saved", ctypes.c_void_p),
+        *((x, _View) for x in ("dy", "dlast", "du", "ddelta", "dA", "dD", "dz", "dbias")),
+        ("dB", ctypes.c_void_p),
+        ("dC", ctypes.c_void_p),
+    )
+
+
+def _view(x: Tensor | None, axes: str) -> _View:
+    if x is None:
+        return _View()
+    if x.dtype != torch.float32:
+        raise ValueError(f"An argument has dtype {x.dtype}; allowed here is float32.")
+    return _View(data=x.data_ptr(), **dict(zip(axes, x.stride(), strict=True)))
+
+
+def _arguments(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+) -> _Scan:
+    maps = "bcnl" if B.dim() == 4 else "bnl"
+    return _Scan(
+        batch=u.shape[0],
+        channels=u.shape[1],
+        groups=B.shape[1] if B.dim() == 4 else 1,
+        length=u.shape[2],
+        states=A.shape[1],
+        softplus=delta_softplus,
+        threads=torch.get_num_threads(),
+        isa=_highest_isa,
+        u=_view(u, "bcl"),
+        delta=_view(delta, "bcl"),
+        A=_view(A, "cn"),
+        B=_view(B, maps),
+        C=_view(C, maps),
+        D=_view(D, "c"),
+        z=_view(z, "bcl"),
+        bias=_view(delta_bias, "c"),
+    )
+
+
+def _run(function: str, scan: _Scan) -> None:
+    if getattr(native.library(), function)(ctypes.byref(scan)):  # ctypes lets go of the GIL
+        raise MemoryError(f"{function} could not allocate its working memory")

@@ -1,0 +1,425 @@
+// The selective scan on a CPU, forward and backward, float32: entry points, threads, and the choice
+// of instruction set. The arithmetic is in selective_scan_kernels.h.
+//
+// No torch, no Python, no OpenMP: tensors come as pointers with strides. Work is divided into tasks
+// of (batch, group, part of the group's channels, chunk of tokens). Which thread runs a task never
+// matters to the result, and the division depends on shape and thread count alone, so equal calls
+// give equal bits.
+//
+// With more than one chunk, tasks first find the state that their chunk adds to a zero state, then
+// a short loop carries states over the chunks by exp(A sum(delta)), then every chunk starts from
+// its true state. Backward alike, for the adjoint, from the last chunk to the first.
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <type_traits>
+#include <utility>
+#include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+extern "C" {
+
+// Strides in elements, by batch, channel (or group), token and state; data may be null for an
+// optional argument. Must agree with _View and _Scan in cpp.py.
+struct View {
+    float* data;
+    int64_t b, c, l, n;
+    float* at(int64_t batch, int64_t channel, int64_t token) const {
+        return data + batch * b + channel * c + token * l;
+    }
+};
+
+struct Scan {
+    int64_t batch, channels, groups, length, states;
+    int32_t softplus, threads;
+    int32_t isa;  // the highest that may be used: 0 portable, 1 AVX2, 2 AVX-512
+    int32_t unused;
+    View u, delta, A, B, C, D, z, bias;
+    View y, last;
+    float* saved;  // forward writes, backward reads, see Plan::saved_at; null: not wanted
+    View dy, dlast;
+    View du, ddelta, dA, dD, dz, dbias;
+    float *dB, *dC;  // (batch, group, token, state) contiguous
+};
+}
+
+#ifndef SOURCE_HASH
+#define SOURCE_HASH ""
+#endif
+
+namespace {
+
+constexpr int64_t TILE = 64;    // tokens; also the distance of saved states
+constexpr int64_t COLUMN = 32;  // channels
+constexpr int64_t PAD = 16;     // a group's channels are padded to a multiple, for every W
+constexpr float LOG2E = 1.44269504f;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+struct Task {
+    int64_t batch, group, part, chunk;
+    int64_t c0, c1;  // channels within the group, c1 possibly in the padding
+    int64_t t0, t1;  // tokens
+};
+
+// Hands out pieces of one allocation; a copy starts again from where the original stood.
+struct Arena {
+    float* next;
+    float* take(int64_t floats) {
+        float* piece = next;
+        next += ceil_div(floats, 16) * 16;
+        return piece;
+    }
+};
+
+// How a call is divided, and what its tasks share.
+struct Plan {
+    const Scan& scan;
+    int width;  // W of the instruction set
+    int64_t group_channels, group_padded, padded;  // channels of a group, padded, of all groups
+    int64_t parts, chunks, threads;
+    std::vector<float> A, A2, D, bias;  // A: [padded / W][n][W]; A2 = A log2(e)
+    std::vector<Task> tasks;
+    // Backward: sums by (batch, chunk), and by part after the first, which has the output itself.
+    std::vector<float> sums_A, sums_D, sums_bias;
+    std::unique_ptr<float[]> sums_B, sums_C;
+
+    Plan(const Scan& scan, int width) : scan(scan), width(width) {
+        group_channels = scan.channels / scan.groups;
+        group_padded = ceil_div(group_channels, PAD) * PAD;
+        padded = scan.groups * group_padded;
+        divide();
+        const int64_t n = scan.states;
+        A.resize(padded * n), A2.resize(padded * n), D.resize(padded), bias.resize(padded);
+        for (int64_t d = 0; d < scan.channels; ++d) {
+            const int64_t p = d / group_channels * group_padded + d % group_channels;
+            for (int64_t s = 0; s < n; ++s) {
+                const float a = scan.A.data[d * scan.A.c + s * scan.A.n];
+                A[state_at(p, s)] = a;
+                A2[state_at(p, s)] = float(a * 1.4426950408889634);
+            }
+            if (scan.D.data) D[p] = scan.D.data[d * scan.D.c];
+            if (scan.bias.data) bias[p] = scan.bias.data[d * scan.bias.c];
+        }
+    }
+
+    // The division with the shortest longest thread. Chunks cost a second pass over the states.
+    void divide() {
+        const int64_t blocks = group_padded / PAD, tiles = ceil_div(scan.length, TILE);
+        const int64_t groups = scan.batch * scan.groups;
+        const double states = double(groups) * group_padded * scan.length * (scan.states + 3);
+        threads = std::max<int64_t>(1, std::min<int64_t>(scan.threads, int64_t(states / 1e5)));
+        parts = chunks = 1;
+        double best = 1e300;
+        for (int64_t k = 1; k <= std::min(tiles, 2 * threads); k = k < 4 ? k + 1 : k + k / 2)
+            for (int64_t p = 1; p <= std::min(blocks, 2 * threads); ++p) {
+                double cost = double(ceil_div(groups * p * k, threads)) * ceil_div(blocks, p) *
+                              ceil_div(tiles, k) * (k > 1 ? 1.7 : 1.0);
+                if (cost < 0.97 * best) best = cost, parts = p, chunks = k;
+            }
+        const int64_t channels = ceil_div(blocks, parts) * PAD, tokens = ceil_div(tiles, chunks) * TILE;
+        parts = ceil_div(group_padded, channels), chunks = ceil_div(scan.length, tokens);
+        for (int64_t b = 0; b < scan.batch; ++b)
+            for (int64_t g = 0; g < scan.groups; ++g)
+                for (int64_t p = 0; p < parts; ++p)
+                    for (int64_t k = 0; k < chunks; ++k)
+                        tasks.push_back({b, g, p, k, p * channels,
+                                         std::min(group_padded, (p + 1) * channels), k * tokens,
+                                         std::min(scan.length, (k + 1) * tokens)});
+        threads = std::min<int64_t>(threads, tasks.size());
+    }
+
+    int64_t map_size() const { return scan.batch * scan.groups * scan.length * scan.states; }
+
+    void make_sums() {
+        const int64_t rows = scan.batch * chunks * padded;
+        sums_A.assign(rows * scan.states, 0), sums_D.assign(rows, 0), sums_bias.assign(rows, 0);
+        sums_B.reset(new float[(parts - 1) * map_size()]);
+        sums_C.reset(new float[(parts - 1) * map_size()]);
+    }
+
+    int64_t slot(int64_t batch, int64_t chunk) const { return (batch * chunks + chunk) * padded; }
+    int64_t state_at(int64_t p, int64_t s) const {
+        return (p / width * scan.states + s) * width + p % width;
+    }
+    // [batch][tile][padded / W][n][W]: the state before each tile
+    int64_t saved_at(int64_t batch, int64_t t0, int64_t p) const {
+        return ((batch * ceil_div(scan.length, TILE) + t0 / TILE) * padded + p) * scan.states;
+    }
+    int64_t maps_at(const Task& task, int64_t t0) const {
+        return ((task.batch * scan.groups + task.group) * scan.length + t0) * scan.states;
+    }
+    float* dA(const Task& t) { return &sums_A[slot(t.batch, t.chunk) * scan.states]; }
+    float* dD(const Task& t) { return &sums_D[slot(t.batch, t.chunk)]; }
+    float* dbias(const Task& t) { return &sums_bias[slot(t.batch, t.chunk)]; }
+    float* dB(const Task& t) { return t.part ? &sums_B[(t.part - 1) * map_size()] : scan.dB; }
+    float* dC(const Task& t) { return t.part ? &sums_C[(t.part - 1) * map_size()] : scan.dC; }
+
+    int64_t scratch_floats() const {  // the most that a task takes from its arena
+        return 4 * TILE * (scan.states + PAD) + 2 * (TILE + 1) * 16 * 16 + 9 * TILE * COLUMN;
+    }
+};
+
+// from (row by row, 4 x 4) to its transpose
+inline void transpose_4x4(const float* from, int64_t from_row, float* to, int64_t to_row) {
+#if defined(__x86_64__)
+    __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_row);
+    __m128 c = _mm_loadu_ps(from + 2 * from_row), d = _mm_loadu_ps(from + 3 * from_row);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(to, a), _mm_storeu_ps(to + to_row, b);
+    _mm_storeu_ps(to + 2 * to_row, c), _mm_storeu_ps(to + 3 * to_row, d);
+#else
+    for (int i = 0; i < 4; ++i)
+        for (int j = 0; j < 4; ++j) to[j * to_row + i] = from[i * from_row + j];
+#endif
+}
+
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
+namespace portable {
+#define W 4
+#if defined(__aarch64__)
+#define MAXN 16
+#else
+#define MAXN 8
+#endif
+#include "selective_scan_kernels.h"
+#undef W
+#undef MAXN
+}  // namespace portable
+
+#if defined(__x86_64__)
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace avx2 {
+#define W 8
+#define MAXN 8
+#include "selective_scan_kernels.h"
+#undef W
+#undef MAXN
+}  // namespace avx2
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f")
+#endif
+namespace avx512 {
+#define W 16
+#define MAXN 16
+#include "selective_scan_kernels.h"
+#undef W
+#undef MAXN
+}  // namespace avx512
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // __x86_64__
+
+struct Isa {
+    int width;
+    decltype(&portable::forward_task) forward;
+    decltype(&portable::backward_task) backward;
+};
+
+int best_isa() {
+#if defined(__x86_64__)
+    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
+    return __builtin_cpu_supports("avx512f") ? 2 : 1;
+#else
+    return 0;
+#endif
+}
+
+Isa choose_isa(int highest) {
+#if defined(__x86_64__)
+    const int level = std::min(highest, best_isa());
+    if (level >= 2) return {16, avx512::forward_task, avx512::backward_task};
+    if (level == 1) return {8, avx2::forward_task, avx2::backward_task};
+#endif
+    (void)highest;
+    return {4, portable::forward_task, portable::backward_task};
+}
+
+// A decaying state passes through subnormal numbers, on which some processors are 100 times slower.
+class FlushSubnormals {
+#if defined(__x86_64__)
+    unsigned before = _mm_getcsr();
+
+public:
+    FlushSubnormals() { _mm_setcsr(before | 0x8040); }
+    ~FlushSubnormals() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+    uint64_t before;
+
+public:
+    FlushSubnormals() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        asm volatile("msr fpcr, %0" : : "r"(before | (1ull << 24)));
+    }
+    ~FlushSubnormals() { asm volatile("msr fpcr, %0" : : "r"(before)); }
+#endif
+};
+
+// f(index, arena) for every index, each thread with scratch memory of its own. Threads are made
+// anew: that takes microseconds, and a pool would not survive a fork.
+template <class F>
+void parallel(const Plan& plan, int64_t count, F f) {
+    const int64_t threads = std::max<int64_t>(1, std::min(plan.threads, count));
+    const int64_t scratch = plan.scratch_floats();
+    std::unique_ptr<float[]> memory(new float[threads * scratch + 16]);
+    float* base = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) / 4 % 16) % 16;
+    std::atomic<int64_t> next{0};
+    auto work = [&](int64_t thread) {
+        FlushSubnormals flush;
+        for (int64_t i; (i = next++) < count;) f(i, Arena{base + thread * scratch});
+    };
+    std::vector<std::thread> others;
+    others.reserve(threads);
+    try {
+        for (int64_t i = 1; i < threads; ++i) others.emplace_back(work, i);
+    } catch (const std::system_error&) {  // no more threads to be had: those there are do it all
+    }
+    work(0);
+    for (std::thread& thread : others) thread.join();
+}
+
+// to += exp(A elapsed) from, over all channels and states
+void carry(const Plan& plan, const float* elapsed, const float* from, float* to) {
+    const int64_t n = plan.scan.states, w = plan.width;
+    for (int64_t i = 0; i < plan.padded * n; ++i)
+        to[i] += std::exp(plan.A[i] * elapsed[i / (n * w) * w + i % w]) * from[i];
+}
+
+void forward(const Scan& scan) {
+    const Isa isa = choose_isa(scan.isa);
+    const Plan plan(scan, isa.width);
+    const int64_t n = scan.states;
+    std::vector<float> states(scan.batch * plan.chunks * plan.padded * n);  // before each chunk
+    if (plan.chunks > 1) {
+        std::vector<float> elapsed(scan.batch * plan.chunks * plan.padded);
+        parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
+            const Task& task = plan.tasks[i];
+            if (task.chunk + 1 < plan.chunks)
+                isa.forward(plan, task, &states[plan.slot(task.batch, task.chunk + 1) * n],
+                            &elapsed[plan.slot(task.batch, task.chunk)], arena);
+        });
+        for (int64_t b = 0; b < scan.batch; ++b)
+            for (int64_t k = 1; k + 1 < plan.chunks; ++k)
+                carry(plan, &elapsed[plan.slot(b, k)], &states[plan.slot(b, k) * n],
+                      &states[plan.slot(b, k + 1) * n]);
+    }
+    parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
+        const Task& task = plan.tasks[i];
+        isa.forward(plan, task, &states[plan.slot(task.batch, task.chunk) * n], nullptr, arena);
+    });
+    for (int64_t b = 0; b < scan.batch; ++b)
+        for (int64_t d = 0; d < scan.channels; ++d) {
+            const int64_t p = d / plan.group_channels * plan.group_padded + d % plan.group_channels;
+            for (int64_t s = 0; s < n; ++s)
+                scan.last.at(b, d, 0)[s * scan.last.n] =
+                    states[plan.slot(b, plan.chunks - 1) * n + plan.state_at(p, s)];
+        }
+}
+
+void backward(const Scan& scan) {
+    const Isa isa = choose_isa(scan.isa);
+    Plan plan(scan, isa.width);
+    plan.make_sums();
+    const int64_t n = scan.states;
+    auto padded = [&](int64_t d) {
+        return d / plan.group_channels * plan.group_padded + d % plan.group_channels;
+    };
+    std::vector<float> adjoints(scan.batch * plan.chunks * plan.padded * n);  // after each chunk
+    if (scan.dlast.data)
+        for (int64_t b = 0; b < scan.batch; ++b)
+            for (int64_t d = 0; d < scan.channels; ++d)
+                for (int64_t s = 0; s < n; ++s)
+                    adjoints[plan.slot(b, plan.chunks - 1) * n + plan.state_at(padded(d), s)] =
+                        scan.dlast.at(b, d, 0)[s * scan.dlast.n];
+    if (plan.chunks > 1) {
+        std::vector<float> elapsed(scan.batch * plan.chunks * plan.padded);
+        parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
+            const Task& task = plan.tasks[i];
+            if (task.chunk > 0)
+                isa.backward(plan, task, &adjoints[plan.slot(task.batch, task.chunk - 1) * n],
+                             &elapsed[plan.slot(task.batch, task.chunk)], arena);
+        });
+        for (int64_t b = 0; b < scan.batch; ++b)
+            for (int64_t k = plan.chunks - 1; k > 0; --k)
+                carry(plan, &elapsed[plan.slot(b, k)], &adjoints[plan.slot(b, k) * n],
+                      &adjoints[plan.slot(b, k - 1) * n]);
+    }
+    parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
+        const Task& task = plan.tasks[i];
+        isa.backward(plan, task, &adjoints[plan.slot(task.batch, task.chunk) * n], nullptr, arena);
+    });
+
+    const int64_t size = plan.map_size(), slice = 1 << 14;
+    if (plan.parts > 1)
+        parallel(plan, ceil_div(size, slice), [&](int64_t i, Arena) {
+            const int64_t end = std::min(size, (i + 1) * slice);
+            for (int64_t p = 0; p + 1 < plan.parts; ++p)
+                for (int64_t j = i * slice; j < end; ++j) {
+                    scan.dB[j] += plan.sums_B[p * size + j];
+                    scan.dC[j] += plan.sums_C[p * size + j];
+                }
+        });
+    for (int64_t d = 0; d < scan.channels; ++d) {
+        const int64_t p = padded(d), slots = scan.batch * plan.chunks;
+        auto sum = [&](const std::vector<float>& x, int64_t stride, int64_t at) {
+            float total = 0;
+            for (int64_t i = 0; i < slots; ++i) total += x[i * stride + at];
+            return total;
+        };
+        for (int64_t s = 0; s < n; ++s)
+            scan.dA.data[d * scan.dA.c + s * scan.dA.n] =
+                sum(plan.sums_A, plan.padded * n, plan.state_at(p, s));
+        if (scan.dD.data) scan.dD.data[d * scan.dD.c] = sum(plan.sums_D, plan.padded, p);
+        if (scan.dbias.data) scan.dbias.data[d * scan.dbias.c] = sum(plan.sums_bias, plan.padded, p);
+    }
+}
+
+int guarded(void (*run)(const Scan&), const Scan* scan) {
+    try {
+        run(*scan);
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+}  // namespace
+
+// 0, or 1 where memory ran out.
+extern "C" int selective_scan_forward(const Scan* scan) { return guarded(forward, scan); }
+extern "C" int selective_scan_backward(const Scan* scan) { return guarded(backward, scan); }
+
+// What this machine has: 0 portable, 1 AVX2, 2 AVX-512.
+extern "C" int selective_scan_isa() { return best_isa(); }
+
+// What the library was built from, so that a stale one is noticed.
+extern "C" const char* selective_scan_source() { return SOURCE_HASH; }

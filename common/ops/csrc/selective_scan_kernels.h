@@ -1,0 +1,469 @@
+// What one task of the selective scan does, compiled once per instruction set: selective_scan.cpp
+// includes this file several times, each time in another namespace and for another target.
+//
+//   W     channels in a vector register
+//   MAXN  states that a kernel keeps in registers
+//
+// A task walks a range of tokens in tiles of TILE tokens and, within a tile, its channels in
+// columns of COLUMN channels. Inputs of a tile and column are first copied into scratch memory that
+// stays in cache: token-major whatever the caller's strides, lanes without a channel zero.
+
+typedef float V __attribute__((vector_size(4 * W)));
+typedef uint32_t U __attribute__((vector_size(4 * W)));
+typedef float Loose __attribute__((vector_size(4 * W), may_alias, aligned(4)));
+
+inline V load(const float* p) { return *(const Loose*)p; }
+inline void store(float* p, V x) { *(Loose*)p = x; }
+inline V splat(float x) { return x - V{}; }
+
+// ---- exp and its kin ---------------------------------------------------------------------------
+
+inline V clamp(V x, float low, float high) {  // NaN stays NaN
+    V a = splat(low), b = splat(high);
+    x = a > x ? a : x;
+    return b < x ? b : x;
+}
+
+// 2^f for |f| <= 1/2, minimax with value 1 at 0 (a decay near 1 must not be biased).
+inline V exp2_fraction(V f) {
+    V p = f * 1.53531539e-4f + 1.33991323e-3f;
+    p = p * f + 9.61843971e-3f;
+    p = p * f + 5.55033199e-2f;
+    p = p * f + 0.240226477f;
+    p = p * f + 0.693147182f;
+    return p * f + 1.0f;
+}
+
+constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: x + ROUNDER has round(x) in its low bits
+
+inline V shift_exponent(V p, V rounded) { return (V)((U)p + ((U)rounded << 23)); }
+
+// 2^x: exactly 0 below -127, infinite from 128.
+inline V exp2(V x) {
+#if W == 16  // AVX-512 scales by a power of two, and saturates, in one instruction
+    V r = (V)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return (V)_mm512_scalef_ps((__m512)exp2_fraction(x - r), (__m512)r);
+#else
+    x = clamp(x, -127.0f, 128.0f);
+    V rounded = x + ROUNDER;
+    return shift_exponent(exp2_fraction(x - (rounded - ROUNDER)), rounded);
+#endif
+}
+
+// e^x to float32's accuracy however large |x| is; saturates at e^-87 and e^88.
+inline V exp(V x) {
+    x = clamp(x, -87.3f, 88.3f);
+    V rounded = x * LOG2E + ROUNDER;
+    V r = rounded - ROUNDER;
+    V f = (x - r * 0.693359375f) - r * -2.12194440e-4f;  // ln 2 in two parts
+    return shift_exponent(exp2_fraction(f * LOG2E), rounded);
+}
+
+inline V softplus(V x) {  // max(x, 0) + log(1 + w), w = e^-|x|; log(1 + w) = 2 atanh(w / (2 + w))
+    V w = exp(x < 0.0f ? x : -x);
+    V s = w / (w + 2.0f), q = s * s;
+    V p = q * 0.140059963f + 0.140009016f;
+    p = p * q + 0.200107634f;
+    p = p * q + 0.333332092f;
+    p = p * q + 1.0f;
+    return (x < 0.0f ? V{} : x) + 2.0f * s * p;
+}
+
+inline V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
+
+// ---- sums over lanes ---------------------------------------------------------------------------
+
+template <int K, int... L>
+inline V add_pairs(V a, V b, std::integer_sequence<int, L...>) {
+    // Lane L of the first term is a's where bit K of L is clear, else b's lane L - K.
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, (L & K ? W + L - K : L)...) +
+           __builtin_shufflevector(a, b, (L & K ? W + L : L + K)...);
+#else
+    return __builtin_shuffle(a, b, U{(L & K ? W + L - K : L)...}) +
+           __builtin_shuffle(a, b, U{(L & K ? W + L : L + K)...});
+#endif
+}
+
+template <int K>
+inline void sum_lanes_from(V* v) {
+    if constexpr (K < W) {
+        UNROLL for (int i = 0; i < W / K; i += 2)
+            v[i / 2] = add_pairs<K>(v[i], v[i + 1], std::make_integer_sequence<int, W>());
+        sum_lanes_from<2 * K>(v);
+    }
+}
+
+// Lane i of the result is the sum of v[i]'s lanes. Overwrites v.
+inline V sum_lanes(V* v) {
+    sum_lanes_from<1>(v);
+    return v[0];
+}
+
+// ---- copies between the caller's tensors and a tile --------------------------------------------
+
+// tile[t][c] = x[c * by_channel + t * by_token], for t < tokens and c < channels; 0 up to `lanes`.
+inline void gather(const float* x, int64_t by_channel, int64_t by_token, int tokens, int channels,
+                   int lanes, float* tile, int row) {
+    int whole = 0;  // channels that the fast paths have copied
+    if (by_channel == 1) {
+        whole = channels / W * W;
+        for (int t = 0; t < tokens; ++t)
+            for (int c = 0; c < whole; c += W) store(tile + t * row + c, load(x + t * by_token + c));
+    } else if (by_token == 1) {
+        whole = channels / 4 * 4;
+        for (int c = 0; c < whole; c += 4) {
+            const float* from = x + c * by_channel;
+            int t = 0;
+            for (; t + 4 <= tokens; t += 4)
+                transpose_4x4(from + t, by_channel, tile + t * row + c, row);
+            for (; t < tokens; ++t)
+                for (int i = 0; i < 4; ++i) tile[t * row + c + i] = from[i * by_channel + t];
+        }
+    }
+    for (int t = 0; t < tokens && whole < lanes; ++t) {
+        for (int c = whole; c < channels; ++c)
+            tile[t * row + c] = x[c * by_channel + t * by_token];
+        for (int c = channels; c < lanes; ++c) tile[t * row + c] = 0;
+    }
+}
+
+inline void scatter(const float* tile, int row, int tokens, int channels, float* x,
+                    int64_t by_channel, int64_t by_token) {
+    int whole = 0;
+    if (by_channel == 1) {
+        whole = channels / W * W;
+        for (int t = 0; t < tokens; ++t)
+            for (int c = 0; c < whole; c += W) store(x + t * by_token + c, load(tile + t * row + c));
+    } else if (by_token == 1) {
+        whole = channels / 4 * 4;
+        for (int c = 0; c < whole; c += 4) {
+            float* to = x + c * by_channel;
+            int t = 0;
+            for (; t + 4 <= tokens; t += 4)
+                transpose_4x4(tile + t * row + c, row, to + t, by_channel);
+            for (; t < tokens; ++t)
+                for (int i = 0; i < 4; ++i) to[i * by_channel + t] = tile[t * row + c + i];
+        }
+    }
+    for (int t = 0; t < tokens && whole < channels; ++t)
+        for (int c = whole; c < channels; ++c)
+            x[c * by_channel + t * by_token] = tile[t * row + c];
+}
+
+// ---- kernels: N states of W channels over the tokens of a tile ---------------------------------
+// Per-channel values of token t are at [t * COLUMN], per-state values of B and C at [t * n].
+
+struct Lanes {
+    int tokens, n;
+    const float *delta, *x, *dy;  // step sizes, delta u, gradient of the ungated output
+    const float *B, *C;
+    const float *A, *A2;  // [N][W]: A and A log2(e)
+};
+
+// h_t = exp(delta A) h_{t-1} + x_t B_t; y_t += C_t h_t. Keeps every h and decay where asked.
+template <int N, bool KEEP>
+inline void forward_lanes(const Lanes& in, float* state, float* y, float* hs, float* decays) {
+    V h[N];
+    UNROLL for (int s = 0; s < N; ++s) h[s] = load(state + s * W);
+    const float *B = in.B, *C = in.C;
+    for (int t = 0; t < in.tokens; ++t, B += in.n, C += in.n) {
+        V delta = load(in.delta + t * COLUMN), x = load(in.x + t * COLUMN);
+        V sum = load(y + t * COLUMN);
+        UNROLL for (int s = 0; s < N; ++s) {
+            V decay = exp2(delta * load(in.A2 + s * W));
+            h[s] = decay * h[s] + x * B[s];
+            sum += h[s] * C[s];
+            if (KEEP) {
+                store(hs + (t * N + s) * W, h[s]);
+                store(decays + (t * N + s) * W, decay);
+            }
+        }
+        store(y + t * COLUMN, sum);
+    }
+    UNROLL for (int s = 0; s < N; ++s) store(state + s * W, h[s]);
+}
+
+// The adjoint alone, from the last token to the first: g = exp(delta A) (g + C_t dy_t).
+template <int N>
+inline void adjoint_lanes(const Lanes& in, float* adjoint) {
+    V g[N];
+    UNROLL for (int s = 0; s < N; ++s) g[s] = load(adjoint + s * W);
+    for (int t = in.tokens - 1; t >= 0; --t) {
+        V delta = load(in.delta + t * COLUMN), dy = load(in.dy + t * COLUMN);
+        UNROLL for (int s = 0; s < N; ++s)
+            g[s] = (g[s] + dy * in.C[t * in.n + s]) * exp2(delta * load(in.A2 + s * W));
+    }
+    UNROLL for (int s = 0; s < N; ++s) store(adjoint + s * W, g[s]);
+}
+
+// Gradients of a tile. `tokens` is a multiple of W: tokens of delta, x, dy, B, C = 0 change nothing.
+// state: h before the tile. adjoint: gradient of h after the tile, from later tokens; on return of
+// h before it. gB_t = sum_s g B, gA_t = sum_s g decay h A. kept: 2 * (TILE + 1) * N * W floats.
+template <int N>
+inline void backward_lanes(const Lanes& in, const float* state, float* adjoint, float* y, float* gB,
+                           float* gA, float* dA, float* dB, float* dC, float* kept) {
+    float *hs = kept + N * W, *decays = kept + (TILE + 1) * N * W;  // hs[-1] is the state before
+    std::memcpy(kept, state, N * W * sizeof(float));
+    float last[N * W];
+    std::memcpy(last, state, sizeof last);
+    forward_lanes<N, true>(in, last, y, hs, decays);
+
+    V g[N], da[N];
+    UNROLL for (int s = 0; s < N; ++s) g[s] = load(adjoint + s * W), da[s] = load(dA + s * W);
+    constexpr int GROUP = N < W ? W / N : 1;  // tokens whose products fill whole vectors of sums
+    for (int first = in.tokens - GROUP; first >= 0; first -= GROUP) {
+        V for_B[GROUP * N], for_C[GROUP * N];
+        for (int t = first + GROUP - 1; t >= first; --t) {
+            V delta = load(in.delta + t * COLUMN), x = load(in.x + t * COLUMN);
+            V dy = load(in.dy + t * COLUMN);
+            V sum_B = load(gB + t * COLUMN), sum_A = load(gA + t * COLUMN);
+            const float *B = in.B + t * in.n, *C = in.C + t * in.n;
+            UNROLL for (int s = 0; s < N; ++s) {
+                V now = g[s] + dy * C[s];
+                for_C[(t - first) * N + s] = dy * load(hs + (t * N + s) * W);
+                for_B[(t - first) * N + s] = now * x;
+                sum_B += now * B[s];
+                g[s] = now * load(decays + (t * N + s) * W);
+                V q = g[s] * load(hs + ((t - 1) * N + s) * W);  // the gradient of delta_t A
+                da[s] += q * delta;
+                sum_A += q * load(in.A + s * W);
+            }
+            store(gB + t * COLUMN, sum_B);
+            store(gA + t * COLUMN, sum_A);
+        }
+        for (int i = 0; i < GROUP * N; i += W) {
+            V b = sum_lanes(for_B + i), c = sum_lanes(for_C + i);
+            if (N >= W || N == in.n) {
+                float *b_to = dB + first * in.n + i, *c_to = dC + first * in.n + i;
+                store(b_to, load(b_to) + b);
+                store(c_to, load(c_to) + c);
+            } else {
+                for (int lane = 0; lane < W; ++lane) {
+                    int at = (first + (i + lane) / N) * in.n + (i + lane) % N;
+                    dB[at] += b[lane];
+                    dC[at] += c[lane];
+                }
+            }
+        }
+    }
+    UNROLL for (int s = 0; s < N; ++s) store(adjoint + s * W, g[s]), store(dA + s * W, da[s]);
+}
+
+// Calls f(number of states as a constant, first state) until all n states are done.
+template <class F>
+inline void for_states(int n, F f) {
+    int s = 0;
+    for (; s + MAXN <= n; s += MAXN) f(std::integral_constant<int, MAXN>(), s);
+    for (; s + 4 <= n; s += 4) f(std::integral_constant<int, 4>(), s);
+    for (; s < n; ++s) f(std::integral_constant<int, 1>(), s);
+}
+
+// ---- tasks -------------------------------------------------------------------------------------
+
+// The inputs of one tile and column, in scratch memory.
+struct Column {
+    const Scan& scan;
+    const Plan& plan;
+    const Task& task;
+    int64_t t0, c0;            // first token; first channel
+    int64_t p0;                // first channel, counted with the padding of groups
+    int tokens, channels, lanes;
+    float *u, *delta, *x;      // [TILE][COLUMN]: u, step sizes, step sizes times u
+
+    Column(const Plan& plan, const Task& task, int64_t t0, int64_t c, Arena& arena)
+        : scan(plan.scan), plan(plan), task(task), t0(t0) {
+        c0 = task.group * plan.group_channels + c;
+        p0 = task.group * plan.group_padded + c;
+        tokens = int(std::min<int64_t>(TILE, task.t1 - t0));
+        channels = int(std::min<int64_t>({COLUMN, task.c1 - c, plan.group_channels - c}));
+        lanes = (channels + W - 1) / W * W;
+        u = tile(arena), delta = tile(arena), x = tile(arena);
+    }
+    static float* tile(Arena& arena) { return arena.take(TILE * COLUMN); }
+
+    void read(const View& from, float* to) const {
+        gather(from.at(task.batch, c0, t0), from.c, from.l, tokens, channels, lanes, to, COLUMN);
+    }
+    void write(const float* from, const View& to) const {
+        scatter(from, COLUMN, tokens, channels, to.at(task.batch, c0, t0), to.c, to.l);
+    }
+    // f(offset into a tile, channel counted with padding) for every vector
+    template <class F>
+    void each(F f) const {
+        for (int t = 0; t < tokens; ++t)
+            for (int c = 0; c < lanes; c += W) f(t * COLUMN + c, p0 + c);
+    }
+    void read_inputs() const {
+        read(scan.u, u);
+        read(scan.delta, delta);
+        const bool use_softplus = scan.softplus;
+        each([&](int i, int64_t p) {
+            V d = load(delta + i) + load(&plan.bias[p]);
+            if (use_softplus) d = softplus(d);
+            store(delta + i, d);
+            store(x + i, d * load(u + i));
+        });
+    }
+    Lanes lanes_at(int c, int s, const float* B, const float* C, const float* dy) const {
+        const int64_t a = (p0 + c) * scan.states + s * W;
+        return {tokens,     int(scan.states), delta + c, x + c, dy + c, B + s, C + s,
+                &plan.A[a], &plan.A2[a]};
+    }
+};
+
+// B and C of a tile, [TILE][n]. The tail of the last tile is zero.
+struct Maps {
+    float *B, *C;
+    Maps(const Plan& plan, Arena& arena)
+        : B(arena.take(TILE * plan.scan.states)), C(arena.take(TILE * plan.scan.states)) {}
+    void read(const Plan& plan, const Task& task, int64_t t0) {
+        const int n = int(plan.scan.states), tokens = int(std::min<int64_t>(TILE, task.t1 - t0));
+        const View* from = &plan.scan.B;
+        for (float* to : {B, C}) {
+            gather(from->at(task.batch, task.group, t0), from->n, from->l, tokens, n, n, to, n);
+            std::fill(to + tokens * n, to + TILE * n, 0.0f);
+            from = &plan.scan.C;
+        }
+    }
+};
+
+// state, here and below: [padded channel / W][n][W], so that a channel's states start at p * n.
+// ends_only: leaves y alone, adds the step sizes to `elapsed` (per padded channel).
+void forward_task(const Plan& plan, const Task& task, float* state, float* elapsed, Arena arena) {
+    const Scan& scan = plan.scan;
+    const int n = int(scan.states);
+    const bool ends_only = elapsed != nullptr;
+    Maps maps(plan, arena);
+    for (int64_t t0 = task.t0; t0 < task.t1; t0 += TILE) {
+        maps.read(plan, task, t0);
+        for (int64_t c = task.c0; c < task.c1; c += COLUMN) {
+            Arena here = arena;
+            const Column column(plan, task, t0, c, here);
+            float *y = Column::tile(here), *z = Column::tile(here);
+            float* h = state + column.p0 * n;
+            if (scan.saved && !ends_only)
+                std::memcpy(scan.saved + plan.saved_at(task.batch, t0, column.p0), h,
+                            column.lanes * n * sizeof(float));
+            column.read_inputs();
+            column.each([&](int i, int64_t) { store(y + i, V{}); });
+            for (int lane = 0; lane < column.lanes; lane += W)
+                for_states(n, [&](auto N, int s) {
+                    forward_lanes<N, false>(column.lanes_at(lane, s, maps.B, maps.C, y),
+                                            h + lane * n + s * W, y + lane, nullptr, nullptr);
+                });
+            if (ends_only) {
+                column.each([&](int i, int64_t p) {
+                    store(elapsed + p, load(elapsed + p) + load(column.delta + i));
+                });
+                continue;
+            }
+            if (scan.z.data) column.read(scan.z, z);
+            column.each([&](int i, int64_t p) {
+                V out = load(y + i) + load(&plan.D[p]) * load(column.u + i);
+                if (scan.z.data) {
+                    V gate = load(z + i);
+                    out *= gate * sigmoid(gate);
+                }
+                store(y + i, out);
+            });
+            column.write(y, scan.y);
+        }
+    }
+}
+
+// The gradients of a task's tokens, from the last tile to the first. With `elapsed`, as above, only
+// the adjoint and the step sizes.
+void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
+                   Arena arena) {
+    const Scan& scan = plan.scan;
+    const int n = int(scan.states);
+    const bool ends_only = elapsed != nullptr;
+    Maps maps(plan, arena);
+    float *dB = arena.take(TILE * n), *dC = arena.take(TILE * n);
+    float* kept = arena.take(2 * (TILE + 1) * MAXN * W);
+    for (int64_t t0 = task.t0 + (task.t1 - task.t0 - 1) / TILE * TILE; t0 >= task.t0; t0 -= TILE) {
+        maps.read(plan, task, t0);
+        std::fill(dB, dB + TILE * n, 0.0f);
+        std::fill(dC, dC + TILE * n, 0.0f);
+        int tokens = 0;
+        for (int64_t c = task.c0; c < task.c1; c += COLUMN) {
+            Arena here = arena;
+            const Column column(plan, task, t0, c, here);
+            const float *u = column.u, *delta = column.delta;
+            float *dy = Column::tile(here), *dy_ungated = Column::tile(here);
+            float *z = Column::tile(here), *y = Column::tile(here);
+            float *gB = Column::tile(here), *gA = Column::tile(here);
+            float* g = adjoint + column.p0 * n;
+            tokens = column.tokens;
+            column.read_inputs();
+            column.read(scan.dy, dy);
+            if (scan.z.data) column.read(scan.z, z);
+            column.each([&](int i, int64_t) {
+                V gate = load(z + i), out = load(dy + i);
+                store(dy_ungated + i, scan.z.data ? out * gate * sigmoid(gate) : out);
+                for (float* sum : {y, gB, gA}) store(sum + i, V{});
+            });
+            if (ends_only) {
+                for (int lane = 0; lane < column.lanes; lane += W)
+                    for_states(n, [&](auto N, int s) {
+                        adjoint_lanes<N>(column.lanes_at(lane, s, maps.B, maps.C, dy_ungated),
+                                         g + lane * n + s * W);
+                    });
+                column.each([&](int i, int64_t p) {
+                    store(elapsed + p, load(elapsed + p) + load(delta + i));
+                });
+                continue;
+            }
+            const int padded = (tokens + W - 1) / W * W;
+            for (float* x : {column.delta, column.x, dy_ungated, y, gB, gA})
+                std::fill(x + tokens * COLUMN, x + padded * COLUMN, 0.0f);
+            const float* h = scan.saved + plan.saved_at(task.batch, t0, column.p0);
+            float* dA = plan.dA(task) + column.p0 * n;
+            for (int lane = 0; lane < column.lanes; lane += W)
+                for_states(n, [&](auto N, int s) {
+                    const int64_t at = lane * n + s * W;
+                    Lanes in = column.lanes_at(lane, s, maps.B, maps.C, dy_ungated);
+                    in.tokens = padded;
+                    float da[N * W] = {};  // of this tile alone: two levels of sums round less than one
+                    backward_lanes<N>(in, h + at, g + at, y + lane, gB + lane, gA + lane,
+                                      da, dB + s, dC + s, kept);
+                    for (int i = 0; i < N; ++i)
+                        store(dA + at + i * W, load(dA + at + i * W) + load(da + i * W));
+                });
+            // From here on in place: gB becomes du, gA ddelta, z dz.
+            float *dD = plan.dD(task) + column.p0, *dbias = plan.dbias(task) + column.p0;
+            float* raw = column.x;
+            column.read(scan.delta, raw);
+            for (int lane = 0; lane < column.lanes; lane += W) {
+                V skip = load(&plan.D[column.p0 + lane]), bias = load(&plan.bias[column.p0 + lane]);
+                V sum_D = {}, sum_bias = {};
+                for (int t = 0; t < tokens; ++t) {
+                    const int i = t * COLUMN + lane;
+                    V out = load(dy_ungated + i), in = load(u + i), by_input = load(gB + i);
+                    V ddelta = load(gA + i) + in * by_input;
+                    if (scan.softplus) ddelta *= sigmoid(load(raw + i) + bias);
+                    store(gB + i, load(delta + i) * by_input + skip * out);
+                    store(gA + i, ddelta);
+                    sum_D += out * in;
+                    sum_bias += ddelta;
+                    if (scan.z.data) {
+                        V gate = load(z + i), s = sigmoid(gate);
+                        V slope = s * (1.0f + gate * (1.0f - s));
+                        store(z + i, load(dy + i) * (load(y + i) + skip * in) * slope);
+                    }
+                }
+                store(dD + lane, load(dD + lane) + sum_D);
+                store(dbias + lane, load(dbias + lane) + sum_bias);
+            }
+            column.write(gB, scan.du);
+            column.write(gA, scan.ddelta);
+            if (scan.z.data) column.write(z, scan.dz);
+        }
+        if (!ends_only) {
+            const int64_t at = plan.maps_at(task, t0);
+            std::memcpy(plan.dB(task) + at, dB, tokens * n * sizeof(float));
+            std::memcpy(plan.dC(task) + at, dC, tokens * n * sizeof(float));
+        }
+    }
+}
