@@ -25,6 +25,9 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 
 extern "C" {
 
@@ -59,7 +62,7 @@ struct Scan {
 namespace {
 
 constexpr int64_t TILE = 64;    // tokens; also the distance of saved states
-constexpr int64_t COLUMN = 32;  // channels
+constexpr int64_t COLUMN = 64;  // channels
 constexpr int64_t PAD = 16;     // a group's channels are padded to a multiple, for every W
 constexpr float LOG2E = 1.44269504f;
 
@@ -101,7 +104,7 @@ struct Plan {
         const int64_t n = scan.states;
         A.resize(padded * n), A2.resize(padded * n), D.resize(padded), bias.resize(padded);
         for (int64_t d = 0; d < scan.channels; ++d) {
-            const int64_t p = d / group_channels * group_padded + d % group_channels;
+            const int64_t p = with_padding(d);
             for (int64_t s = 0; s < n; ++s) {
                 const float a = scan.A.data[d * scan.A.c + s * scan.A.n];
                 A[state_at(p, s)] = a;
@@ -147,6 +150,9 @@ struct Plan {
         sums_C.reset(new float[(parts - 1) * map_size()]);
     }
 
+    int64_t with_padding(int64_t channel) const {
+        return channel / group_channels * group_padded + channel % group_channels;
+    }
     int64_t slot(int64_t batch, int64_t chunk) const { return (batch * chunks + chunk) * padded; }
     int64_t state_at(int64_t p, int64_t s) const {
         return (p / width * scan.states + s) * width + p % width;
@@ -307,6 +313,19 @@ void parallel(const Plan& plan, int64_t count, F f) {
     for (std::thread& thread : others) thread.join();
 }
 
+// Asks for huge pages under memory that is about to be written for the first time: page faults of
+// a large fresh output cost more than the scan that fills it.
+void expect_writes(float* data, int64_t floats) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const uintptr_t page = 1 << 21, from = reinterpret_cast<uintptr_t>(data);
+    const uintptr_t first = (from + page - 1) / page * page;
+    const uintptr_t end = (from + 4 * floats) / page * page;
+    if (data && first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#else
+    (void)data, (void)floats;
+#endif
+}
+
 // to += exp(A elapsed) from, over all channels and states
 void carry(const Plan& plan, const float* elapsed, const float* from, float* to) {
     const int64_t n = plan.scan.states, w = plan.width;
@@ -317,7 +336,9 @@ void carry(const Plan& plan, const float* elapsed, const float* from, float* to)
 void forward(const Scan& scan) {
     const Isa isa = choose_isa(scan.isa);
     const Plan plan(scan, isa.width);
-    const int64_t n = scan.states;
+    const int64_t n = scan.states, size = scan.batch * scan.channels * scan.length;
+    expect_writes(scan.y.data, size);
+    expect_writes(scan.saved, plan.saved_at(scan.batch, 0, 0));
     std::vector<float> states(scan.batch * plan.chunks * plan.padded * n);  // before each chunk
     if (plan.chunks > 1) {
         std::vector<float> elapsed(scan.batch * plan.chunks * plan.padded);
@@ -338,7 +359,7 @@ void forward(const Scan& scan) {
     });
     for (int64_t b = 0; b < scan.batch; ++b)
         for (int64_t d = 0; d < scan.channels; ++d) {
-            const int64_t p = d / plan.group_channels * plan.group_padded + d % plan.group_channels;
+            const int64_t p = plan.with_padding(d);
             for (int64_t s = 0; s < n; ++s)
                 scan.last.at(b, d, 0)[s * scan.last.n] =
                     states[plan.slot(b, plan.chunks - 1) * n + plan.state_at(p, s)];
@@ -349,17 +370,21 @@ void backward(const Scan& scan) {
     const Isa isa = choose_isa(scan.isa);
     Plan plan(scan, isa.width);
     plan.make_sums();
-    const int64_t n = scan.states;
-    auto padded = [&](int64_t d) {
-        return d / plan.group_channels * plan.group_padded + d % plan.group_channels;
-    };
+    const int64_t n = scan.states, size = scan.batch * scan.channels * scan.length;
+    for (float* x : {scan.du.data, scan.ddelta.data, scan.dz.data}) expect_writes(x, size);
+    for (float* x : {scan.dB, scan.dC}) expect_writes(x, plan.map_size());
+    if (plan.parts > 1)
+        for (float* x : {plan.sums_B.get(), plan.sums_C.get()})
+            expect_writes(x, (plan.parts - 1) * plan.map_size());
     std::vector<float> adjoints(scan.batch * plan.chunks * plan.padded * n);  // after each chunk
     if (scan.dlast.data)
         for (int64_t b = 0; b < scan.batch; ++b)
-            for (int64_t d = 0; d < scan.channels; ++d)
+            for (int64_t d = 0; d < scan.channels; ++d) {
+                const int64_t p = plan.with_padding(d);
                 for (int64_t s = 0; s < n; ++s)
-                    adjoints[plan.slot(b, plan.chunks - 1) * n + plan.state_at(padded(d), s)] =
+                    adjoints[plan.slot(b, plan.chunks - 1) * n + plan.state_at(p, s)] =
                         scan.dlast.at(b, d, 0)[s * scan.dlast.n];
+            }
     if (plan.chunks > 1) {
         std::vector<float> elapsed(scan.batch * plan.chunks * plan.padded);
         parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
@@ -378,18 +403,18 @@ void backward(const Scan& scan) {
         isa.backward(plan, task, &adjoints[plan.slot(task.batch, task.chunk) * n], nullptr, arena);
     });
 
-    const int64_t size = plan.map_size(), slice = 1 << 14;
+    const int64_t slice = 1 << 14, maps = plan.map_size();
     if (plan.parts > 1)
-        parallel(plan, ceil_div(size, slice), [&](int64_t i, Arena) {
-            const int64_t end = std::min(size, (i + 1) * slice);
+        parallel(plan, ceil_div(maps, slice), [&](int64_t i, Arena) {
+            const int64_t end = std::min(maps, (i + 1) * slice);
             for (int64_t p = 0; p + 1 < plan.parts; ++p)
                 for (int64_t j = i * slice; j < end; ++j) {
-                    scan.dB[j] += plan.sums_B[p * size + j];
-                    scan.dC[j] += plan.sums_C[p * size + j];
+                    scan.dB[j] += plan.sums_B[p * maps + j];
+                    scan.dC[j] += plan.sums_C[p * maps + j];
                 }
         });
     for (int64_t d = 0; d < scan.channels; ++d) {
-        const int64_t p = padded(d), slots = scan.batch * plan.chunks;
+        const int64_t p = plan.with_padding(d), slots = scan.batch * plan.chunks;
         auto sum = [&](const std::vector<float>& x, int64_t stride, int64_t at) {
             float total = 0;
             for (int64_t i = 0; i < slots; ++i) total += x[i * stride + at];
