@@ -36,18 +36,17 @@ def selective_scan_cpp(
         ValueError: a tensor is not on the CPU, or u is float64.
         RuntimeError: the library is missing and cannot be built.
     """
-    tensors = dict(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
-    for name, x in tensors.items():
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    for name, x in zip(names, tensors, strict=True):
         if x is not None and x.device.type != "cpu":
             raise ValueError(f"{name} is on {x.device}; allowed for backend 'cpp' is the CPU.")
     if u.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(
             f"u has dtype {u.dtype}; allowed for backend 'cpp' are float32, float16, bfloat16."
         )
-    single = [None if x is None else x.float() for x in tensors.values()]
-    needs_grad = torch.is_grad_enabled() and any(
-        x is not None and x.requires_grad for x in tensors.values()
-    )
+    single = [None if x is None else x.float() for x in tensors]
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
     y, last, _ = _selective_scan_cpp(*single, delta_softplus, needs_grad)
     return y.to(u.dtype), last
 

@@ -29,6 +29,10 @@ HOW_TO_GET = (
 )
 
 
+class BuildError(Exception):
+    """The compiler cannot be run, or fails."""
+
+
 def library() -> ctypes.CDLL:
     """The library, compiled now if it has to be.
 
@@ -69,7 +73,9 @@ def cache_folder() -> Path:
 
 @functools.cache
 def _find_or_build() -> tuple[ctypes.CDLL | None, str | None]:
-    for path in Path(__file__).parent.glob("_selective_scan*.so"):
+    if os.name != "posix":
+        return None, "it is made for Linux and macOS only."
+    for path in SOURCE.parent.parent.glob("_selective_scan*.so"):  # built by setup.py
         try:
             return _load(path), None
         except OSError:  # of another platform, or of an earlier source
@@ -78,9 +84,9 @@ def _find_or_build() -> tuple[ctypes.CDLL | None, str | None]:
     for compiler in _compilers():
         try:
             return _from_cache_or_build(compiler), None
-        except (OSError, subprocess.SubprocessError) as error:
-            reasons.append(f"{shlex.join(compiler)}: {error}")
-    return None, "; ".join(reasons) or "there is no C++ compiler on the PATH."
+        except (OSError, BuildError) as error:
+            reasons.append(f"{shlex.join(compiler)}: {error}.")
+    return None, " ".join(reasons) or "there is no C++ compiler on the PATH."
 
 
 def _compilers() -> Iterator[list[str]]:
@@ -93,13 +99,13 @@ def _compilers() -> Iterator[list[str]]:
 
 
 def _from_cache_or_build(compiler: list[str]) -> ctypes.CDLL:
-    version = subprocess.run([*compiler, "--version"], capture_output=True, check=True).stdout
-    what = "\0".join((source_hash(), *FLAGS, sys.platform, platform.machine(), *compiler))
-    key = hashlib.sha256(what.encode() + version).hexdigest()[:16]
+    what = (source_hash(), *FLAGS, sys.platform, platform.machine(), *compiler)
+    version = _run([*compiler, "--version"])
+    key = hashlib.sha256("\0".join((*what, version)).encode()).hexdigest()[:16]
     try:
         folder = _private(cache_folder())
         return _cached(folder, key) or _build(compiler, folder, key)
-    except OSError:  # not writable, not ours alone, or mounted noexec
+    except (OSError, RuntimeError):  # not writable, not ours, mounted noexec, or no home
         with tempfile.TemporaryDirectory(prefix="monai-mamba-") as temporary:
             return _build(compiler, Path(temporary), key)  # stays loaded when the file is gone
 
@@ -144,14 +150,21 @@ def compile_library(compiler: list[str], output: Path) -> None:
     """Compile the library into a file.
 
     Raises:
-        OSError: the compiler cannot be run, or fails; the message has its first complaint.
+        BuildError: the message has the compiler's first complaint.
     """
     macro = f'-DSOURCE_HASH="{source_hash()}"'
-    command = [*compiler, *FLAGS, macro, "-shared", str(SOURCE), "-o", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    _run([*compiler, *FLAGS, macro, "-shared", str(SOURCE), "-o", str(output)])
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise BuildError(str(error)) from error
     if done.returncode:
-        complaint = next((s for s in done.stderr.splitlines() if "error" in s), done.stderr[-300:])
-        raise OSError(f"it could not compile {SOURCE.name}: {complaint.strip()}")
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise BuildError(next((line for line in lines if "error" in line), lines[-1]))
+    return done.stdout
 
 
 def _digest(path: Path) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from . import native
 from .chunked import selective_scan_chunked, selective_scan_chunked_backward
+from .cpp import selective_scan_cpp
 from .reference import selective_scan_reference
 
-Backend = Literal["auto", "reference", "torch"]
-BACKENDS: tuple[str, ...] = ("auto", "reference", "torch")
+Backend = Literal["auto", "reference", "torch", "cpp"]
+BACKENDS: tuple[str, ...] = ("auto", "reference", "torch", "cpp")
 
 
 def selective_scan(
@@ -47,8 +51,9 @@ def selective_scan(
         z: gate, (b, d, l).
         delta_bias: added to delta before the softplus, (d,).
         return_last_state: return h_l too, (b, d, n).
-        backend: "torch" is chunked plain PyTorch; "reference" the sequential loop that defines
-            the operation; "auto" the fastest that serves these arguments.
+        backend: "cpp" is compiled, for the CPU and float32 or 16-bit floats; "torch" chunked
+            plain PyTorch; "reference" the sequential loop that defines the operation; "auto" the
+            fastest that serves these arguments.
 
     Returns:
         y (b, d, l) in u's dtype, or (y, last state). Arithmetic is float64 where u is float64,
@@ -56,13 +61,44 @@ def selective_scan(
 
     Raises:
         ValueError: a shape, a dtype or the backend is not as above.
+        RuntimeError: the named backend is missing; the message says what to install.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, backend)
+    if backend == "auto":
+        backend = _fastest(u)
+    scan: Callable[..., tuple[Tensor, Tensor]] = _selective_scan
     if backend == "reference":
-        y, last = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    else:
-        y, last = _selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        scan = selective_scan_reference
+    elif backend == "cpp":
+        scan = selective_scan_cpp
+    y, last = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     return (y, last) if return_last_state else y
+
+
+def _fastest(u: Tensor) -> Backend:
+    # What is exported runs on other machines, and they may have no compiler.
+    exporting = hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+    if u.device.type == "cpu" and u.dtype != torch.float64 and not exporting and _have_cpp():
+        return "cpp"
+    return "torch"
+
+
+@torch.compiler.assume_constant_result
+def _have_cpp() -> bool:
+    global _warned
+    reason = native.why_unavailable()
+    if reason is not None and not _warned:
+        _warned = True
+        warnings.warn(
+            f"The selective scan runs in plain PyTorch, many times slower: {reason} "
+            f"{native.HOW_TO_GET}",
+            RuntimeWarning,
+            stacklevel=4,  # the caller of selective_scan
+        )
+    return reason is None
+
+
+_warned = False
 
 
 @torch.library.custom_op("monai_mamba::selective_scan", mutates_args=())
