@@ -171,7 +171,7 @@ struct Plan {
     float* dC(const Task& t) { return t.part ? &sums_C[(t.part - 1) * map_size()] : scan.dC; }
 
     int64_t scratch_floats() const {  // the most that a task takes from its arena
-        return 4 * TILE * (scan.states + PAD) + 2 * (TILE + 1) * 16 * 16 + 9 * TILE * COLUMN;
+        return 4 * TILE * (scan.states + PAD) + 2 * (TILE + 1) * 16 * 16 + 13 * TILE * COLUMN;
     }
 };
 

@@ -5,8 +5,9 @@
 //   MAXN  states that a kernel keeps in registers
 //
 // A task walks a range of tokens in tiles of TILE tokens and, within a tile, its channels in
-// columns of COLUMN channels. Inputs of a tile and column are first copied into scratch memory that
-// stays in cache: token-major whatever the caller's strides, lanes without a channel zero.
+// columns of COLUMN channels. Kernels read token-major scratch memory that stays in cache, where
+// lanes without a channel are zero. Tensors whose channels are not next to each other are copied
+// there first; others are read and written where they are.
 
 typedef float V __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));
@@ -18,11 +19,19 @@ inline V splat(float x) { return x - V{}; }
 
 // ---- exp and its kin ---------------------------------------------------------------------------
 
-inline V clamp(V x, float low, float high) {  // NaN stays NaN
-    V a = splat(low), b = splat(high);
-    x = a > x ? a : x;
-    return b < x ? b : x;
-}
+// The greater and the lesser; x where either is NaN.
+#if W == 16
+inline V at_least(float low, V x) { return (V)_mm512_max_ps((__m512)splat(low), (__m512)x); }
+inline V at_most(float high, V x) { return (V)_mm512_min_ps((__m512)splat(high), (__m512)x); }
+#elif W == 8
+inline V at_least(float low, V x) { return (V)_mm256_max_ps((__m256)splat(low), (__m256)x); }
+inline V at_most(float high, V x) { return (V)_mm256_min_ps((__m256)splat(high), (__m256)x); }
+#else
+inline V at_least(float low, V x) { return low > x ? splat(low) : x; }
+inline V at_most(float high, V x) { return high < x ? splat(high) : x; }
+#endif
+
+inline V minus_abs(V x) { return (V)((U)x | 0x80000000u); }
 
 // 2^f for |f| <= 1/2, minimax with value 1 at 0 (a decay near 1 must not be biased).
 inline V exp2_fraction(V f) {
@@ -44,7 +53,7 @@ inline V exp2(V x) {
     V r = (V)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
     return (V)_mm512_scalef_ps((__m512)exp2_fraction(x - r), (__m512)r);
 #else
-    x = clamp(x, -127.0f, 128.0f);
+    x = at_most(128.0f, at_least(-127.0f, x));
     V rounded = x + ROUNDER;
     return shift_exponent(exp2_fraction(x - (rounded - ROUNDER)), rounded);
 #endif
@@ -52,7 +61,7 @@ inline V exp2(V x) {
 
 // e^x to float32's accuracy however large |x| is; saturates at e^-87 and e^88.
 inline V exp(V x) {
-    x = clamp(x, -87.3f, 88.3f);
+    x = at_most(88.3f, at_least(-87.3f, x));
     V rounded = x * LOG2E + ROUNDER;
     V r = rounded - ROUNDER;
     V f = (x - r * 0.693359375f) - r * -2.12194440e-4f;  // ln 2 in two parts
@@ -60,13 +69,13 @@ inline V exp(V x) {
 }
 
 inline V softplus(V x) {  // max(x, 0) + log(1 + w), w = e^-|x|; log(1 + w) = 2 atanh(w / (2 + w))
-    V w = exp(x < 0.0f ? x : -x);
+    V w = exp(minus_abs(x));
     V s = w / (w + 2.0f), q = s * s;
     V p = q * 0.140059963f + 0.140009016f;
     p = p * q + 0.200107634f;
     p = p * q + 0.333332092f;
     p = p * q + 1.0f;
-    return (x < 0.0f ? V{} : x) + 2.0f * s * p;
+    return at_least(0.0f, x) + 2.0f * s * p;
 }
 
 inline V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
@@ -261,7 +270,16 @@ inline void for_states(int n, F f) {
 
 // ---- tasks -------------------------------------------------------------------------------------
 
-// The inputs of one tile and column, in scratch memory.
+// A tensor's part in a tile and column: scratch memory, or the caller's own where that can be read
+// or written whole vectors at a time.
+template <class Float>
+struct Tile {
+    Float* data;
+    int64_t row;
+    Float* at(int token, int channel) const { return data + token * row + channel; }
+};
+
+// The inputs of one tile and column.
 struct Column {
     const Scan& scan;
     const Plan& plan;
@@ -269,7 +287,8 @@ struct Column {
     int64_t t0, c0;            // first token; first channel
     int64_t p0;                // first channel, counted with the padding of groups
     int tokens, channels, lanes;
-    float *u, *delta, *x;      // [TILE][COLUMN]: u, step sizes, step sizes times u
+    Tile<const float> u;
+    float *delta, *x;          // [TILE][COLUMN]: step sizes, step sizes times u
 
     Column(const Plan& plan, const Task& task, int64_t t0, int64_t c, Arena& arena)
         : scan(plan.scan), plan(plan), task(task), t0(t0) {
@@ -278,31 +297,45 @@ struct Column {
         tokens = int(std::min<int64_t>(TILE, task.t1 - t0));
         channels = int(std::min<int64_t>({COLUMN, task.c1 - c, plan.group_channels - c}));
         lanes = (channels + W - 1) / W * W;
-        u = tile(arena), delta = tile(arena), x = tile(arena);
+        delta = tile(arena), x = tile(arena);
     }
     static float* tile(Arena& arena) { return arena.take(TILE * COLUMN); }
+    bool in_place(const View& view) const { return view.c == 1 && channels == lanes; }
 
-    void read(const View& from, float* to) const {
-        gather(from.at(task.batch, c0, t0), from.c, from.l, tokens, channels, lanes, to, COLUMN);
+    Tile<const float> read(const View& from, Arena& arena) const {
+        const float* x = from.at(task.batch, c0, t0);
+        if (in_place(from)) return {x, from.l};
+        float* to = tile(arena);
+        gather(x, from.c, from.l, tokens, channels, lanes, to, COLUMN);
+        return {to, COLUMN};
     }
-    void write(const float* from, const View& to) const {
-        scatter(from, COLUMN, tokens, channels, to.at(task.batch, c0, t0), to.c, to.l);
+    // Where to put an output; then, from there, to its tensor.
+    Tile<float> place(const View& to, Arena& arena) const {
+        if (in_place(to)) return {to.at(task.batch, c0, t0), to.l};
+        return {tile(arena), COLUMN};
     }
-    // f(offset into a tile, channel counted with padding) for every vector
+    void write(const Tile<float>& from, const View& to) const {
+        if (!in_place(to))
+            scatter(from.data, COLUMN, tokens, channels, to.at(task.batch, c0, t0), to.c, to.l);
+    }
+    // f(token, channel, offset into scratch memory, channel counted with padding) for every vector
     template <class F>
     void each(F f) const {
-        for (int t = 0; t < tokens; ++t)
-            for (int c = 0; c < lanes; c += W) f(t * COLUMN + c, p0 + c);
+        for (int c = 0; c < lanes; c += W)
+            for (int t = 0; t < tokens; ++t) f(t, c, t * COLUMN + c, p0 + c);
     }
-    void read_inputs() const {
-        read(scan.u, u);
-        read(scan.delta, delta);
+    void read_inputs(const Tile<const float>& raw) const {
         const bool use_softplus = scan.softplus;
-        each([&](int i, int64_t p) {
-            V d = load(delta + i) + load(&plan.bias[p]);
+        each([&](int t, int c, int i, int64_t p) {
+            V d = load(raw.at(t, c)) + load(&plan.bias[p]);
             if (use_softplus) d = softplus(d);
             store(delta + i, d);
-            store(x + i, d * load(u + i));
+            store(x + i, d * load(u.at(t, c)));
+        });
+    }
+    void add_step_sizes(float* elapsed) const {
+        each([&](int, int, int i, int64_t p) {
+            store(elapsed + p, load(elapsed + p) + load(delta + i));
         });
     }
     Lanes lanes_at(int c, int s, const float* B, const float* C, const float* dy) const {
@@ -339,35 +372,35 @@ void forward_task(const Plan& plan, const Task& task, float* state, float* elaps
         maps.read(plan, task, t0);
         for (int64_t c = task.c0; c < task.c1; c += COLUMN) {
             Arena here = arena;
-            const Column column(plan, task, t0, c, here);
-            float *y = Column::tile(here), *z = Column::tile(here);
-            float* h = state + column.p0 * n;
+            Column column(plan, task, t0, c, here);
+            float *y = Column::tile(here), *h = state + column.p0 * n;
             if (scan.saved && !ends_only)
                 std::memcpy(scan.saved + plan.saved_at(task.batch, t0, column.p0), h,
                             column.lanes * n * sizeof(float));
-            column.read_inputs();
-            column.each([&](int i, int64_t) { store(y + i, V{}); });
+            column.u = column.read(scan.u, here);
+            column.read_inputs(column.read(scan.delta, here));
+            std::fill(y, y + column.tokens * COLUMN, 0.0f);
             for (int lane = 0; lane < column.lanes; lane += W)
                 for_states(n, [&](auto N, int s) {
                     forward_lanes<N, false>(column.lanes_at(lane, s, maps.B, maps.C, y),
                                             h + lane * n + s * W, y + lane, nullptr, nullptr);
                 });
             if (ends_only) {
-                column.each([&](int i, int64_t p) {
-                    store(elapsed + p, load(elapsed + p) + load(column.delta + i));
-                });
+                column.add_step_sizes(elapsed);
                 continue;
             }
-            if (scan.z.data) column.read(scan.z, z);
-            column.each([&](int i, int64_t p) {
-                V out = load(y + i) + load(&plan.D[p]) * load(column.u + i);
-                if (scan.z.data) {
-                    V gate = load(z + i);
-                    out *= gate * sigmoid(gate);
+            const Tile<float> out = column.place(scan.y, here);
+            Tile<const float> z = {};
+            if (scan.z.data) z = column.read(scan.z, here);
+            column.each([&](int t, int c, int i, int64_t p) {
+                V sum = load(y + i) + load(&plan.D[p]) * load(column.u.at(t, c));
+                if (z.data) {
+                    V gate = load(z.at(t, c));
+                    sum *= gate * sigmoid(gate);
                 }
-                store(y + i, out);
+                store(out.at(t, c), sum);
             });
-            column.write(y, scan.y);
+            column.write(out, scan.y);
         }
     }
 }
@@ -389,19 +422,25 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
         int tokens = 0;
         for (int64_t c = task.c0; c < task.c1; c += COLUMN) {
             Arena here = arena;
-            const Column column(plan, task, t0, c, here);
-            const float *u = column.u, *delta = column.delta;
-            float *dy = Column::tile(here), *dy_ungated = Column::tile(here);
-            float *z = Column::tile(here), *y = Column::tile(here);
+            Column column(plan, task, t0, c, here);
+            const float* delta = column.delta;
+            float *dy_ungated = Column::tile(here), *y = Column::tile(here);
             float *gB = Column::tile(here), *gA = Column::tile(here);
             float* g = adjoint + column.p0 * n;
             tokens = column.tokens;
-            column.read_inputs();
-            column.read(scan.dy, dy);
-            if (scan.z.data) column.read(scan.z, z);
-            column.each([&](int i, int64_t) {
-                V gate = load(z + i), out = load(dy + i);
-                store(dy_ungated + i, scan.z.data ? out * gate * sigmoid(gate) : out);
+            const Tile<const float> u = column.u = column.read(scan.u, here);
+            const Tile<const float> raw = column.read(scan.delta, here);
+            const Tile<const float> dy = column.read(scan.dy, here);
+            Tile<const float> z = {};
+            if (scan.z.data) z = column.read(scan.z, here);
+            column.read_inputs(raw);
+            column.each([&](int t, int c, int i, int64_t) {
+                V out = load(dy.at(t, c));
+                if (z.data) {
+                    V gate = load(z.at(t, c));
+                    out *= gate * sigmoid(gate);
+                }
+                store(dy_ungated + i, out);
                 for (float* sum : {y, gB, gA}) store(sum + i, V{});
             });
             if (ends_only) {
@@ -410,9 +449,7 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                         adjoint_lanes<N>(column.lanes_at(lane, s, maps.B, maps.C, dy_ungated),
                                          g + lane * n + s * W);
                     });
-                column.each([&](int i, int64_t p) {
-                    store(elapsed + p, load(elapsed + p) + load(delta + i));
-                });
+                column.add_step_sizes(elapsed);
                 continue;
             }
             const int padded = (tokens + W - 1) / W * W;
@@ -431,34 +468,36 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                     for (int i = 0; i < N; ++i)
                         store(dA + at + i * W, load(dA + at + i * W) + load(da + i * W));
                 });
-            // From here on in place: gB becomes du, gA ddelta, z dz.
+            const Tile<float> du = column.place(scan.du, here);
+            const Tile<float> ddelta = column.place(scan.ddelta, here);
+            Tile<float> dz = {};
+            if (z.data) dz = column.place(scan.dz, here);
             float *dD = plan.dD(task) + column.p0, *dbias = plan.dbias(task) + column.p0;
-            float* raw = column.x;
-            column.read(scan.delta, raw);
             for (int lane = 0; lane < column.lanes; lane += W) {
                 V skip = load(&plan.D[column.p0 + lane]), bias = load(&plan.bias[column.p0 + lane]);
                 V sum_D = {}, sum_bias = {};
                 for (int t = 0; t < tokens; ++t) {
                     const int i = t * COLUMN + lane;
-                    V out = load(dy_ungated + i), in = load(u + i), by_input = load(gB + i);
-                    V ddelta = load(gA + i) + in * by_input;
-                    if (scan.softplus) ddelta *= sigmoid(load(raw + i) + bias);
-                    store(gB + i, load(delta + i) * by_input + skip * out);
-                    store(gA + i, ddelta);
+                    V out = load(dy_ungated + i), in = load(u.at(t, lane)), by_input = load(gB + i);
+                    V by_step = load(gA + i) + in * by_input;
+                    if (scan.softplus) by_step *= sigmoid(load(raw.at(t, lane)) + bias);
+                    store(du.at(t, lane), load(delta + i) * by_input + skip * out);
+                    store(ddelta.at(t, lane), by_step);
                     sum_D += out * in;
-                    sum_bias += ddelta;
-                    if (scan.z.data) {
-                        V gate = load(z + i), s = sigmoid(gate);
+                    sum_bias += by_step;
+                    if (z.data) {
+                        V gate = load(z.at(t, lane)), s = sigmoid(gate);
                         V slope = s * (1.0f + gate * (1.0f - s));
-                        store(z + i, load(dy + i) * (load(y + i) + skip * in) * slope);
+                        store(dz.at(t, lane),
+                              load(dy.at(t, lane)) * (load(y + i) + skip * in) * slope);
                     }
                 }
                 store(dD + lane, load(dD + lane) + sum_D);
                 store(dbias + lane, load(dbias + lane) + sum_bias);
             }
-            column.write(gB, scan.du);
-            column.write(gA, scan.ddelta);
-            if (scan.z.data) column.write(z, scan.dz);
+            column.write(du, scan.du);
+            column.write(ddelta, scan.ddelta);
+            if (z.data) column.write(dz, scan.dz);
         }
         if (!ends_only) {
             const int64_t at = plan.maps_at(task, t0);
