@@ -56,8 +56,8 @@ def selective_scan(
             fastest that serves these arguments.
 
     Returns:
-        y (b, d, l) in u's dtype, or (y, last state). Arithmetic is float64 where u is float64,
-        else float32.
+        y (b, d, l) in u's dtype, or (y, last state), plain tensors. Arithmetic is float64 where
+        u is float64, else float32.
 
     Raises:
         ValueError: a shape, a dtype or the backend is not as above.
@@ -71,8 +71,16 @@ def selective_scan(
         scan = selective_scan_reference
     elif backend == "cpp":
         scan = selective_scan_cpp
-    y, last = scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+    plain = (_plain(x) for x in (u, delta, A, B, C, D, z, delta_bias))
+    y, last = scan(*plain, delta_softplus)
     return (y, last) if return_last_state else y
+
+
+def _plain(x: Tensor | None) -> Tensor | None:
+    # MONAI's MetaTensor, say, would go through Python at each of a backend's many operations.
+    if x is None or type(x) in (Tensor, torch.nn.Parameter):
+        return x
+    return x.as_subclass(Tensor)
 
 
 def _fastest(u: Tensor) -> Backend:

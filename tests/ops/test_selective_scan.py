@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from monai.data import MetaTensor
 from torch import Tensor
 
 from common.ops import selective_scan, selective_scan_chunked
@@ -172,6 +173,16 @@ def test_strides_do_not_matter():
         for name, x in args.items()
     }
     assert_equal(expected, outputs_and_gradients(turned, True, "torch"), 1e-14)
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "reference"])
+def test_tensors_of_monai_are_taken_as_plain_ones(backend: str):
+    args = arguments(dtype=torch.float32, absent=("D",))
+    expected = outputs_and_gradients(args, True, backend)
+    meta = {name: MetaTensor(x) for name, x in args.items()}
+    found = outputs_and_gradients(meta, True, backend)
+    assert type(selective_scan(**meta, backend=backend)) is Tensor
+    assert_equal(expected, [x.as_subclass(Tensor) for x in found], 0.0)
 
 
 @pytest.mark.parametrize("delta", [-50.0, 0.0, 50.0])

@@ -1,0 +1,103 @@
+"""The README's run on one real CT, and masks of the whole trunk from its weights."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.processing import resample_from_to, resample_to_output
+
+from .conftest import REPOSITORY, shared
+
+BUNDLE = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
+
+pytestmark = pytest.mark.slow
+
+
+def commands() -> list[str]:
+    """The commands of the README's section: training, inference, evaluation."""
+    section = (BUNDLE / "docs/README.md").read_text().split("## A run on one real CT")[1]
+    return re.findall(r"((?:^    .*\n)+)", section.split("\n## ")[0], re.M)
+
+
+def run(command: str, **options: object) -> None:
+    """Run a command in the bundle's folder as a shell does, with overrides after it."""
+    extra = " ".join(f"--{name} {value}" for name, value in options.items())
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", f"{command.strip()} {extra}"],
+        cwd=BUNDLE,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore", "PATH": path},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    shared("data/real_ct/ct.nii.gz")
+    folder = tmp_path_factory.mktemp("real_ct")
+    run(commands()[0], bundle_root=folder)
+    return folder
+
+
+def segment(root: Path, image: Path) -> nib.Nifti1Image:
+    run(commands()[1], bundle_root=root, dataset_dir=image, output_dir=root / "masks")
+    mask = nib.load(root / "masks" / image.name.replace(".nii.gz", "_seg.nii.gz"))
+    scan = nib.load(image)
+    assert mask.shape == scan.shape
+    np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-4)
+    assert nib.aff2axcodes(mask.affine) == nib.aff2axcodes(scan.affine)
+    return mask
+
+
+def dice(first: nib.Nifti1Image, second: nib.Nifti1Image) -> float:
+    a, b = (np.asarray(nib.as_closest_canonical(x).dataobj) > 0 for x in (first, second))
+    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
+
+
+@pytest.fixture(scope="module")
+def trunk_mask(root: Path) -> nib.Nifti1Image:
+    return segment(root, shared("data/real_ct/ct_trunk.nii.gz"))
+
+
+def test_liver_of_the_training_case(root: Path, record_property):
+    run(commands()[2], bundle_root=root, output_dir=root / "evaluation")
+    with (root / "evaluation/metrics.csv").open() as table:
+        scores = dict(row for row in csv.reader(table) if len(row) == 2)
+    record_property("dice", scores["val_dice_class_1"])
+    assert float(scores["val_dice_class_1"]) >= 0.90
+
+
+def test_mask_of_the_trunk_is_a_liver(trunk_mask: nib.Nifti1Image):
+    millilitres = float(np.asarray(trunk_mask.dataobj).sum() * 27 / 1000)
+    assert 500 < millilitres < 2500
+
+
+def test_other_orientation_same_liver(root: Path, trunk_mask: nib.Nifti1Image, tmp_path: Path):
+    image = nib.load(shared("data/real_ct/ct_trunk.nii.gz"))
+    orientation = nib.orientations
+    change = orientation.ornt_transform(
+        orientation.io_orientation(image.affine), orientation.axcodes2ornt("LPS")
+    )
+    nib.save(image.as_reoriented(change), tmp_path / "lps.nii.gz")
+    mask = segment(root, tmp_path / "lps.nii.gz")
+    assert nib.aff2axcodes(mask.affine) == ("L", "P", "S")
+    assert dice(mask, trunk_mask) >= 0.999
+
+
+def test_other_spacing_nearly_same_liver(root: Path, trunk_mask: nib.Nifti1Image, tmp_path: Path):
+    image = nib.load(shared("data/real_ct/ct_trunk.nii.gz"))
+    coarse = resample_to_output(image, (2, 2, 5), order=1, cval=-1024)
+    nib.save(coarse, tmp_path / "coarse.nii.gz")
+    mask = segment(root, tmp_path / "coarse.nii.gz")
+    back = resample_from_to(mask, trunk_mask, order=0)
+    assert dice(back, trunk_mask) >= 0.92
