@@ -156,6 +156,8 @@ class DecoderLevel(nn.Module):
 
 
 class Head(nn.Module):
+    """Group norm, ReLU and a depthwise separable 1-wide convolution to the classes."""
+
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(_GROUPS, in_channels)
