@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,9 +104,8 @@ def check_output_folder(output_dir: str | Path) -> None:
     folder = Path(output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".write_test"
-        probe.touch()
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # several processes may try at once
+            pass
     except OSError as error:
         raise InputError(
             f"The output folder {folder} cannot be written to ({error.strerror}); "

@@ -99,7 +99,7 @@ def distance(x: Tensor, truth: Tensor) -> float:
     return float(difference / truth.double().norm().clamp(min=1e-30))
 
 
-def check(inputs, softplus, tolerance=1e-5) -> None:
+def assert_equals_float64(inputs, softplus, tolerance=1e-5) -> None:
     truth = run(inputs, softplus, "torch", torch.float64)
     found = run(inputs, softplus, "cpp")
     single = None
@@ -145,7 +145,7 @@ def cases(draw):
 @example({"batch": 1, "group_channels": 100, "length": 129, "n": 1, "channels_last": False}, 2)
 def test_equals_float64(case, threads):
     torch.set_num_threads(threads)
-    check(make_inputs(**case), case.get("softplus", True))
+    assert_equals_float64(make_inputs(**case), case.get("softplus", True))
 
 
 @needs_library
@@ -154,7 +154,7 @@ def test_equals_float64(case, threads):
 @pytest.mark.parametrize("kind", ["ordinary", "extreme"])
 def test_every_instruction_set(isa, n, kind):
     cpp._highest_isa = isa
-    check(make_inputs(n=n, groups=2, length=131, kind=kind), True)
+    assert_equals_float64(make_inputs(n=n, groups=2, length=131, kind=kind), True)
 
 
 @needs_library
@@ -204,7 +204,7 @@ def test_strides_that_no_fast_path_takes():
     inputs = make_inputs(n=3)
     odd = [x.repeat_interleave(2, -1)[..., ::2] if x.dim() > 1 else x for x in inputs]
     odd[1] = odd[1].mT.contiguous().repeat_interleave(2, -1)[..., ::2].mT
-    check(odd, True)
+    assert_equals_float64(odd, True)
     y = selective_scan(*(x.requires_grad_() for x in odd), True, backend="cpp")
     y.sum().backward()  # an expanded gradient: all strides 0
 
