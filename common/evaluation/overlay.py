@@ -59,10 +59,11 @@ def draw_overlay(
     loaded = {name: _load(path) for name, path in images.items()}
     for name in loaded:
         _same_grid(image, loaded["image"], images[name], loaded[name])
-    values = _canonical(loaded["image"])
-    maps = {name: _classes(nib.as_closest_canonical(loaded[name])) for name in list(loaded)[1:]}
+    turned = {name: nib.as_closest_canonical(loaded[name]) for name in loaded}
+    values = turned["image"].get_fdata(dtype=np.float32)
+    maps = {name: _classes(turned[name]) for name in list(turned)[1:]}
     low, high = window if window else (float(p) for p in np.percentile(values, (1, 99)))
-    spacing = np.asarray(nib.as_closest_canonical(loaded["image"]).header.get_zooms()[:3])
+    spacing = turned["image"].header.get_zooms()
     centre = _centre(maps)
 
     figure = Figure(figsize=(13, 5), layout="constrained", facecolor="black")
@@ -118,10 +119,6 @@ def _same_grid(
             f"{other_path} of size {other.shape} is not on the grid of {path}, {image.shape}; "
             "allowed are files of one size and affine."
         )
-
-
-def _canonical(image: nib.Nifti1Image) -> NDArray[np.float32]:
-    return nib.as_closest_canonical(image).get_fdata(dtype=np.float32)
 
 
 def _classes(image: nib.Nifti1Image) -> NDArray[np.int64]:

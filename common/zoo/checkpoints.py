@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +19,9 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
     """State dict for one of our networks from a checkpoint of its paper's released code.
 
     Args:
-        state_dict: parameter names to tensors; or an nnU-Net checkpoint, which holds them under
-            ``network_weights``. Prefixes of DistributedDataParallel and torch.compile are removed.
+        state_dict: parameter names to tensors; or a checkpoint that holds them under a key as for
+            `load_state_dict`, such as nnU-Net's ``network_weights``. Prefixes of
+            DistributedDataParallel and torch.compile are removed.
         network: "lightm_unet".
 
     Raises:
@@ -27,10 +29,8 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
     """
     if network not in _CONVERTERS:
         raise InputError(f"network is {network!r}; allowed are {', '.join(sorted(_CONVERTERS))}.")
-    weights = state_dict.get("network_weights", state_dict)
-    if not isinstance(weights, Mapping):
-        raise InputError(f"The checkpoint holds a {type(weights).__name__}, not a state dict.")
-    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in weights.items()}
+    weights = _unwrapped(state_dict).items()
+    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in weights}
     return _CONVERTERS[network](plain)
 
 
@@ -54,12 +54,18 @@ def load_state_dict(path: str | Path) -> StateDict:
             f"{file} cannot be read as a checkpoint ({type(error).__name__}); allowed are files "
             "that torch.save wrote, with tensors and plain values only."
         ) from error
-    for key in ("model", "network_weights", "state_dict"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    content = _unwrapped(content)
     if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
         raise InputError(f"{file} holds no state dict; allowed are names with their tensors.")
     return dict(content)
+
+
+def _unwrapped(content: Any) -> Any:
+    """The state dict in what a checkpoint holds, where it stands under a key that is known."""
+    for key in ("model", "network_weights", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    return content
 
 
 def check_checkpoint(path: str | Path, network: nn.Module) -> None:

@@ -321,6 +321,7 @@ def test_cache_that_cannot_be_written(tiny, tmp_path, monkeypatch):
     folder.mkdir(mode=0o500)
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     forget_and_load()
+    assert (tmp_path / "file").read_bytes() == b""
 
 
 @needs_library
