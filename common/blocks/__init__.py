@@ -1,5 +1,6 @@
 """Building blocks that two networks or more share."""
 
 from .mamba import Mamba
+from .ss2d import SS2D
 
-__all__ = ["Mamba"]
+__all__ = ["SS2D", "Mamba"]

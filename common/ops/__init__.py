@@ -2,5 +2,13 @@
 
 from .chunked import selective_scan_chunked
 from .selective_scan import BACKENDS, Backend, selective_scan
+from .selective_scan_2d import selective_scan_2d, selective_scan_2d_chunked
 
-__all__ = ["BACKENDS", "Backend", "selective_scan", "selective_scan_chunked"]
+__all__ = [
+    "BACKENDS",
+    "Backend",
+    "selective_scan",
+    "selective_scan_2d",
+    "selective_scan_2d_chunked",
+    "selective_scan_chunked",
+]

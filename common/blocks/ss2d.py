@@ -1,0 +1,72 @@
+"""VMamba's two-dimensional selective scan (Liu et al. 2024, arXiv:2401.10166)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import Backend, selective_scan_2d, selective_scan_2d_chunked
+from .mamba import init_step_size_projection
+
+
+class SS2D(nn.Module):
+    """Mixer of a map's sites, (b, h, w, channels) to the same, without a gate (figure 4).
+
+    Parameter names and shapes are those of VMamba's released networks, so their state dicts load.
+
+    Args:
+        channels: channels of the map.
+        d_state: states per channel and direction.
+        expand: inner channels per channel of the map.
+        backend: backend of `selective_scan_2d`.
+    """
+
+    def __init__(
+        self, channels: int, d_state: int = 1, expand: int = 2, backend: Backend = "auto"
+    ) -> None:
+        super().__init__()
+        for name, value in (("channels", channels), ("d_state", d_state), ("expand", expand)):
+            if value < 1:
+                raise ValueError(f"{name} is {value}; allowed are whole numbers from 1.")
+        d_inner = expand * channels
+        self.d_state = d_state
+        self.dt_rank = math.ceil(channels / 16)
+        self.backend: Backend = backend
+
+        self.in_proj = nn.Linear(channels, d_inner, bias=False)
+        self.conv2d = nn.Conv2d(d_inner, d_inner, 3, padding=1, groups=d_inner, bias=False)
+        # One projection per direction, in the order of selective_scan_2d.
+        self.x_proj_weight = nn.Parameter(torch.empty(4, self.dt_rank + 2 * d_state, d_inner))
+        self.dt_projs_weight = nn.Parameter(torch.empty(4, d_inner, self.dt_rank))
+        self.dt_projs_bias = nn.Parameter(torch.empty(4, d_inner))
+        self.A_logs = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(4 * d_inner, 1))
+        self.Ds = nn.Parameter(torch.ones(4 * d_inner))
+        self.out_norm = nn.LayerNorm(d_inner)
+        self.out_proj = nn.Linear(d_inner, channels, bias=False)
+        nn.init.uniform_(self.x_proj_weight, -(d_inner**-0.5), d_inner**-0.5)  # as nn.Linear
+        init_step_size_projection(self.dt_projs_weight, self.dt_projs_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.in_proj(x).permute(0, 3, 1, 2)  # (b, d_inner, h, w)
+        x = F.silu(self.conv2d(x))
+        dt, B, C = (
+            F.linear(x.permute(0, 2, 3, 1), self.x_proj_weight.flatten(0, 1))
+            .unflatten(-1, [4, self.dt_rank + 2 * self.d_state])
+            .split([self.dt_rank, self.d_state, self.d_state], dim=-1)  # (b, h, w, 4, ...)
+        )
+        delta = torch.einsum("bhwkr,kdr->bkdhw", dt, self.dt_projs_weight)
+        y = self._scan(x, delta, B.permute(0, 3, 4, 1, 2), C.permute(0, 3, 4, 1, 2))
+        return self.out_proj(self.out_norm(y.permute(0, 2, 3, 1)))
+
+    def _scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        A = -torch.exp(self.A_logs).unflatten(0, [4, -1])
+        D = self.Ds.unflatten(0, [4, -1])
+        bias = self.dt_projs_bias
+        # TorchScript has to run where this package is not installed: no operator of ours in it.
+        if torch.jit.is_scripting():
+            return selective_scan_2d_chunked(u, delta, A, B, C, D, bias, True)
+        else:
+            return selective_scan_2d(u, delta, A, B, C, D, bias, True, backend=self.backend)
