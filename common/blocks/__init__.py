@@ -1,6 +1,6 @@
 """Building blocks that two networks or more share."""
 
 from .mamba import Mamba
-from .ss2d import SS2D
+from .ss2d import SS2D, VSSBlock
 
-__all__ = ["SS2D", "Mamba"]
+__all__ = ["SS2D", "Mamba", "VSSBlock"]

@@ -1,5 +1,5 @@
 """Checkpoints and bundles of the model zoo."""
 
-from .checkpoints import check_checkpoint, convert_checkpoint, load_state_dict
+from .checkpoints import check_checkpoint, convert_checkpoint, load_encoder, load_state_dict
 
-__all__ = ["check_checkpoint", "convert_checkpoint", "load_state_dict"]
+__all__ = ["check_checkpoint", "convert_checkpoint", "load_encoder", "load_state_dict"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 StateDict = dict[str, Tensor]
+_logger = logging.getLogger(__name__)
 
 
 def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateDict:
@@ -22,7 +24,9 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
         state_dict: parameter names to tensors; or a checkpoint that holds them under a key as for
             `load_state_dict`, such as nnU-Net's ``network_weights``. Prefixes of
             DistributedDataParallel and torch.compile are removed.
-        network: "lightm_unet".
+        network: "lightm_unet"; "rma_mamba" for LCMambaNet, whose attention its code released; or
+            "vmamba" for an ImageNet classifier into VMambaEncoder, whose output norms the
+            classifier lacks and whose head the encoder lacks.
 
     Raises:
         InputError: the network is unknown, or a parameter is none that its released code has.
@@ -93,7 +97,73 @@ def check_checkpoint(path: str | Path, network: nn.Module) -> None:
         )
 
 
-_LIGHTM_UNET: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
+def load_encoder(encoder: nn.Module, path: str | Path | None) -> None:
+    """Load an ImageNet classifier of VMamba's release into a VMambaEncoder, and log what happened.
+
+    The first convolution is adapted where the encoder has other input channels: its kernels are
+    repeated over them, and scaled so that a grey image gives what it gave.
+
+    Args:
+        path: the checkpoint; None leaves the encoder as it is initialised.
+
+    Raises:
+        InputError: as `load_state_dict` and `convert_checkpoint`; or a parameter has another shape.
+    """
+    if path is None:
+        _logger.info("No pretrained encoder is given: training starts from scratch.")
+        return
+    state_dict = load_state_dict(path)
+    left = [name for name in state_dict if name.startswith("classifier.")]
+    weights = convert_checkpoint(state_dict, "vmamba")
+    own = encoder.state_dict()
+    first = "patch_embedding.conv1.weight"
+    if first in weights:
+        weights[first] = _for_channels(weights[first], own[first].shape[1])
+    for name, x in weights.items():
+        if name not in own or x.shape != own[name].shape:
+            wanted = tuple(own[name].shape) if name in own else "no such parameter"
+            raise InputError(
+                f"The checkpoint {path} does not fit this encoder: {name} has shape "
+                f"{tuple(x.shape)}, allowed is {wanted}. Tiny takes VMamba's vssm1_tiny_0230 (not "
+                "0230s), Small its vssm_small_0229."
+            )
+    missing = encoder.load_state_dict(weights, strict=False).missing_keys
+    _logger.info(
+        f"Loaded {len(weights)} parameters of the encoder from {path}. Left out: "
+        f"{', '.join(left) or 'none'}. Missing, so as initialised: {', '.join(missing) or 'none'}."
+    )
+
+
+def _for_channels(kernels: Tensor, channels: int) -> Tensor:
+    """Kernels (out, in, ...) for another number of input channels, of equal response to grey."""
+    given = kernels.shape[1]
+    if channels == given:
+        return kernels
+    mean = kernels.mean(1, keepdim=True) * (given / channels)
+    return mean.expand(-1, channels, *kernels.shape[2:]).clone()
+
+
+# Parameter names of a release, as patterns from their start, and ours.
+_Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+
+
+def _renamed(state_dict: Mapping[str, Tensor], rules: _Rules, release: str) -> StateDict:
+    renamed = {}
+    for name, x in state_dict.items():
+        for pattern, replacement in rules:
+            new, found = re.subn("^" + pattern, replacement, name)
+            if found:
+                renamed[new] = x
+                break
+        else:
+            raise InputError(
+                f"The checkpoint has a parameter {name!r}, which {release}'s released code has "
+                "not; allowed are checkpoints of that code."
+            )
+    return renamed
+
+
+_LIGHTM_UNET: _Rules = [
     (r"convInit\.0\.conv\.", "stem.depthwise."),
     (r"convInit\.1\.conv\.", "stem.pointwise."),
     (r"down_layers\.(\d+)\.0\.0\.", r"encoder.\1.down.0."),
@@ -113,19 +183,75 @@ _LIGHTM_UNET: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 
 
 def _lightm_unet(state_dict: Mapping[str, Tensor]) -> StateDict:
+    renamed = _renamed(state_dict, _LIGHTM_UNET, "LightM-UNet")
+    return {name.replace(".mamba.", ".mixer."): x for name, x in renamed.items()}
+
+
+_VMAMBA: _Rules = [
+    (r"patch_embed\.0\.", "patch_embedding.conv1."),
+    (r"patch_embed\.2\.", "patch_embedding.norm1."),
+    (r"patch_embed\.5\.", "patch_embedding.conv2."),
+    (r"patch_embed\.7\.", "patch_embedding.norm2."),
+    # The release counts a downsampling to the stage before it.
+    (r"layers\.(\d+)\.downsample\.1\.", lambda m: f"stages.{int(m[1]) + 1}.down.0."),
+    (r"layers\.(\d+)\.downsample\.3\.", lambda m: f"stages.{int(m[1]) + 1}.down.1."),
+    (r"layers\.(\d+)\.blocks\.", r"stages.\1.blocks."),
+    (r"outnorm(\d+)\.", r"norms.\1."),
+]
+
+# The release counts the decoder from the finest map, where its attention comes last.
+_RMA_MAMBA: _Rules = [
+    (r"st_block(\d)\.1\.", lambda m: f"laterals.{int(m[1]) - 1}.blocks.0."),
+    (r"translayer(\d)_st\.conv\.", lambda m: f"laterals.{int(m[1]) - 1}.conv.0."),
+    (r"translayer(\d)_st\.bn\.", lambda m: f"laterals.{int(m[1]) - 1}.conv.1."),
+    (r"out_conv1\.", "coarse_head."),
+    (r"attention(\d)\.ra_conv3\.", lambda m: f"refinements.{3 - int(m[1])}.head."),
+    (
+        r"attention(\d)\.ra_conv(\d)\.conv\.",
+        lambda m: f"refinements.{3 - int(m[1])}.conv{m[2]}.0.",
+    ),
+    (r"attention(\d)\.ra_conv(\d)\.bn\.", lambda m: f"refinements.{3 - int(m[1])}.conv{m[2]}.1."),
+    (
+        r"attention(\d)\.st_block(\d)\.1\.",
+        lambda m: f"refinements.{3 - int(m[1])}.block{m[2]}.",
+    ),
+]
+
+_VSS_BLOCK = {
+    ".norm.": ".norm1.",
+    ".op.": ".mixer.",
+    ".mlp.fc1.": ".mlp.0.",
+    ".mlp.fc2.": ".mlp.2.",
+}
+
+
+def _rename_blocks(state_dict: StateDict) -> StateDict:
     renamed = {}
     for name, x in state_dict.items():
-        for pattern, replacement in _LIGHTM_UNET:
-            new, found = re.subn("^" + pattern, replacement, name)
-            if found:
-                renamed[new.replace(".mamba.", ".mixer.")] = x
-                break
-        else:
-            raise InputError(
-                f"The checkpoint has a parameter {name!r}, which LightM-UNet's released code has "
-                "not; allowed are checkpoints of that code."
-            )
+        if ".block" in name:
+            for old, new in _VSS_BLOCK.items():
+                name = name.replace(old, new)
+        renamed[name] = x
     return renamed
 
 
-_CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {"lightm_unet": _lightm_unet}
+def _vmamba(state_dict: Mapping[str, Tensor]) -> StateDict:
+    encoder = {name: x for name, x in state_dict.items() if not name.startswith("classifier.")}
+    return _rename_blocks(_renamed(encoder, _VMAMBA, "VMamba"))
+
+
+def _rma_mamba(state_dict: Mapping[str, Tensor]) -> StateDict:
+    prefix = "encoder."
+    encoder = {k.removeprefix(prefix): x for k, x in state_dict.items() if k.startswith(prefix)}
+    decoder = {k: x for k, x in state_dict.items() if not k.startswith(prefix)}
+    return {
+        **{prefix + name: x for name, x in _vmamba(encoder).items()},
+        **_rename_blocks(_renamed(decoder, _RMA_MAMBA, "RMA-Mamba")),
+    }
+
+
+_CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {
+    "lightm_unet": _lightm_unet,
+    "rma_mamba": _rma_mamba,
+    "vmamba": _vmamba,
+}

@@ -1,0 +1,163 @@
+"""LCMambaNet: 2D liver tumour segmentation with a state-space model and liver-cancer attention.
+
+Sun et al. 2025 (the paper's `LCMamba-T` and `LCMamba-S`). Its attention module is reverse Mamba
+attention, whose authors released code: this file follows golden vectors made with that, and is
+identical to it for three input channels and one class.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks import VSSBlock
+from ..ops import Backend
+from .vmamba import VMambaEncoder
+
+_WIDTH = 32  # channels of every decoder map
+_DROP_PATH = 0.1  # of the decoder's blocks
+
+Variant = Literal["T", "S"]
+_DEPTHS = {"T": (2, 2, 5, 2), "S": (2, 2, 15, 2)}
+_ENCODER_DROP_PATH = {"T": 0.2, "S": 0.3}
+_EXTRA_BLOCKS = {"T": 0, "S": 1}
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution and batch norm, without an activation."""
+
+    def __init__(self, in_channels: int, kernel: int) -> None:
+        super().__init__(
+            nn.Conv2d(in_channels, _WIDTH, kernel, padding=kernel // 2, bias=False),
+            nn.BatchNorm2d(_WIDTH),
+        )
+
+
+class Lateral(nn.Module):
+    """Blocks at the encoder's width, then a projection to the decoder's."""
+
+    def __init__(self, channels: int, blocks: int, backend: Backend) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(
+            *(VSSBlock(channels, _DROP_PATH, backend) for _ in range(blocks))
+        )
+        self.conv = ConvNorm(channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.blocks(x))
+
+
+class LiverCancerAttention(nn.Module):
+    """LCAM (section 2.4): refine coarse logits by features of where they see no foreground."""
+
+    def __init__(self, out_channels: int, backend: Backend) -> None:
+        super().__init__()
+        self.block1 = VSSBlock(_WIDTH, _DROP_PATH, backend)
+        self.conv1 = ConvNorm(_WIDTH, 3)
+        self.block2 = VSSBlock(_WIDTH, _DROP_PATH, backend)
+        self.conv2 = ConvNorm(_WIDTH, 3)
+        self.head = nn.Conv2d(_WIDTH, out_channels, 1)
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        """Logits (b, out_channels, h, w) from features (b, 32, h, w) and logits of their size."""
+        background = 1 - torch.sigmoid(logits).amax(1, keepdim=True)
+        y = self.conv1(background * self.block1(features))
+        y = self.conv2(self.block2(y) + features)
+        return self.head(y) + logits
+
+
+class PlainRefinement(nn.Module):
+    """Ablation: a head of its own for each scale in the attention's place (table 5)."""
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.head = nn.Conv2d(_WIDTH, out_channels, 1)
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        return self.head(features) + logits
+
+
+class LCMambaNet(nn.Module):
+    """LCMambaNet, images (b, in_channels, h, w) to logits (b, out_channels, h, w).
+
+    A logit per foreground class, each for a sigmoid of its own: there is no background channel,
+    and classes may overlap (the liver, and the tumour in it). In training mode the output is the
+    list of all four scales' logits, finest first, each at the image's size.
+
+    Any size works: the image is padded to a multiple of 32 by its edge, the logits are cropped.
+
+    Args:
+        variant: "T" has VMamba-Tiny as encoder, "S" VMamba-Small.
+        in_channels: channels of the image; or adjacent slices.
+        out_channels: foreground classes.
+        extra_blocks: VSS blocks on each of the encoder's maps, the paper's N; None is 0 for "T"
+            and 1 for "S".
+        attention: False refines by plain convolution instead (table 5).
+        backend: backend of the scans.
+
+    Raises:
+        ValueError: an argument is not as above.
+    """
+
+    def __init__(
+        self,
+        variant: Variant = "T",
+        in_channels: int = 3,
+        out_channels: int = 1,
+        extra_blocks: int | None = None,
+        attention: bool = True,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        if variant not in _DEPTHS:
+            raise ValueError(f"variant is {variant!r}; allowed are 'T' and 'S'.")
+        if out_channels < 1:
+            raise ValueError(f"out_channels is {out_channels}; allowed are whole numbers from 1.")
+        if extra_blocks is None:
+            extra_blocks = _EXTRA_BLOCKS[variant]
+        if extra_blocks < 0:
+            raise ValueError(f"extra_blocks is {extra_blocks}; allowed are whole numbers from 0.")
+        self.encoder = VMambaEncoder(
+            in_channels,
+            depths=_DEPTHS[variant],
+            drop_path=_ENCODER_DROP_PATH[variant],
+            backend=backend,
+        )
+        self.laterals = nn.ModuleList(
+            Lateral(c, extra_blocks, backend) for c in self.encoder.channels
+        )
+        self.coarse_head = nn.Conv2d(_WIDTH, out_channels, 1)
+        self.refinements = nn.ModuleList(  # of the 1/16 map first
+            LiverCancerAttention(out_channels, backend)
+            if attention
+            else PlainRefinement(out_channels)
+            for _ in self.encoder.channels[1:]
+        )
+
+    def multiscale_logits(self, x: Tensor) -> list[Tensor]:
+        """The logits of all four scales at the image's size, finest first."""
+        height, width = x.shape[2:]
+        x = F.pad(x, [0, -width % 32, 0, -height % 32], mode="replicate")
+        maps: list[Tensor] = self.encoder(x)
+        for i, lateral in enumerate(self.laterals):
+            maps[i] = lateral(maps[i])
+        logits = self.coarse_head(maps[-1])
+        scales = [logits]
+        for i, refine in enumerate(self.refinements):
+            features = maps[len(maps) - 2 - i]
+            logits = refine(features, _resize_like(logits, features))
+            scales.insert(0, logits)
+        return [_resize_like(y, x)[..., :height, :width] for y in scales]
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        logits = self.multiscale_logits(x)
+        if self.training:
+            return logits
+        return logits[0]
+
+
+def _resize_like(x: Tensor, other: Tensor) -> Tensor:
+    return F.interpolate(x, size=other.shape[2:], mode="bilinear")
