@@ -136,6 +136,37 @@ class PadToPatchd(SpatialPadd):
         return super().__call__(data, lazy=lazy)
 
 
+class AdjacentSlicesd(MapTransform):
+    """Stack the slices around each slice as channels: 2.5D input for a 2D network.
+
+    (channels, h, w, depth) becomes (slices * channels, h, w, depth), the lower slices' channels
+    first; beyond the volume its first or last slice is repeated.
+
+    Args:
+        keys: keys of the volumes.
+        slices: how many, the middle one being the slice itself: odd; 1 changes nothing.
+
+    Raises:
+        InputError: slices is even, or below 1.
+    """
+
+    def __init__(self, keys: KeysCollection, slices: int) -> None:
+        super().__init__(keys)
+        if slices < 1 or slices % 2 == 0:
+            raise InputError(f"slices is {slices}; allowed are odd numbers from 1.")
+        self.slices = slices
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        stacked = dict(data)
+        for key in self.key_iterator(stacked):
+            volume = stacked[key]
+            depth = volume.shape[-1]
+            offsets = range(-(self.slices // 2), self.slices // 2 + 1)
+            at = [(torch.arange(depth) + offset).clamp(0, depth - 1) for offset in offsets]
+            stacked[key] = torch.cat([volume[..., index] for index in at]) if at[1:] else volume
+        return stacked
+
+
 def _source(image: Tensor) -> str:
     """The file that a MetaTensor came from."""
     return str(getattr(image, "meta", {}).get("filename_or_obj", "in memory"))

@@ -5,10 +5,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
 
 from common.errors import InputError
-from common.transforms import CheckInputd, LoadCheckedImaged, PadToPatchd
+from common.transforms import AdjacentSlicesd, CheckInputd, LoadCheckedImaged, PadToPatchd
 
 
 def write(path: Path, values: np.ndarray) -> str:
@@ -119,3 +121,16 @@ def test_small_volumes_are_padded_with_a_word(tmp_path: Path, caplog: pytest.Log
     caplog.clear()
     pad({"image": padded})
     assert not caplog.text
+
+
+def test_adjacent_slices_are_channels():
+    volume = MetaTensor(torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5))
+    stacked = AdjacentSlicesd("image", slices=3)({"image": volume})["image"]
+    assert isinstance(stacked, MetaTensor)
+    assert stacked.shape == (6, 3, 4, 5)
+    for z in range(5):
+        for k, at in enumerate((max(z - 1, 0), z, min(z + 1, 4))):
+            assert torch.equal(stacked[2 * k : 2 * k + 2, ..., z], volume[..., at])
+    assert AdjacentSlicesd("image", slices=1)({"image": volume})["image"] is volume
+    with pytest.raises(InputError, match="slices is 2; allowed are odd numbers from 1"):
+        AdjacentSlicesd("image", slices=2)

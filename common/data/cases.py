@@ -39,22 +39,33 @@ def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     """
     root = _folder(dataset_dir)
     listed = _listed_cases(root)
-    cases = listed if listed is not None else _paired_cases(root)
+    cases = listed if listed is not None else _paired_cases(root, "imagesTr", "labelsTr")
     if not cases:
         raise InputError(f"{root} holds no case; needed is at least one image in imagesTr.")
     return sorted(cases, key=lambda case: case["label"])
 
 
 def split_cases(
-    dataset_dir: str | Path, split: Split, ratios: Sequence[float] = (7, 1, 2), seed: int = 0
+    dataset_dir: str | Path,
+    split: Split,
+    ratios: Sequence[float] = (7, 1, 2),
+    seed: int = 0,
+    fold: int | None = None,
+    num_folds: int = 5,
 ) -> list[Case]:
     """The part of `labelled_cases` that `split` names, drawn at random by `seed`.
+
+    A data set that comes split, in folders ``train_images``, ``train_masks``, ``valid_images``,
+    ..., ``test_masks`` (CirrMRI600+), keeps its own parts: `ratios` and `seed` change nothing then.
 
     Args:
         dataset_dir: see `labelled_cases`.
         split: "training", "validation" or "test".
         ratios: relative sizes of the three, in that order.
         seed: the same seed gives the same three parts, whichever is asked for.
+        fold: None splits by `ratios`; a number from 0 cross-validates: of `num_folds` equal parts
+            this one is the test set, the next one is for validation, all others for training.
+        num_folds: at least 3.
 
     Raises:
         InputError: as `labelled_cases`; or the part asked for would be empty.
@@ -63,9 +74,27 @@ def split_cases(
         raise InputError(f"split is {split!r}; allowed are {', '.join(_SPLITS)}.")
     if len(ratios) != 3 or min(ratios) < 0 or sum(ratios) <= 0:
         raise InputError(f"ratios is {list(ratios)}; allowed are three numbers, none below 0.")
-    cases = labelled_cases(dataset_dir)
-    parts = partition_dataset(cases, ratios=ratios, shuffle=True, seed=seed)
+    if fold is not None and not (num_folds >= 3 and 0 <= fold < num_folds):
+        raise InputError(
+            f"fold is {fold} of num_folds {num_folds}; allowed are 0 to num_folds - 1, of at "
+            "least 3 folds."
+        )
+    root = _folder(dataset_dir)
+    if (root / "train_images").is_dir():
+        return _published_split(root, split, fold)
+    cases = labelled_cases(root)
+    if fold is None:
+        parts = partition_dataset(cases, ratios=ratios, shuffle=True, seed=seed)
+    else:
+        folds = partition_dataset(cases, num_partitions=num_folds, shuffle=True, seed=seed)
+        test, validation = folds[fold], folds[(fold + 1) % num_folds]
+        parts = [[c for c in cases if c not in test and c not in validation], validation, test]
     part: list[Case] = parts[_SPLITS.index(split)]
+    if not part and fold is not None:
+        raise InputError(
+            f"{dataset_dir} holds {len(cases)} labelled cases, too few for {num_folds} folds; "
+            "give more cases or fewer folds."
+        )
     if not part:
         raise InputError(
             f"{dataset_dir} holds {len(cases)} labelled cases, of which a split by "
@@ -159,13 +188,25 @@ def _listed_cases(root: Path) -> list[Case] | None:
     return cases
 
 
-def _paired_cases(root: Path) -> list[Case]:
-    images, labels = root / "imagesTr", root / "labelsTr"
+def _published_split(root: Path, split: Split, fold: int | None) -> list[Case]:
+    if fold is not None:
+        raise InputError(
+            f"fold is {fold}, but {root} comes with its own split; allowed is no fold (None)."
+        )
+    name = {"training": "train", "validation": "valid", "test": "test"}[split]
+    cases = _paired_cases(root, f"{name}_images", f"{name}_masks")
+    if not cases:
+        raise InputError(f"{root}/{name}_images holds no image; needed is at least one.")
+    return cases
+
+
+def _paired_cases(root: Path, images_in: str, labels_in: str) -> list[Case]:
+    images, labels = root / images_in, root / labels_in
     for folder in (images, labels):
         if not folder.is_dir():
             raise InputError(
-                f"{root} has no folder {folder.name}; needed are imagesTr with images and labelsTr "
-                "with label maps of the same names."
+                f"{root} has no folder {folder.name}; needed are {images_in} with images and "
+                f"{labels_in} with label maps of the same names."
             )
     label_of = {_stem(file): file for file in _nifti_files(labels)}
     channels: dict[str, list[str]] = defaultdict(list)

@@ -63,8 +63,7 @@ class LiverCancerAttention(nn.Module):
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Logits (b, out_channels, h, w) from features (b, 32, h, w) and logits of their size."""
-        background = 1 - torch.sigmoid(logits).amax(1, keepdim=True)
-        y = self.conv1(background * self.block1(features))
+        y = self.conv1((1 - _foreground(logits)) * self.block1(features))
         y = self.conv2(self.block2(y) + features)
         return self.head(y) + logits
 
@@ -83,8 +82,8 @@ class PlainRefinement(nn.Module):
 class LCMambaNet(nn.Module):
     """LCMambaNet, images (b, in_channels, h, w) to logits (b, out_channels, h, w).
 
-    A logit per foreground class, each for a sigmoid of its own: there is no background channel,
-    and classes may overlap (the liver, and the tumour in it). In training mode the output is the
+    One channel is the logit of a sigmoid, as in the released code; several are those of a softmax
+    over the background, which is the first, and the classes. In training mode the output is the
     list of all four scales' logits, finest first, each at the image's size.
 
     Any size works: the image is padded to a multiple of 32 by its edge, the logits are cropped.
@@ -92,7 +91,7 @@ class LCMambaNet(nn.Module):
     Args:
         variant: "T" has VMamba-Tiny as encoder, "S" VMamba-Small.
         in_channels: channels of the image; or adjacent slices.
-        out_channels: foreground classes.
+        out_channels: 1, or the number of classes with the background.
         extra_blocks: VSS blocks on each of the encoder's maps, the paper's N; None is 0 for "T"
             and 1 for "S".
         attention: False refines by plain convolution instead (table 5).
@@ -157,6 +156,13 @@ class LCMambaNet(nn.Module):
         if self.training:
             return logits
         return logits[0]
+
+
+def _foreground(logits: Tensor) -> Tensor:
+    """The largest probability of a foreground class, (b, 1, h, w)."""
+    if logits.shape[1] == 1:
+        return torch.sigmoid(logits)
+    return torch.softmax(logits, 1)[:, 1:].amax(1, keepdim=True)
 
 
 def _resize_like(x: Tensor, other: Tensor) -> Tensor:

@@ -124,3 +124,55 @@ def test_read_only_output_folder(tmp_path: Path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot be written to"):
         check_output_folder(tmp_path)
+
+
+def test_lits_split_of_the_paper(tmp_path: Path):
+    names = [f"liver_{i}.nii.gz" for i in range(130)]
+    make_folders(tmp_path, names, names)
+    parts = [
+        split_cases(tmp_path, split, (100, 15, 15), seed=42)
+        for split in ("training", "validation", "test")
+    ]
+    assert [len(part) for part in parts] == [100, 15, 15]
+    assert len({case["label"] for part in parts for case in part}) == 130
+
+
+def test_folds_test_every_case_once(tmp_path: Path):
+    names = [f"case_{i:02d}.nii.gz" for i in range(10)]
+    make_folders(tmp_path, names, names)
+    tested = []
+    for fold in range(4):
+        parts = {
+            split: {
+                c["label"] for c in split_cases(tmp_path, split, seed=1, fold=fold, num_folds=4)
+            }
+            for split in ("training", "validation", "test")
+        }
+        assert len(set.union(*parts.values())) == 10 == sum(map(len, parts.values()))
+        tested += parts["test"]
+    assert sorted(tested) == sorted(str(tmp_path / "labelsTr" / name) for name in names)
+    with pytest.raises(InputError, match="fold is 4 of num_folds 4; allowed are 0 to"):
+        split_cases(tmp_path, "test", fold=4, num_folds=4)
+    with pytest.raises(InputError, match="holds 10 labelled cases, too few for 11 folds"):
+        split_cases(tmp_path, "test", fold=10, num_folds=11)
+
+
+def test_published_split_is_kept(tmp_path: Path):
+    for part, names in (("train", "ab"), ("valid", "c"), ("test", "d")):
+        for kind in ("images", "masks"):
+            folder = tmp_path / f"{part}_{kind}"
+            folder.mkdir()
+            for name in names:
+                (folder / f"{name}.nii.gz").touch()
+    for split, names in (("training", "ab"), ("validation", "c"), ("test", "d")):
+        part = split_cases(tmp_path, split, ratios=(1, 1, 1), seed=5)
+        assert sorted(Path(str(case["image"])).name[0] for case in part) == list(names)
+        assert all("_masks" in case["label"] for case in part)
+    with pytest.raises(InputError, match="comes with its own split; allowed is no fold"):
+        split_cases(tmp_path, "test", fold=0)
+    (tmp_path / "test_masks/d.nii.gz").unlink()
+    with pytest.raises(InputError, match=r"d\.nii\.gz has no label"):
+        split_cases(tmp_path, "test")
+    (tmp_path / "test_images/d.nii.gz").unlink()
+    with pytest.raises(InputError, match="test_images holds no image"):
+        split_cases(tmp_path, "test")
