@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +14,9 @@ import torch
 
 from common.data.phantom import write_phantom
 
+from . import running
 from .conftest import REPOSITORY, shared
+from .running import overrides, sentence, succeed
 
 BUNDLE = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
 SMALL = {
@@ -27,41 +28,7 @@ SMALL = {
 }
 
 
-def command(config: str | Sequence[str], **options: object) -> list[str]:
-    files = [config] if isinstance(config, str) else config
-    found = [str(BUNDLE / f"configs/{name}.json") for name in files]
-    arguments = ["run", "--config_file", str(found)]
-    for name, value in options.items():
-        arguments += [f"--{name}", str(value)]
-    return arguments
-
-
-def run(
-    arguments: Sequence[str], cwd: Path | None = None, launcher: Sequence[str] = ("-m",)
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", *launcher, "monai.bundle", *arguments],
-        cwd=cwd or REPOSITORY,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
-    )
-
-
-def succeed(*args, **kwargs) -> str:
-    done = run(*args, **kwargs)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-def sentence(arguments: Sequence[str]) -> str:
-    """What a run that fails for its input says: one sentence, and no traceback anywhere."""
-    done = run(arguments)
-    assert done.returncode == 1, done.stdout[-2000:]
-    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+command = partial(running.command, BUNDLE)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +113,7 @@ def test_from_the_bundles_own_folder(dataset: Path, tmp_path: Path):
     root = tmp_path / "bundle"
     root.mkdir()
     (root / "configs").symlink_to(BUNDLE / "configs")
-    small = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
+    small = overrides(SMALL)
     data = ["--dataset_dir", str(dataset), "--train#trainer#max_epochs", "1"]
     succeed(["run", "--config_file", "configs/train.json", *data, *small], cwd=root)
     both = "['configs/train.json','configs/evaluate.json']"
@@ -199,7 +166,7 @@ def test_exports_and_checks_of_monai(trained: Path, tmp_path: Path):
     verified = succeed(["verify_metadata", "--meta_file", meta, "--filepath", str(schema)])
     assert "metadata is verified with no error" in verified
 
-    small = [part for name, value in SMALL.items() for part in (f"--{name}", str(value))]
+    small = overrides(SMALL)
     files = ["--meta_file", meta, "--config_file", config]
     verified = succeed(["verify_net_in_out", "network_def", *files, "--n", "2", *small])
     assert "data shape of network is verified with no error" in verified

@@ -1,0 +1,50 @@
+"""Bundles run as users run them: python -m monai.bundle in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .conftest import REPOSITORY
+
+
+def command(bundle: Path, config: str | Sequence[str], **options: object) -> list[str]:
+    """The arguments of monai.bundle that run a bundle's configs, by their names."""
+    files = [config] if isinstance(config, str) else config
+    found = [str(bundle / f"configs/{name}.json") for name in files]
+    return ["run", "--config_file", str(found), *overrides(options)]
+
+
+def overrides(options: dict[str, object]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name}", str(value))]
+
+
+def run(
+    arguments: Sequence[str], cwd: Path | None = None, launcher: Sequence[str] = ("-m",)
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", *launcher, "monai.bundle", *arguments],
+        cwd=cwd or REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+    )
+
+
+def succeed(*args, **kwargs) -> str:
+    done = run(*args, **kwargs)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def sentence(arguments: Sequence[str]) -> str:
+    """What a run that fails for its input says: one sentence, and no traceback anywhere."""
+    done = run(arguments)
+    assert done.returncode == 1, done.stdout[-2000:]
+    assert "Traceback" not in done.stdout + done.stderr, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
