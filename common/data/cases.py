@@ -83,6 +83,11 @@ def split_cases(
     if (root / "train_images").is_dir():
         return _published_split(root, split, fold)
     cases = labelled_cases(root)
+    if fold is not None and len(cases) < num_folds:
+        raise InputError(
+            f"{dataset_dir} holds {len(cases)} labelled cases, too few for {num_folds} folds; "
+            "give more cases or fewer folds."
+        )
     if fold is None:
         parts = partition_dataset(cases, ratios=ratios, shuffle=True, seed=seed)
     else:
@@ -90,11 +95,6 @@ def split_cases(
         test, validation = folds[fold], folds[(fold + 1) % num_folds]
         parts = [[c for c in cases if c not in test and c not in validation], validation, test]
     part: list[Case] = parts[_SPLITS.index(split)]
-    if not part and fold is not None:
-        raise InputError(
-            f"{dataset_dir} holds {len(cases)} labelled cases, too few for {num_folds} folds; "
-            "give more cases or fewer folds."
-        )
     if not part:
         raise InputError(
             f"{dataset_dir} holds {len(cases)} labelled cases, of which a split by "
