@@ -53,15 +53,28 @@ def convert(checkpoint: str, network: str, output: str) -> None:
     _say(f"{len(converted)} parameters are in {output}")
 
 
-def main() -> None:
+def doctor() -> None:
+    """Say which backend runs the selective scan where, why, how fast, and whether it is right."""
+    from .doctor import SelfTestError, examine
+
     try:
-        fire.Fire({verb.__name__: verb for verb in (phantom, overlay, convert)}, name="common")
+        for line in examine():
+            _say(line)
+    except SelfTestError as error:
+        sys.exit(f"error: {error}")
+
+
+def main() -> None:
+    verbs = (phantom, overlay, convert, doctor)
+    try:
+        fire.Fire({verb.__name__: verb for verb in verbs}, name="common")
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
+    sys.stdout.flush()  # seen at once also where it is piped
 
 
 if __name__ == "__main__":

@@ -23,10 +23,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "transforms": (BASE, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),
     "zoo": (BASE, {"torch", "monai"}),
+    "doctor": ({"__version__", "ops"}, {"torch"}),
     "errors": (set(), set()),
     "files": (set(), set()),
     "__init__": (set(), set()),
-    "__main__": (BASE | {"data", "evaluation", "zoo"}, {"fire", "torch"}),
+    "__main__": (BASE | {"data", "doctor", "evaluation", "zoo"}, {"fire", "torch"}),
 }
 
 

@@ -1,14 +1,16 @@
 """Operations: the selective scan and its backends. Depends on torch only."""
 
 from .chunked import selective_scan_chunked
-from .selective_scan import BACKENDS, Backend, selective_scan
+from .selective_scan import BACKENDS, Backend, fastest_backend, selective_scan, why_not
 from .selective_scan_2d import selective_scan_2d, selective_scan_2d_chunked
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "fastest_backend",
     "selective_scan",
     "selective_scan_2d",
     "selective_scan_2d_chunked",
     "selective_scan_chunked",
+    "why_not",
 ]

@@ -45,6 +45,11 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+def location() -> Path:
+    """The file that `library` was loaded from; gone again where the cache cannot be written."""
+    return Path(library()._name)
+
+
 def why_unavailable() -> str | None:
     """None where `library` works, else the reason in a sentence. May compile, once per process."""
     return _find_or_build()[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,33 @@ from .cpp import selective_scan_cpp
 from .reference import selective_scan_reference
 
 Backend = Literal["auto", "reference", "torch", "cpp"]
-BACKENDS: tuple[str, ...] = ("auto", "reference", "torch", "cpp")
+BACKENDS: tuple[Backend, ...] = ("auto", "reference", "torch", "cpp")
+
+
+class _Scope(NamedTuple):
+    """What a backend is made for, and why this machine lacks it."""
+
+    devices: tuple[str, ...] | None  # None is every device
+    float64: bool
+    missing: Callable[[], str | None]  # the reason, and what to install; None where it is there
+
+    def covers(self, device: str, dtype: torch.dtype) -> bool:
+        return (self.devices is None or device in self.devices) and (
+            self.float64 or dtype != torch.float64
+        )
+
+
+def _missing_cpp() -> str | None:
+    reason = native.why_unavailable()
+    return None if reason is None else f"{reason} {native.HOW_TO_GET}"
+
+
+# The fastest first: "auto" takes the first that serves the arguments.
+_SCOPES: dict[Backend, _Scope] = {
+    "cpp": _Scope(("cpu",), False, _missing_cpp),
+    "torch": _Scope(None, True, lambda: None),
+    "reference": _Scope(None, True, lambda: None),
+}
 
 
 def selective_scan(
@@ -83,27 +109,46 @@ def _plain(x: Tensor | None) -> Tensor | None:
     return x.as_subclass(Tensor)
 
 
+def why_not(backend: Backend, device: str, dtype: torch.dtype) -> str | None:
+    """Why a backend cannot serve tensors on a device ("cpu", "cuda") of a dtype, in a sentence.
+
+    None where it can. For one that is missing, also what to install. May compile, once per process.
+    """
+    scope = _SCOPES[backend]
+    if scope.covers(device, dtype):
+        return scope.missing()
+    if scope.devices is not None and device not in scope.devices:
+        return f"it is made for {' and '.join(scope.devices)}."
+    return "its arithmetic is float32."
+
+
+def fastest_backend(device: str, dtype: torch.dtype) -> Backend:
+    """What "auto" takes for tensors on a device ("cpu", "cuda") of a dtype."""
+    return next(backend for backend in _SCOPES if why_not(backend, device, dtype) is None)
+
+
 def _fastest(u: Tensor) -> Backend:
     # What is exported runs on other machines, and they may have no compiler.
     exporting = hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
-    if u.device.type == "cpu" and u.dtype != torch.float64 and not exporting and _have_cpp():
-        return "cpp"
-    return "torch"
+    return "torch" if exporting else _fastest_or_warn(u.device.type, u.dtype)
 
 
 @torch.compiler.assume_constant_result
-def _have_cpp() -> bool:
+def _fastest_or_warn(device: str, dtype: torch.dtype) -> Backend:
     global _warned
-    reason = native.why_unavailable()
-    if reason is not None and not _warned:
-        _warned = True
-        warnings.warn(
-            f"The selective scan runs in plain PyTorch, many times slower: {reason} "
-            f"{native.HOW_TO_GET}",
-            RuntimeWarning,
-            stacklevel=4,  # the caller of selective_scan
-        )
-    return reason is None
+    backend = fastest_backend(device, dtype)
+    if backend == "torch" and not _warned:
+        missing = [scope.missing() for scope in _SCOPES.values() if scope.covers(device, dtype)]
+        reasons = [reason for reason in missing if reason is not None]
+        if reasons:
+            _warned = True
+            warnings.warn(
+                f"The selective scan runs in plain PyTorch, many times slower: {' '.join(reasons)} "
+                "`python -m common doctor` says more.",
+                RuntimeWarning,
+                stacklevel=4,  # the caller of selective_scan
+            )
+    return backend
 
 
 _warned = False
