@@ -1,0 +1,1 @@
+"""Scripts that print a table; nothing here asserts a time."""

@@ -1,0 +1,263 @@
+"""Time, arithmetic and memory of every network of the collection beside MONAI's, in one run.
+
+    python -m benchmarks.networks [--size 96 96 96] [--only LightMUNet SegResNet] [--device cuda]
+        [--threads 2] [--rounds 3]
+
+One image of one channel in, three classes out, float32. A forward pass is in eval mode without
+gradients; a training step is forward, Dice and cross-entropy loss, backward and AdamW. Each has a
+process of its own, and the networks take turns for `--rounds` rounds, so that what slows the
+machine down for a while slows all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from monai.losses import DiceCELoss
+from monai.networks import nets
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from common import networks
+
+from .measure import Failed, in_own_process, machine, median_seconds, peak_memory, say, table
+
+CLASSES = 3
+BASELINE = "SegResNet"
+
+# Name -> the network for images of a size.
+COLLECTION: dict[str, Callable[[list[int]], nn.Module]] = {
+    "LightMUNet": lambda size: networks.LightMUNet(len(size), 1, CLASSES, init_filters=32),
+}
+MONAI: dict[str, Callable[[list[int]], nn.Module]] = {
+    "SegResNet": lambda size: nets.SegResNet(len(size), 32, 1, CLASSES),
+    "SwinUNETR": lambda size: nets.SwinUNETR(1, CLASSES, feature_size=48, spatial_dims=len(size)),
+    "UNETR": lambda size: nets.UNETR(1, CLASSES, size, spatial_dims=len(size)),
+    "DynUNet": lambda size: nets.DynUNet(
+        len(size), 1, CLASSES, [3] * 5, [1, 2, 2, 2, 2], upsample_kernel_size=[2] * 4
+    ),
+    "BasicUNet": lambda size: nets.BasicUNet(len(size), 1, CLASSES),
+}
+NETWORKS = COLLECTION | MONAI
+
+
+class Cost(NamedTuple):
+    seconds: float
+    memory: int  # peak, of the network, its activations and all else that it needs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, nargs="+", default=[96, 96, 96], help="2D or 3D")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if len(options.size) not in (2, 3):
+        parser.error(f"--size has {len(options.size)} numbers; allowed are 2 and 3")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("there is no CUDA device that torch can use")
+
+    run = Run(options.size, options.device, options.threads)
+    jobs = tqdm(
+        [
+            (step, name)
+            for step in (count, *[forward, train] * options.rounds)
+            for name in options.only
+        ],
+        desc="networks",
+    )
+    for step, name in jobs:
+        jobs.set_postfix_str(f"{name}: {step.__name__}")
+        run.measure(step, name)
+
+    size = " x ".join(map(str, options.size))
+    say(f"{size} on {machine(options.device, options.threads)}:\n")
+    say(run.report(options.only))
+    say(
+        f"\nforward, training: seconds, median of {options.rounds} rounds, and as a ratio to "
+        f"{BASELINE}'s. GiB: peak memory, the network\nincluded, and with training its gradients "
+        "and the optimiser's state. GFLOP: of a forward pass's matrix products,\nconvolutions and "
+        "selective scans (7 per state and token), 2 per multiply-add."
+    )
+    for note in sorted(run.notes):
+        say(note)
+    if (ratio := run.ratio(forward, "LightMUNet")) is not None:
+        say(
+            f"\nGoal on a CPU at 96 x 96 x 96: LightMUNet's forward <= 1 x {BASELINE}'s (stretch "
+            f"0.5).\nMeasured at {size}: {ratio:.2f}, {'met' if ratio <= 1 else 'NOT met'}."
+        )
+
+
+class Run:
+    """What was measured of each network, and why what was not."""
+
+    def __init__(self, size: list[int], device: str, threads: int) -> None:
+        self.arguments = (size, device, threads)
+        self.counts: dict[str, tuple[int, int]] = {}
+        self.costs: dict[tuple[Any, str], list[Cost]] = {}
+        self.failures: dict[tuple[Any, str], str] = {}
+        self.notes: set[str] = set()
+
+    def measure(self, step: Callable[..., Any], name: str) -> None:
+        if (count, name) in self.failures or (step, name) in self.failures:
+            return
+        try:
+            found = in_own_process(
+                step,
+                name,
+                *self.arguments,
+                preload=["monai.losses", "monai.networks.nets", "common.networks"],
+            )
+        except Failed as failure:
+            self.failures[step, name] = str(failure)
+            return
+        if step is count:
+            *self.counts[name], uncounted = found
+            self.notes |= {f"Not counted in {name}: {operator}." for operator in uncounted}
+        else:
+            self.costs.setdefault((step, name), []).append(found)
+
+    def report(self, names: list[str]) -> str:
+        rows = []
+        for name in names:
+            row = [name]
+            for step in (count, forward, train):
+                if (step, name) in self.failures:
+                    row.append(self.failures[step, name])
+                    break
+                row += self.cells(step, name)
+            rows.append(row)
+        ratio = f"/{BASELINE}"
+        header = (
+            "network",
+            "M parameters",
+            "GFLOP",
+            "forward",
+            ratio,
+            "GiB",
+            "training",
+            ratio,
+            "GiB",
+        )
+        return table(header, rows)
+
+    def cells(self, step: Callable[..., Any], name: str) -> list[str]:
+        if step is count:
+            parameters, flops = self.counts[name]
+            return [f"{parameters / 1e6:.2f}", f"{flops / 1e9:.1f}"]
+        ratio = self.ratio(step, name)
+        memory = median(cost.memory for cost in self.costs[step, name])
+        return [
+            f"{self.seconds(step, name):.3g}",
+            "" if ratio is None else f"{ratio:.2f}",
+            f"{memory / 2**30:.2f}",
+        ]
+
+    def seconds(self, step: Callable[..., Any], name: str) -> float:
+        return median(cost.seconds for cost in self.costs[step, name])
+
+    def ratio(self, step: Callable[..., Any], name: str) -> float | None:
+        if (step, name) in self.costs and (step, BASELINE) in self.costs:
+            return self.seconds(step, name) / self.seconds(step, BASELINE)
+        return None
+
+
+def count(name: str, size: list[int], device: str, threads: int) -> tuple[int, int, list[str]]:
+    """Parameters, FLOPs of a forward pass, and operators of ours that have no formula.
+
+    Nothing is computed: tensors are on torch's meta device.
+    """
+    network = NETWORKS[name](size).eval().to("meta")
+    flops = FlopCounterMode(display=False, custom_mapping=FORMULAS)
+    with torch.no_grad(), _Ours() as ours, flops:
+        network(torch.empty(1, 1, *size, device="meta"))
+    parameters = sum(p.numel() for p in network.parameters())
+    return parameters, flops.get_total_flops(), sorted(ours.uncounted)
+
+
+def forward(name: str, size: list[int], device: str, threads: int) -> Cost:
+    def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
+        network.eval()
+
+        def run() -> Tensor:
+            with torch.no_grad():
+                return network(image)
+
+        return run
+
+    return _cost(prepare, name, size, device, threads)
+
+
+def train(name: str, size: list[int], device: str, threads: int) -> Cost:
+    def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
+        network.train()
+        label = torch.randint(CLASSES, image.shape, device=device)
+        loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
+        optimiser = torch.optim.AdamW(network.parameters())
+
+        def run() -> None:
+            optimiser.zero_grad()
+            loss_of(network(image), label).backward()
+            optimiser.step()
+
+        return run
+
+    return _cost(prepare, name, size, device, threads)
+
+
+def _cost(
+    prepare: Callable[[nn.Module, Tensor], Callable[[], Any]],
+    name: str,
+    size: list[int],
+    device: str,
+    threads: int,
+) -> Cost:
+    torch.manual_seed(0)
+    torch.set_num_threads(threads)
+    convolution = nn.Conv2d(1, CLASSES, 3, padding=1).to(device)
+    prepare(convolution, torch.randn(1, 1, 8, 8, device=device))()  # loads what all have in common
+    runs: list[Callable[[], Any]] = []
+
+    def first() -> None:
+        runs.append(
+            prepare(NETWORKS[name](size).to(device), torch.randn(1, 1, *size, device=device))
+        )
+        runs[0]()
+
+    memory = peak_memory(first, device)
+    return Cost(median_seconds(runs[0], device, budget=1.0), memory)
+
+
+def _scan_flops(u, delta, A, B, C, D, z, *_, **__) -> int:
+    """Per state and token delta A, its exponential, delta u B and two multiply-adds; delta u once,
+    a multiply-add for D, and SiLU's product and the gate's."""
+    batch, d, length = u
+    return batch * d * length * (7 * A[1] + 1 + 2 * (D is not None) + 2 * (z is not None))
+
+
+FORMULAS = {torch.ops.monai_mamba.selective_scan: _scan_flops}
+
+
+class _Ours(TorchDispatchMode):
+    """Notes the package's own operators that FORMULAS lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.uncounted: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "monai_mamba" and func.overloadpacket not in FORMULAS:
+            self.uncounted.add(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+if __name__ == "__main__":
+    main()

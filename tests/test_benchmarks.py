@@ -1,0 +1,132 @@
+"""The benchmarks run and print what they promise; no time is asserted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import measure, networks
+from common.ops import BACKENDS, fastest_backend, why_not
+
+from .conftest import REPOSITORY
+
+PRELOAD = ["benchmarks.networks"]
+
+
+def run(script: str, *arguments: object) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{script}", *map(str, arguments), "--threads", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def cells(text: str, *start: str) -> list[str]:
+    """The columns of the one row whose line begins with these columns."""
+    rows = [line.split("  ") for line in text.splitlines()]
+    rows = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    (row,) = [row for row in rows if tuple(row[: len(start)]) == start]
+    return row
+
+
+def test_selective_scan():
+    text = run("selective_scan", "--quick")
+    for backend in BACKENDS[1:]:
+        if why_not(backend, "cpu", torch.float32) is None:
+            row = cells(text, "2D 64x64", "1 16 200 16", backend)
+            assert float(row[3]) > 0
+            row = cells(text, "3D 64^3, n=1", "1 16 200 1", backend)
+            assert "%" in "".join(row)
+    assert f'which is "{fastest_backend("cpu", torch.float32)}"' in text
+    assert cells(text, "2D 64x64: forward, times the loop")[1] == ">= 500"
+    if importlib.util.find_spec("mambapy") is None:
+        assert "pip install mambapy" in text
+        pscan = cells(text, "2D 64x64: forward, times mambapy's pscan")
+        assert pscan[1:] == [">= 150", "not measured"]
+
+
+def test_networks():
+    names = ("LightMUNet", "SegResNet", "SwinUNETR")
+    text = run("networks", "--size", 40, 40, "--only", *names, "--rounds", 1)
+    for name in names[:2]:
+        row = cells(text, name)
+        assert len(row) == 9
+        parameters = sum(p.numel() for p in networks.NETWORKS[name]([40, 40]).parameters())
+        assert float(row[1]) == pytest.approx(parameters / 1e6, abs=0.01)
+        assert all(float(cell) > 0 for cell in (row[3], row[6]))
+    assert cells(text, "SegResNet")[4] == "1.00"
+    why = cells(text, "SwinUNETR")[1]  # 40 is no multiple of 32, and without einops it ends sooner
+    assert "must be divisible by" in why or "pip install" in why
+    assert "Goal" in text
+
+
+def test_flops_of_a_layer(monkeypatch):
+    def layers(size: list[int]) -> nn.Module:
+        return nn.Conv2d(1, 5, 3, padding=1, bias=False)
+
+    monkeypatch.setitem(networks.NETWORKS, "layers", layers)
+    assert networks.count("layers", [4, 6], "cpu", 1) == (45, 2 * 45 * 24, [])
+
+
+def test_every_operator_in_the_collection_has_a_formula():
+    for name in networks.COLLECTION:
+        parameters, flops, uncounted = networks.count(name, [32, 32], "cpu", 1)
+        assert uncounted == []
+        assert flops > parameters
+
+
+def test_scan_is_counted(monkeypatch):
+    class Scan(nn.Module):
+        def forward(self, x):
+            from common.ops import selective_scan
+
+            u = x.flatten(2)
+            maps = u.new_empty(1, 3, u.shape[2])
+            return selective_scan(u, u, u.new_empty(1, 3), maps, maps, u.new_empty(1), u)
+
+    monkeypatch.setitem(networks.NETWORKS, "scan", lambda size: Scan())
+    assert networks.count("scan", [4, 6], "cpu", 1)[1:] == (24 * (7 * 3 + 5), [])
+    monkeypatch.setattr(networks, "FORMULAS", {})
+    flops, uncounted = networks.count("scan", [4, 6], "cpu", 1)[1:]
+    assert flops == 0
+    assert [name.partition(".")[2] for name in uncounted] == ["selective_scan.default"]
+
+
+def refuses() -> None:
+    raise measure.Failed("too large")
+
+
+def needs_too_much() -> torch.Tensor:
+    return torch.ones(2**36, dtype=torch.float64)
+
+
+def test_process_that_fails_says_why():
+    with pytest.raises(measure.Failed, match=r"^too large$"):
+        measure.in_own_process(refuses, preload=PRELOAD)
+    with pytest.raises(measure.Failed, match="alloc"):
+        measure.in_own_process(needs_too_much, preload=PRELOAD)
+    with pytest.raises(measure.Failed, match="ended with code 7"):
+        measure.in_own_process(os._exit, 7, preload=PRELOAD)
+
+
+def keeps(size: int) -> int:
+    kept: list[torch.Tensor] = []
+    return measure.peak_memory(lambda: kept.append(torch.ones(size, dtype=torch.uint8)), "cpu")
+
+
+def test_peak_memory_is_what_was_touched():
+    size = 200 * 2**20
+    assert measure.in_own_process(keeps, size, preload=PRELOAD) == pytest.approx(size, rel=0.05)
+
+
+def test_table_lets_a_last_cell_run_on():
+    text = measure.table(("a", "b", "c"), [("x", "1", "2"), ("yy", "a long reason")])
+    assert text.splitlines() == ["a   b  c", "--  -  -", "x   1  2", "yy  a long reason"]
