@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-import platform
 import resource
 import statistics
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from common.doctor import cpu_name
 
 _STATUS = Path("/proc/self/status")  # Linux
 
@@ -25,8 +26,9 @@ class Failed(Exception):
 def in_own_process(function: Callable[..., Any], *arguments: Any, preload: Sequence[str]) -> Any:
     """`function(*arguments)` in a process of its own, so that its memory and threads are its own.
 
-    It may take nine tenths of the memory that is free, so that too large a case fails by itself.
-    Processes are forked from one that has imported the modules of `preload` and run nothing.
+    Without CUDA, which reserves addresses far beyond what it uses, it may take nine tenths of the
+    memory that is free, so that too large a case fails by itself. Processes are forked from one
+    that has imported the modules of `preload` and run nothing.
 
     Raises:
         Failed: the function raised, or its process ended.
@@ -74,7 +76,7 @@ def free_memory(device: str = "cpu") -> int | None:
 
 def _limit_memory() -> None:
     free = free_memory()
-    if free is not None:
+    if free is not None and not torch.cuda.is_available():
         limit = _kibibytes(_STATUS, "VmData") + free * 9 // 10
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
@@ -134,12 +136,7 @@ def machine(device: str, threads: int) -> str:
     """One line that a table of figures is worth little without."""
     if device != "cpu":
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = (line.partition(":") for line in info.read_text().splitlines())
-        name = next((value.strip() for key, _, value in lines if "model name" in key), name)
-    return f"{name}, {threads} threads, torch {torch.__version__}"
+    return f"{cpu_name()}, {threads} threads, torch {torch.__version__}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -305,95 +305,68 @@ def goals(
     found: dict[tuple[str, str], Result],
 ) -> list[list[str]]:
     """The design's goals beside what was measured; of several cases, the worst counts."""
+    rows: list[list[str]] = []
+    Value = Callable[[Case, Result], float | None]
 
-    def over(
-        chosen: Callable[[Case], bool], value: Callable[[Case, Result], float | None]
-    ) -> list[float]:
-        """A value of our results, of every case that is meant and was measured."""
+    def goal(
+        what: str, sign: str, needed: float, value: Value, chosen: Callable[[Case], bool]
+    ) -> None:
         pairs = ((case, found.get((case.name, ours))) for case in cases if chosen(case))
-        values = (value(case, result) for case, result in pairs if result is not None)
-        return [x for x in values if x is not None]
+        values = [value(case, result) for case, result in pairs if result is not None]
+        measured = [x for x in values if x is not None]
+        if not measured:
+            rows.append([what, f"{sign} {needed:g}", "", "not measured"])
+            return
+        worst = max(measured) if sign == "<=" else min(measured)
+        met = worst <= needed if sign == "<=" else worst >= needed
+        rows.append([what, f"{sign} {needed:g}", _number(worst), "met" if met else "NOT met"])
 
-    def faster(other: str, both: bool) -> Callable[[Case, Result], float | None]:
+    def faster(other: str, both: bool) -> Value:
         return lambda case, _: times_faster(found, case, ours, other, both)
-
-    def flat(case: Case) -> bool:
-        return case.name == CASES[0].name
 
     def rate(case: Case, result: Result) -> float:
         return case.batch * case.d * case.length * case.n / result.forward / threads / 1e9
 
-    def rows_between(low: int, high: float, length: int) -> Callable[[Case], bool]:
+    def every(case: Case) -> bool:
+        return True
+
+    def first(case: Case) -> bool:
+        return case.name == cases[0].name
+
+    def of_width(least: int, most: float, length: int = 1) -> Callable[[Case], bool]:
         return lambda case: (
-            case.n == 16 and low <= case.batch * case.d <= high and case.length >= length
+            case.n == 16 and least <= case.batch * case.d <= most and case.length >= length
         )
 
-    wanted: list[tuple[str, str, float, list[float]]] = [
-        (
-            "peak memory of forward + backward",
-            "<=",
-            1.3,
-            over(lambda _: True, lambda _, r: r.memory),
-        )
-    ]
+    goal("peak memory of forward + backward", "<=", 1.3, lambda _, result: result.memory, every)
     if device == "cpu":
-        wanted += [
-            (
-                "2D 64x64: forward, times mambapy's pscan",
-                ">=",
-                150,
-                over(flat, faster("mambapy", False)),
-            ),
-            (
-                "2D 64x64: forward, times the loop",
-                ">=",
-                500,
-                over(flat, faster("reference", False)),
-            ),
-            ("2D 64x64: forward, G states/s per core", ">=", 8, over(flat, rate)),
-            (
-                "forward + backward, times our forward",
-                "<=",
-                4,
-                over(lambda _: True, lambda _, r: r.both and r.both / r.forward),
-            ),
-            (
-                "2D 64x64: forward + backward, times mambapy's pscan",
-                ">=",
-                100,
-                over(flat, faster("mambapy", True)),
-            ),
-            (
-                "3D 64^3, n=1: forward's bandwidth over a triad's",
-                ">=",
-                0.7,
-                over(lambda case: case.n == 1 and case.groups == 1, lambda _, r: r.bandwidth),
-            ),
-        ]
+        name = cases[0].name
+        goal(f"{name}: forward, G states/s per core", ">=", 8, rate, first)
+        goal(f"{name}: forward, times the loop", ">=", 500, faster("reference", False), first)
+        goal(f"{name}: forward, times mambapy", ">=", 150, faster("mambapy", False), first)
+        goal(
+            f"{name}: forward + backward, times mambapy", ">=", 100, faster("mambapy", True), first
+        )
+        goal(
+            "forward + backward, times our forward",
+            "<=",
+            4,
+            lambda _, result: None if result.both is None else result.both / result.forward,
+            every,
+        )
+        goal(
+            "n=1, l >= 262144: forward's bandwidth over a triad's",
+            ">=",
+            0.7,
+            lambda _, result: result.bandwidth,
+            lambda case: case.length >= 64**3,
+        )
     else:
-        wanted += [
-            (
-                f"forward + backward, times mamba-ssm: {what}",
-                ">=",
-                goal,
-                over(rows_between(*rows), faster("mamba-ssm", True)),
-            )
-            for what, goal, rows in (
-                ("b d <= 128, l >= 262144", 5, (1, 128, 64**3)),
-                ("b d from 256 to 384", 2.5, (256, 384, 1)),
-                ("b d >= 1024", 1, (1024, float("inf"), 1)),
-            )
-        ]
-    lines = []
-    for goal, sign, needed, values in wanted:
-        measured = (max if sign == "<=" else min)(values, default=None)
-        met = "not measured"
-        if measured is not None:
-            met = (
-                "met" if (measured <= needed if sign == "<=" else measured >= needed) else "NOT met"
-            )
-        lines.append([goal, f"{sign} {needed:g}", _number(measured), met])
-    return lines
+        ssm, what = faster("mamba-ssm", True), "forward + backward, times mamba-ssm"
+        goal(f"{what}: b d <= 128, l >= 262144", ">=", 5, ssm, of_width(1, 128, 64**3))
+        goal(f"{what}: b d from 256 to 384", ">=", 2.5, ssm, of_width(256, 384))
+        goal(f"{what}: b d >= 1024", ">=", 1, ssm, of_width(1024, float("inf")))
+    return rows
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def _versions() -> Iterator[str]:
 def _devices() -> Iterator[str]:
     yield ""
     yield "Devices"
-    yield f"  cpu     {_cpu_name()}, {torch.get_num_threads()} threads"
+    yield f"  cpu     {cpu_name()}, {torch.get_num_threads()} threads"
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         yield (
@@ -134,7 +134,8 @@ def _backends() -> list[Backend]:
     return [backend for backend in BACKENDS if backend != "auto"]
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The processor's model, as far as the system tells."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

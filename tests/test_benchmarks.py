@@ -49,7 +49,7 @@ def test_selective_scan():
     assert cells(text, "2D 64x64: forward, times the loop")[1] == ">= 500"
     if importlib.util.find_spec("mambapy") is None:
         assert "pip install mambapy" in text
-        pscan = cells(text, "2D 64x64: forward, times mambapy's pscan")
+        pscan = cells(text, "2D 64x64: forward, times mambapy")
         assert pscan[1:] == [">= 150", "not measured"]
 
 

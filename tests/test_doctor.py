@@ -94,6 +94,6 @@ def test_every_backend_says_where_it_serves(no_compiler):
 
 
 def test_processor_has_a_name():
-    assert doctor._cpu_name()
+    assert doctor.cpu_name()
     if Path("/proc/cpuinfo").exists():
-        assert doctor._cpu_name() in Path("/proc/cpuinfo").read_text()
+        assert doctor.cpu_name() in Path("/proc/cpuinfo").read_text()
