@@ -1,0 +1,80 @@
+"""Losses of the Codebook Mamba U-Net (Teng et al., section 3.5).
+
+Two sigmoid channels: 0 the whole liver, tumour included, and 1 the tumour. Targets have the same
+two channels; a label map 0, 1, 2 becomes liver = label >= 1 and tumour = label == 2 in the
+bundle's preprocessing, where metrics read it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+from torch import Tensor, nn
+
+
+class InclusionLoss(nn.Module):
+    """Mean over voxels of p_tumour (1 - p_liver): tumour lies in the liver alone (eq. 7)."""
+
+    def forward(self, logits: Tensor) -> Tensor:
+        """Logits (b, 2, ...), the whole liver and the tumour, to a scalar.
+
+        Raises:
+            ValueError: the logits have other channels.
+        """
+        _check_channels("logits", logits)
+        liver, tumour = logits.float().unbind(1)
+        # sigmoid(-x) is 1 - sigmoid(x), without the cancellation near 1.
+        return (torch.sigmoid(tumour) * torch.sigmoid(-liver)).mean()
+
+
+class CodebookMambaLoss(nn.Module):
+    """Dice + BCE + alpha L_vq + beta L_con (eq. 8).
+
+    MONAI's DiceCELoss would not do: for two channels, its second term is a softmax's cross entropy.
+
+    Args:
+        alpha: weight of the codebook's loss.
+        beta: weight of the inclusion loss; 0 leaves either out (table 4).
+
+    Raises:
+        ValueError: a weight is negative.
+    """
+
+    def __init__(self, alpha: float = 0.4, beta: float = 0.6) -> None:
+        super().__init__()
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; allowed are numbers from 0.")
+        self.alpha = alpha
+        self.beta = beta
+        self.dice = DiceLoss(sigmoid=True)
+        self.inclusion = InclusionLoss()
+
+    def forward(self, output: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
+        """A network's output and its target to a scalar.
+
+        Args:
+            output: in training, a sequence of the logits (b, 2, ...), the codebook's loss per
+                sample (b,), and what else the network gives; or the logits alone, of a network
+                without a codebook or in evaluation.
+            target: (b, 2, ...), the whole liver and the tumour, 0 or 1.
+
+        Raises:
+            ValueError: logits or target have other channels.
+        """
+        logits = output if isinstance(output, Tensor) else output[0]
+        _check_channels("target", target)
+        target = target.to(logits.dtype)
+        loss = self.dice(logits, target) + F.binary_cross_entropy_with_logits(logits, target)
+        loss = loss + self.beta * self.inclusion(logits)
+        if isinstance(output, Tensor):
+            return loss
+        return loss + self.alpha * output[1].mean()
+
+
+def _check_channels(name: str, x: Tensor) -> None:
+    if x.shape[1] != 2:
+        raise ValueError(f"{name} has {x.shape[1]} channels; allowed are 2, liver and tumour.")
