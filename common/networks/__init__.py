@@ -1,7 +1,8 @@
 """Networks, one file per paper."""
 
+from .codebook_mamba_unet import CodebookMambaUNet
 from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
 from .vmamba import VMambaEncoder
 
-__all__ = ["LCMambaNet", "LightMUNet", "VMambaEncoder"]
+__all__ = ["CodebookMambaUNet", "LCMambaNet", "LightMUNet", "VMambaEncoder"]
