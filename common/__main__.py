@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import fire
 
-from .errors import InputError
+from .errors import InputError, input_error_in
 from .files import replacing
 
 
@@ -64,12 +65,48 @@ def doctor() -> None:
         sys.exit(f"error: {error}")
 
 
+def codebook(
+    checkpoint: str,
+    images: str,
+    output: str,
+    config_file: str = "configs/inference.json",
+    **overrides: Any,
+) -> None:
+    """Draw a network's prototypes and write which one each voxel of the images has.
+
+    Run it in the bundle's folder, or name its config_file; what the training changed there has to
+    be changed here too (--network_def#num_prototypes 128).
+    """
+    from .data import check_output_folder, image_files
+    from .evaluation import draw_prototypes, write_code_maps
+    from .zoo import load_trained
+
+    check_output_folder(output)
+    files = image_files(images)
+    network, preprocessing, patch_size = load_trained(config_file, checkpoint, overrides)
+    book = getattr(network, "codebook", None)
+    if book is None:
+        raise InputError(f"{config_file} has a network without a codebook; allowed is one with it.")
+    paths, codes = write_code_maps(network, preprocessing, patch_size, files, output)
+    usage = book.usage(codes)
+    picture = draw_prototypes(
+        book.prototypes.detach().cpu().numpy(), usage.histogram.numpy(), f"{output}/prototypes.png"
+    )
+    _say(f"codes:      {', '.join(str(path) for path in paths)}")
+    _say(f"perplexity: {usage.perplexity:.1f} of {len(usage.histogram)} prototypes")
+    _say(f"unused:     {', '.join(map(str, usage.dead)) or 'none'}")
+    _say(f"picture:    {picture}")
+
+
 def main() -> None:
-    verbs = (phantom, overlay, convert, doctor)
     try:
+        verbs = (phantom, overlay, convert, doctor, codebook)
         fire.Fire({verb.__name__: verb for verb in verbs}, name="common")
-    except InputError as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        sentence = input_error_in(error)  # MONAI wraps what its transforms raise
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
 
 
 def _say(line: str) -> None:

@@ -18,7 +18,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "blocks": ({"ops"}, {"torch", "monai"}),
     "networks": ({"blocks", "ops"}, {"torch", "monai"}),
     "losses": (BASE, FRAMEWORKS),
-    "evaluation": (BASE, FRAMEWORKS),
+    "evaluation": (BASE, FRAMEWORKS | {"umap"}),
     "data": (BASE, FRAMEWORKS),
     "transforms": (BASE, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),

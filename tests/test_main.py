@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.networks import LightMUNet
+from common.networks import CodebookMambaUNet, LightMUNet
 
 from .conftest import GoldenCase
 
@@ -61,6 +62,49 @@ def test_converted_checkpoint_loads(tmp_path: Path):
     nowhere = ["--network", "lightm_unet", "--output", tmp_path / "no/folder.pt"]
     message = refused("convert", "--checkpoint", tmp_path / "theirs.pth", *nowhere)
     assert "cannot be written" in message
+
+
+def test_codebook_of_a_trained_network(tmp_path: Path):
+    arguments = {"in_channels": 1, "widths": [2, 2, 2, 2], "prototype_dim": 8}
+    config = {
+        "imports": ["$import torch"],
+        "device": "cpu",
+        "patch_size": [32, 32, 16],
+        "network_def": {
+            "_target_": "common.networks.CodebookMambaUNet",
+            **arguments,
+            "num_prototypes": 8,
+        },
+        "network": "$@network_def.to(torch.device(@device))",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "common.transforms.LoadCheckedImaged", "keys": "image"},
+                {"_target_": "EnsureChannelFirstd", "keys": "image"},
+            ],
+        },
+    }
+    (tmp_path / "inference.json").write_text(json.dumps(config))
+    network = CodebookMambaUNet(**arguments, num_prototypes=20)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "images").mkdir()
+    scan, affine = np.random.default_rng(0).normal(size=(40, 32, 16)), np.diag([1.5, 1.5, 3, 1])
+    nib.save(nib.Nifti1Image(scan, affine), tmp_path / "images/scan.nii.gz")
+
+    model = ["--checkpoint", tmp_path / "model.pt", "--config_file", tmp_path / "inference.json"]
+    data = ["--images", tmp_path / "images", "--output", tmp_path / "out"]
+    model += ["--network_def#num_prototypes", 20]
+    done = run("codebook", *model, *data)
+    assert done.returncode == 0, done.stderr
+    assert f"codes:      {tmp_path}/out/scan_codes.nii.gz\n" in done.stdout
+    assert " of 20 prototypes\n" in done.stdout
+    codes = nib.load(tmp_path / "out/scan_codes.nii.gz")
+    assert codes.shape == (40, 32, 16)
+    np.testing.assert_array_equal(codes.affine, affine)
+    assert (tmp_path / "out/prototypes.png").read_bytes().startswith(b"\x89PNG")
+
+    (tmp_path / "images/scan.nii.gz").write_bytes(b"no image")
+    assert "scan.nii.gz cannot be read" in refused("codebook", *model, *data)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,12 @@
 """Checkpoints and bundles of the model zoo."""
 
+from .bundles import load_trained
 from .checkpoints import check_checkpoint, convert_checkpoint, load_encoder, load_state_dict
 
-__all__ = ["check_checkpoint", "convert_checkpoint", "load_encoder", "load_state_dict"]
+__all__ = [
+    "check_checkpoint",
+    "convert_checkpoint",
+    "load_encoder",
+    "load_state_dict",
+    "load_trained",
+]
