@@ -68,7 +68,8 @@ def _selective_scan_cpp(
     y, last, saved = _outputs(u, A, B, save_states)
     scan = _arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
     scan.y, scan.last = _view(y, "bcl"), _view(last, "bcn")
-    scan.saved = saved.data_ptr() if save_states else None
+    if save_states:
+        scan.saved = _View(data=saved.data_ptr())
     _run("selective_scan_forward", scan)
     return y, last, saved
 
@@ -99,10 +100,11 @@ def _selective_scan_cpp_backward(
     grads = _gradients(u, delta, A, B, C, D, z, delta_bias)
     du, ddelta, dA, dB, dC, dD, dz, dbias = grads
     scan = _arguments(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
-    scan.saved = saved.data_ptr()
+    scan.saved = _View(data=saved.data_ptr())
     scan.dy, scan.dlast = _view(dy, "bcl"), _view(dlast, "bcn")
     scan.du, scan.ddelta, scan.dA = _view(du, "bcl"), _view(ddelta, "bcl"), _view(dA, "cn")
-    scan.dB, scan.dC = dB.data_ptr(), dC.data_ptr()
+    maps = "bcnl" if B.dim() == 4 else "bnl"
+    scan.dB, scan.dC = _view(dB, maps), _view(dC, maps)
     if D is not None:
         scan.dD = _view(dD, "c")
     if z is not None:
@@ -174,11 +176,14 @@ def _like(x: Tensor) -> Tensor:
 
 
 class _View(ctypes.Structure):
-    """A tensor: its address and its strides by batch, channel or group, token and state."""
+    """A tensor: its address and its strides.
+
+    By batch, order (k), channel or group, row and column of the grid (h, l), and state.
+    """
 
     _fields_ = (
         ("data", ctypes.c_void_p),
-        *((axis, ctypes.c_int64) for axis in "bcln"),
+        *((axis, ctypes.c_int64) for axis in "bkchln"),
     )
 
 
@@ -186,13 +191,17 @@ class _Scan(ctypes.Structure):
     """The arguments of the library's functions, in csrc/selective_scan.cpp's order."""
 
     _fields_ = (
-        *((size, ctypes.c_int64) for size in ("batch", "channels", "groups", "length", "states")),
-        *((flag, ctypes.c_int32) for flag in ("softplus", "threads", "isa", "unused")),
+        *(
+            (size, ctypes.c_int64)
+            for size in ("batch", "channels", "groups", "height", "width", "states")
+        ),
+        *(
+            (number, ctypes.c_int32)
+            for number in ("orders", "order", "softplus", "threads", "isa", "unused")
+        ),
         *((x, _View) for x in ("u", "delta", "A", "B", "C", "D", "z", "bias", "y", "last")),
-        ("saved", ctypes.c_void_p),
-        *((x, _View) for x in ("dy", "dlast", "du", "ddelta", "dA", "dD", "dz", "dbias")),
-        ("dB", ctypes.c_void_p),
-        ("dC", ctypes.c_void_p),
+        *((x, _View) for x in ("saved", "dy", "dlast", "du", "ddelta", "dA", "dB", "dC", "dD")),
+        *((x, _View) for x in ("dz", "dbias")),
     )
 
 
@@ -220,8 +229,10 @@ def _arguments(
         batch=u.shape[0],
         channels=u.shape[1],
         groups=B.shape[1] if B.dim() == 4 else 1,
-        length=u.shape[2],
+        height=1,
+        width=u.shape[2],
         states=A.shape[1],
+        orders=1,
         softplus=delta_softplus,
         threads=torch.get_num_threads(),
         isa=_highest_isa,

@@ -6,6 +6,10 @@
 // matters to the result, and the division depends on shape and thread count alone, so equal calls
 // give equal bits.
 //
+// Tokens lie on a grid, one row of it for a sequence, and are walked in an order (see Rows), so
+// that a map's orders are scans of the same memory. They run one after another; the first writes y
+// and du, the others add to them.
+//
 // With more than one chunk, tasks first find the state that their chunk adds to a zero state, then
 // a short loop carries states over the chunks by exp(A sum(delta)), then every chunk starts from
 // its true state. Backward alike, for the adjoint, from the last chunk to the first.
@@ -31,27 +35,27 @@
 
 extern "C" {
 
-// Strides in elements, by batch, channel (or group), token and state; data may be null for an
-// optional argument. Must agree with _View and _Scan in cpp.py.
+// Strides in elements, by batch, order, channel (or group), row and column of the grid, and state;
+// data may be null for an optional argument. Must agree with _View and _Scan in cpp.py.
 struct View {
     float* data;
-    int64_t b, c, l, n;
-    float* at(int64_t batch, int64_t channel, int64_t token) const {
-        return data + batch * b + channel * c + token * l;
-    }
+    int64_t b, k, c, h, l, n;
+    float* at(int64_t batch, int64_t channel) const { return data + batch * b + channel * c; }
 };
 
 struct Scan {
-    int64_t batch, channels, groups, length, states;
+    int64_t batch, channels, groups, height, width, states;
+    int32_t orders;  // 1, or 4 with arguments of their own
+    int32_t order;   // the one of these that is scanned
     int32_t softplus, threads;
     int32_t isa;  // the highest that may be used: 0 portable, 1 AVX2, 2 AVX-512
     int32_t unused;
     View u, delta, A, B, C, D, z, bias;
     View y, last;
-    float* saved;  // forward writes, backward reads, see Plan::saved_at; null: not wanted
+    View saved;  // forward writes, backward reads, see Plan::saved_at; not there: not wanted
     View dy, dlast;
-    View du, ddelta, dA, dD, dz, dbias;
-    float *dB, *dC;  // (batch, group, token, state) contiguous
+    View du, ddelta, dA, dB, dC, dD, dz, dbias;  // dB and dC: an order's are contiguous
+    int64_t length() const { return height * width; }
 };
 }
 
@@ -67,6 +71,39 @@ constexpr int64_t PAD = 16;     // a group's channels are padded to a multiple, 
 constexpr float LOG2E = 1.44269504f;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Where the tokens of a tile are in a tensor, from its first element at the same batch and channel.
+// Orders: 0 row by row, 1 column by column, 2 and 3 the same from the last token to the first.
+struct Rows {
+    int64_t at[TILE];
+    bool adjacent;  // each right after the one before
+
+    Rows(const Scan& scan, const View& view, int64_t t0, int64_t tokens) {
+        int64_t lines = scan.height, line = scan.width, step = view.l, next_line = view.h;
+        if (scan.order % 2) std::swap(lines, line), std::swap(step, next_line);
+        int64_t i = t0 % line, offset = t0 / line * next_line + i * step;
+        if (scan.order >= 2) {
+            offset = (lines - 1) * next_line + (line - 1) * step - offset;
+            step = -step, next_line = -next_line;
+        }
+        for (int64_t t = 0; t < tokens; ++t) {
+            at[t] = offset;
+            offset += step;
+            if (++i == line) i = 0, offset += next_line - line * step;
+        }
+        adjacent = true;
+        for (int64_t t = 1; t < tokens; ++t) adjacent &= at[t] - at[t - 1] == 1;
+    }
+};
+
+// Rows of a tile in scratch memory.
+struct ScratchRows {
+    int64_t at[TILE];
+    constexpr ScratchRows() : at() {
+        for (int64_t t = 0; t < TILE; ++t) at[t] = t * COLUMN;
+    }
+};
+constexpr ScratchRows SCRATCH;
 
 struct Task {
     int64_t batch, group, part, chunk;
@@ -92,6 +129,8 @@ struct Plan {
     int64_t parts, chunks, threads;
     std::vector<float> A, A2, D, bias;  // A: [padded / W][n][W]; A2 = A log2(e)
     std::vector<Task> tasks;
+    std::vector<float> carried;  // state before each chunk, or adjoint after it
+    std::vector<float> elapsed;  // sum of delta over each chunk
     // Backward: sums by (batch, chunk), and by part after the first, which has the output itself.
     std::vector<float> sums_A, sums_D, sums_bias;
     std::unique_ptr<float[]> sums_B, sums_C;
@@ -103,6 +142,7 @@ struct Plan {
         divide();
         const int64_t n = scan.states;
         A.resize(padded * n), A2.resize(padded * n), D.resize(padded), bias.resize(padded);
+        carried.resize(scan.batch * chunks * padded * n), elapsed.resize(carried.size() / n);
         for (int64_t d = 0; d < scan.channels; ++d) {
             const int64_t p = with_padding(d);
             for (int64_t s = 0; s < n; ++s) {
@@ -117,9 +157,10 @@ struct Plan {
 
     // The division with the shortest longest thread. Chunks cost a second pass over the states.
     void divide() {
-        const int64_t blocks = group_padded / PAD, tiles = ceil_div(scan.length, TILE);
+        const int64_t blocks = group_padded / PAD, tiles = ceil_div(scan.length(), TILE);
         const int64_t groups = scan.batch * scan.groups;
-        const double states = double(groups) * group_padded * scan.length * (scan.states + 3);
+        const double states =
+            double(groups) * scan.orders * group_padded * scan.length() * (scan.states + 3);
         threads = std::max<int64_t>(1, std::min<int64_t>(scan.threads, int64_t(states / 1e5)));
         parts = chunks = 1;
         double best = 1e300;
@@ -130,18 +171,18 @@ struct Plan {
                 if (cost < 0.97 * best) best = cost, parts = p, chunks = k;
             }
         const int64_t channels = ceil_div(blocks, parts) * PAD, tokens = ceil_div(tiles, chunks) * TILE;
-        parts = ceil_div(group_padded, channels), chunks = ceil_div(scan.length, tokens);
+        parts = ceil_div(group_padded, channels), chunks = ceil_div(scan.length(), tokens);
         for (int64_t b = 0; b < scan.batch; ++b)
             for (int64_t g = 0; g < scan.groups; ++g)
                 for (int64_t p = 0; p < parts; ++p)
                     for (int64_t k = 0; k < chunks; ++k)
                         tasks.push_back({b, g, p, k, p * channels,
                                          std::min(group_padded, (p + 1) * channels), k * tokens,
-                                         std::min(scan.length, (k + 1) * tokens)});
+                                         std::min(scan.length(), (k + 1) * tokens)});
         threads = std::min<int64_t>(threads, tasks.size());
     }
 
-    int64_t map_size() const { return scan.batch * scan.groups * scan.length * scan.states; }
+    int64_t map_size() const { return scan.batch * scan.groups * scan.length() * scan.states; }
 
     void make_sums() {
         const int64_t rows = scan.batch * chunks * padded;
@@ -154,21 +195,28 @@ struct Plan {
         return channel / group_channels * group_padded + channel % group_channels;
     }
     int64_t slot(int64_t batch, int64_t chunk) const { return (batch * chunks + chunk) * padded; }
+    float* carried_at(int64_t batch, int64_t chunk) {
+        return &carried[slot(batch, chunk) * scan.states];
+    }
     int64_t state_at(int64_t p, int64_t s) const {
         return (p / width * scan.states + s) * width + p % width;
     }
     // [batch][tile][padded / W][n][W]: the state before each tile
     int64_t saved_at(int64_t batch, int64_t t0, int64_t p) const {
-        return ((batch * ceil_div(scan.length, TILE) + t0 / TILE) * padded + p) * scan.states;
-    }
-    int64_t maps_at(const Task& task, int64_t t0) const {
-        return ((task.batch * scan.groups + task.group) * scan.length + t0) * scan.states;
+        return ((batch * ceil_div(scan.length(), TILE) + t0 / TILE) * padded + p) * scan.states;
     }
     float* dA(const Task& t) { return &sums_A[slot(t.batch, t.chunk) * scan.states]; }
     float* dD(const Task& t) { return &sums_D[slot(t.batch, t.chunk)]; }
     float* dbias(const Task& t) { return &sums_bias[slot(t.batch, t.chunk)]; }
-    float* dB(const Task& t) { return t.part ? &sums_B[(t.part - 1) * map_size()] : scan.dB; }
-    float* dC(const Task& t) { return t.part ? &sums_C[(t.part - 1) * map_size()] : scan.dC; }
+    // Laid out as dB and dC are.
+    float* dB(const Task& t) {
+        return (t.part ? &sums_B[(t.part - 1) * map_size()] : scan.dB.data) +
+               (scan.dB.at(t.batch, t.group) - scan.dB.data);
+    }
+    float* dC(const Task& t) {
+        return (t.part ? &sums_C[(t.part - 1) * map_size()] : scan.dC.data) +
+               (scan.dC.at(t.batch, t.group) - scan.dC.data);
+    }
 
     int64_t scratch_floats() const {  // the most that a task takes from its arena
         return 4 * TILE * (scan.states + PAD) + 2 * (TILE + 1) * 16 * 16 + 13 * TILE * COLUMN;
@@ -333,84 +381,17 @@ void carry(const Plan& plan, const float* elapsed, const float* from, float* to)
         to[i] += std::exp(plan.A[i] * elapsed[i / (n * w) * w + i % w]) * from[i];
 }
 
-void forward(const Scan& scan) {
-    const Isa isa = choose_isa(scan.isa);
-    const Plan plan(scan, isa.width);
-    const int64_t n = scan.states, size = scan.batch * scan.channels * scan.length;
-    expect_writes(scan.y.data, size);
-    expect_writes(scan.saved, plan.saved_at(scan.batch, 0, 0));
-    std::vector<float> states(scan.batch * plan.chunks * plan.padded * n);  // before each chunk
-    if (plan.chunks > 1) {
-        std::vector<float> elapsed(scan.batch * plan.chunks * plan.padded);
-        parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
-            const Task& task = plan.tasks[i];
-            if (task.chunk + 1 < plan.chunks)
-                isa.forward(plan, task, &states[plan.slot(task.batch, task.chunk + 1) * n],
-                            &elapsed[plan.slot(task.batch, task.chunk)], arena);
-        });
-        for (int64_t b = 0; b < scan.batch; ++b)
-            for (int64_t k = 1; k + 1 < plan.chunks; ++k)
-                carry(plan, &elapsed[plan.slot(b, k)], &states[plan.slot(b, k) * n],
-                      &states[plan.slot(b, k + 1) * n]);
-    }
-    parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
-        const Task& task = plan.tasks[i];
-        isa.forward(plan, task, &states[plan.slot(task.batch, task.chunk) * n], nullptr, arena);
-    });
-    for (int64_t b = 0; b < scan.batch; ++b)
-        for (int64_t d = 0; d < scan.channels; ++d) {
-            const int64_t p = plan.with_padding(d);
-            for (int64_t s = 0; s < n; ++s)
-                scan.last.at(b, d, 0)[s * scan.last.n] =
-                    states[plan.slot(b, plan.chunks - 1) * n + plan.state_at(p, s)];
-        }
-}
-
-void backward(const Scan& scan) {
-    const Isa isa = choose_isa(scan.isa);
-    Plan plan(scan, isa.width);
-    plan.make_sums();
-    const int64_t n = scan.states, size = scan.batch * scan.channels * scan.length;
-    for (float* x : {scan.du.data, scan.ddelta.data, scan.dz.data}) expect_writes(x, size);
-    for (float* x : {scan.dB, scan.dC}) expect_writes(x, plan.map_size());
-    if (plan.parts > 1)
-        for (float* x : {plan.sums_B.get(), plan.sums_C.get()})
-            expect_writes(x, (plan.parts - 1) * plan.map_size());
-    std::vector<float> adjoints(scan.batch * plan.chunks * plan.padded * n);  // after each chunk
-    if (scan.dlast.data)
-        for (int64_t b = 0; b < scan.batch; ++b)
-            for (int64_t d = 0; d < scan.channels; ++d) {
-                const int64_t p = plan.with_padding(d);
-                for (int64_t s = 0; s < n; ++s)
-                    adjoints[plan.slot(b, plan.chunks - 1) * n + plan.state_at(p, s)] =
-                        scan.dlast.at(b, d, 0)[s * scan.dlast.n];
-            }
-    if (plan.chunks > 1) {
-        std::vector<float> elapsed(scan.batch * plan.chunks * plan.padded);
-        parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
-            const Task& task = plan.tasks[i];
-            if (task.chunk > 0)
-                isa.backward(plan, task, &adjoints[plan.slot(task.batch, task.chunk - 1) * n],
-                             &elapsed[plan.slot(task.batch, task.chunk)], arena);
-        });
-        for (int64_t b = 0; b < scan.batch; ++b)
-            for (int64_t k = plan.chunks - 1; k > 0; --k)
-                carry(plan, &elapsed[plan.slot(b, k)], &adjoints[plan.slot(b, k) * n],
-                      &adjoints[plan.slot(b, k - 1) * n]);
-    }
-    parallel(plan, plan.tasks.size(), [&](int64_t i, Arena arena) {
-        const Task& task = plan.tasks[i];
-        isa.backward(plan, task, &adjoints[plan.slot(task.batch, task.chunk) * n], nullptr, arena);
-    });
-
-    const int64_t slice = 1 << 14, maps = plan.map_size();
+// The gradients that several tasks have parts of.
+void add_up(Plan& plan) {
+    const Scan& scan = plan.scan;
+    const int64_t n = scan.states, slice = 1 << 14, maps = plan.map_size();
     if (plan.parts > 1)
         parallel(plan, ceil_div(maps, slice), [&](int64_t i, Arena) {
             const int64_t end = std::min(maps, (i + 1) * slice);
             for (int64_t p = 0; p + 1 < plan.parts; ++p)
                 for (int64_t j = i * slice; j < end; ++j) {
-                    scan.dB[j] += plan.sums_B[p * maps + j];
-                    scan.dC[j] += plan.sums_C[p * maps + j];
+                    scan.dB.data[j] += plan.sums_B[p * maps + j];
+                    scan.dC.data[j] += plan.sums_C[p * maps + j];
                 }
         });
     for (int64_t d = 0; d < scan.channels; ++d) {
@@ -426,6 +407,123 @@ void backward(const Scan& scan) {
         if (scan.dD.data) scan.dD.data[d * scan.dD.c] = sum(plan.sums_D, plan.padded, p);
         if (scan.dbias.data) scan.dbias.data[d * scan.dbias.c] = sum(plan.sums_bias, plan.padded, p);
     }
+}
+
+// The scan of each order, its arguments at their place.
+std::vector<Scan> in_orders(const Scan& call) {
+    std::vector<Scan> scans(call.orders, call);
+    for (int32_t k = 0; k < call.orders; ++k) {
+        Scan& scan = scans[k];
+        scan.order = k;
+        for (View* view : {&scan.delta, &scan.A, &scan.B, &scan.C, &scan.D, &scan.bias, &scan.saved,
+                           &scan.ddelta, &scan.dA, &scan.dB, &scan.dC, &scan.dD, &scan.dbias})
+            if (view->data) view->data += k * view->k;
+    }
+    return scans;
+}
+
+std::vector<Plan> make_plans(const std::vector<Scan>& scans, int width) {
+    std::vector<Plan> plans;
+    plans.reserve(scans.size());
+    for (const Scan& scan : scans) plans.emplace_back(scan, width);
+    return plans;
+}
+
+// f(plan, task, arena) for every task of every order, in any succession.
+template <class F>
+void all_at_once(std::vector<Plan>& plans, F f) {
+    const int64_t tasks = plans[0].tasks.size();
+    parallel(plans[0], plans.size() * tasks, [&](int64_t i, Arena arena) {
+        f(plans[i / tasks], plans[i / tasks].tasks[i % tasks], arena);
+    });
+}
+
+// The same with one order after another at every token: within a task that has all tokens of its
+// channels, else with all tasks of an order before those of the next.
+template <class F>
+void in_turn(std::vector<Plan>& plans, F f) {
+    const int64_t tasks = plans[0].tasks.size();
+    if (plans[0].chunks == 1) {
+        parallel(plans[0], tasks, [&](int64_t i, Arena arena) {
+            for (Plan& plan : plans) f(plan, plan.tasks[i], arena);
+        });
+        return;
+    }
+    for (Plan& plan : plans)
+        parallel(plan, tasks, [&](int64_t i, Arena arena) { f(plan, plan.tasks[i], arena); });
+}
+
+void forward(const Scan& call) {
+    const Isa isa = choose_isa(call.isa);
+    const std::vector<Scan> scans = in_orders(call);
+    std::vector<Plan> plans = make_plans(scans, isa.width);
+    const int64_t n = call.states, size = call.batch * call.channels * call.length();
+    expect_writes(call.y.data, size);
+    for (const Plan& plan : plans)
+        expect_writes(plan.scan.saved.data, plan.saved_at(call.batch, 0, 0));
+    if (plans[0].chunks > 1) {
+        all_at_once(plans, [&](Plan& plan, const Task& task, Arena arena) {
+            if (task.chunk + 1 < plan.chunks)
+                isa.forward(plan, task, plan.carried_at(task.batch, task.chunk + 1),
+                            &plan.elapsed[plan.slot(task.batch, task.chunk)], arena);
+        });
+        for (Plan& plan : plans)
+            for (int64_t b = 0; b < call.batch; ++b)
+                for (int64_t k = 1; k + 1 < plan.chunks; ++k)
+                    carry(plan, &plan.elapsed[plan.slot(b, k)], plan.carried_at(b, k),
+                          plan.carried_at(b, k + 1));
+    }
+    in_turn(plans, [&](Plan& plan, const Task& task, Arena arena) {
+        isa.forward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
+    });
+    if (call.last.data)
+        for (int64_t b = 0; b < call.batch; ++b)
+            for (int64_t d = 0; d < call.channels; ++d) {
+                const int64_t p = plans[0].with_padding(d);
+                for (int64_t s = 0; s < n; ++s)
+                    call.last.at(b, d)[s * call.last.n] =
+                        plans[0].carried_at(b, plans[0].chunks - 1)[plans[0].state_at(p, s)];
+            }
+}
+
+void backward(const Scan& call) {
+    const Isa isa = choose_isa(call.isa);
+    const std::vector<Scan> scans = in_orders(call);
+    std::vector<Plan> plans = make_plans(scans, isa.width);
+    const int64_t n = call.states, size = call.batch * call.channels * call.length();
+    for (float* x : {call.du.data, call.dz.data}) expect_writes(x, size);
+    for (Plan& plan : plans) {
+        plan.make_sums();
+        expect_writes(plan.scan.ddelta.data, size);
+        for (float* x : {plan.scan.dB.data, plan.scan.dC.data}) expect_writes(x, plan.map_size());
+        if (plan.parts > 1)
+            for (float* x : {plan.sums_B.get(), plan.sums_C.get()})
+                expect_writes(x, (plan.parts - 1) * plan.map_size());
+    }
+    if (call.dlast.data)
+        for (int64_t b = 0; b < call.batch; ++b)
+            for (int64_t d = 0; d < call.channels; ++d) {
+                const int64_t p = plans[0].with_padding(d);
+                for (int64_t s = 0; s < n; ++s)
+                    plans[0].carried_at(b, plans[0].chunks - 1)[plans[0].state_at(p, s)] =
+                        call.dlast.at(b, d)[s * call.dlast.n];
+            }
+    if (plans[0].chunks > 1) {
+        all_at_once(plans, [&](Plan& plan, const Task& task, Arena arena) {
+            if (task.chunk > 0)
+                isa.backward(plan, task, plan.carried_at(task.batch, task.chunk - 1),
+                             &plan.elapsed[plan.slot(task.batch, task.chunk)], arena);
+        });
+        for (Plan& plan : plans)
+            for (int64_t b = 0; b < call.batch; ++b)
+                for (int64_t k = plan.chunks - 1; k > 0; --k)
+                    carry(plan, &plan.elapsed[plan.slot(b, k)], plan.carried_at(b, k),
+                          plan.carried_at(b, k - 1));
+    }
+    in_turn(plans, [&](Plan& plan, const Task& task, Arena arena) {
+        isa.backward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
+    });
+    for (Plan& plan : plans) add_up(plan);
 }
 
 int guarded(void (*run)(const Scan&), const Scan* scan) {

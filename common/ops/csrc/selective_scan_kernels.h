@@ -111,18 +111,18 @@ inline V sum_lanes(V* v) {
 
 // ---- copies between the caller's tensors and a tile --------------------------------------------
 
-// tile[t][c] = x[c * by_channel + t * by_token], for t < tokens and c < channels; 0 up to `lanes`.
-inline void gather(const float* x, int64_t by_channel, int64_t by_token, int tokens, int channels,
+// tile[t][c] = x[c * by_channel + rows.at[t]], for t < tokens and c < channels; 0 up to `lanes`.
+inline void gather(const float* x, int64_t by_channel, const Rows& rows, int tokens, int channels,
                    int lanes, float* tile, int row) {
     int whole = 0;  // channels that the fast paths have copied
     if (by_channel == 1) {
         whole = channels / W * W;
         for (int t = 0; t < tokens; ++t)
-            for (int c = 0; c < whole; c += W) store(tile + t * row + c, load(x + t * by_token + c));
-    } else if (by_token == 1) {
+            for (int c = 0; c < whole; c += W) store(tile + t * row + c, load(x + rows.at[t] + c));
+    } else if (rows.adjacent) {
         whole = channels / 4 * 4;
         for (int c = 0; c < whole; c += 4) {
-            const float* from = x + c * by_channel;
+            const float* from = x + rows.at[0] + c * by_channel;
             int t = 0;
             for (; t + 4 <= tokens; t += 4)
                 transpose_4x4(from + t, by_channel, tile + t * row + c, row);
@@ -131,23 +131,22 @@ inline void gather(const float* x, int64_t by_channel, int64_t by_token, int tok
         }
     }
     for (int t = 0; t < tokens && whole < lanes; ++t) {
-        for (int c = whole; c < channels; ++c)
-            tile[t * row + c] = x[c * by_channel + t * by_token];
+        for (int c = whole; c < channels; ++c) tile[t * row + c] = x[c * by_channel + rows.at[t]];
         for (int c = channels; c < lanes; ++c) tile[t * row + c] = 0;
     }
 }
 
 inline void scatter(const float* tile, int row, int tokens, int channels, float* x,
-                    int64_t by_channel, int64_t by_token) {
+                    int64_t by_channel, const Rows& rows) {
     int whole = 0;
     if (by_channel == 1) {
         whole = channels / W * W;
         for (int t = 0; t < tokens; ++t)
-            for (int c = 0; c < whole; c += W) store(x + t * by_token + c, load(tile + t * row + c));
-    } else if (by_token == 1) {
+            for (int c = 0; c < whole; c += W) store(x + rows.at[t] + c, load(tile + t * row + c));
+    } else if (rows.adjacent) {
         whole = channels / 4 * 4;
         for (int c = 0; c < whole; c += 4) {
-            float* to = x + c * by_channel;
+            float* to = x + rows.at[0] + c * by_channel;
             int t = 0;
             for (; t + 4 <= tokens; t += 4)
                 transpose_4x4(tile + t * row + c, row, to + t, by_channel);
@@ -156,8 +155,7 @@ inline void scatter(const float* tile, int row, int tokens, int channels, float*
         }
     }
     for (int t = 0; t < tokens && whole < channels; ++t)
-        for (int c = whole; c < channels; ++c)
-            x[c * by_channel + t * by_token] = tile[t * row + c];
+        for (int c = whole; c < channels; ++c) x[c * by_channel + rows.at[t]] = tile[t * row + c];
 }
 
 // ---- kernels: N states of W channels over the tokens of a tile ---------------------------------
@@ -275,8 +273,8 @@ inline void for_states(int n, F f) {
 template <class Float>
 struct Tile {
     Float* data;
-    int64_t row;
-    Float* at(int token, int channel) const { return data + token * row + channel; }
+    const int64_t* rows;
+    Float* at(int token, int channel) const { return data + rows[token] + channel; }
 };
 
 // The inputs of one tile and column.
@@ -284,17 +282,16 @@ struct Column {
     const Scan& scan;
     const Plan& plan;
     const Task& task;
-    int64_t t0, c0;            // first token; first channel
+    int64_t c0;                // first channel
     int64_t p0;                // first channel, counted with the padding of groups
     int tokens, channels, lanes;
     Tile<const float> u;
     float *delta, *x;          // [TILE][COLUMN]: step sizes, step sizes times u
 
-    Column(const Plan& plan, const Task& task, int64_t t0, int64_t c, Arena& arena)
-        : scan(plan.scan), plan(plan), task(task), t0(t0) {
+    Column(const Plan& plan, const Task& task, int tokens, int64_t c, Arena& arena)
+        : scan(plan.scan), plan(plan), task(task), tokens(tokens) {
         c0 = task.group * plan.group_channels + c;
         p0 = task.group * plan.group_padded + c;
-        tokens = int(std::min<int64_t>(TILE, task.t1 - t0));
         channels = int(std::min<int64_t>({COLUMN, task.c1 - c, plan.group_channels - c}));
         lanes = (channels + W - 1) / W * W;
         delta = tile(arena), x = tile(arena);
@@ -302,21 +299,24 @@ struct Column {
     static float* tile(Arena& arena) { return arena.take(TILE * COLUMN); }
     bool in_place(const View& view) const { return view.c == 1 && channels == lanes; }
 
-    Tile<const float> read(const View& from, Arena& arena) const {
-        const float* x = from.at(task.batch, c0, t0);
-        if (in_place(from)) return {x, from.l};
+    Tile<const float> read(const View& from, const Rows& rows, Arena& arena) const {
+        const float* x = from.at(task.batch, c0);
+        if (in_place(from)) return {x, rows.at};
         float* to = tile(arena);
-        gather(x, from.c, from.l, tokens, channels, lanes, to, COLUMN);
-        return {to, COLUMN};
+        gather(x, from.c, rows, tokens, channels, lanes, to, COLUMN);
+        return {to, SCRATCH.at};
     }
-    // Where to put an output; then, from there, to its tensor.
-    Tile<float> place(const View& to, Arena& arena) const {
-        if (in_place(to)) return {to.at(task.batch, c0, t0), to.l};
-        return {tile(arena), COLUMN};
+    // Where to put an output; then, from there, to its tensor. What is added to is there already.
+    Tile<float> place(const View& to, const Rows& rows, bool adds, Arena& arena) const {
+        if (in_place(to)) return {to.at(task.batch, c0), rows.at};
+        float* scratch = tile(arena);
+        if (adds)
+            gather(to.at(task.batch, c0), to.c, rows, tokens, channels, lanes, scratch, COLUMN);
+        return {scratch, SCRATCH.at};
     }
-    void write(const Tile<float>& from, const View& to) const {
+    void write(const Tile<float>& from, const View& to, const Rows& rows) const {
         if (!in_place(to))
-            scatter(from.data, COLUMN, tokens, channels, to.at(task.batch, c0, t0), to.c, to.l);
+            scatter(from.data, COLUMN, tokens, channels, to.at(task.batch, c0), to.c, rows);
     }
     // f(token, channel, offset into scratch memory, channel counted with padding) for every vector
     template <class F>
@@ -350,11 +350,12 @@ struct Maps {
     float *B, *C;
     Maps(const Plan& plan, Arena& arena)
         : B(arena.take(TILE * plan.scan.states)), C(arena.take(TILE * plan.scan.states)) {}
-    void read(const Plan& plan, const Task& task, int64_t t0) {
-        const int n = int(plan.scan.states), tokens = int(std::min<int64_t>(TILE, task.t1 - t0));
+    void read(const Plan& plan, const Task& task, int64_t t0, int tokens) {
+        const int n = int(plan.scan.states);
         const View* from = &plan.scan.B;
         for (float* to : {B, C}) {
-            gather(from->at(task.batch, task.group, t0), from->n, from->l, tokens, n, n, to, n);
+            const Rows rows(plan.scan, *from, t0, tokens);
+            gather(from->at(task.batch, task.group), from->n, rows, tokens, n, n, to, n);
             std::fill(to + tokens * n, to + TILE * n, 0.0f);
             from = &plan.scan.C;
         }
@@ -369,16 +370,19 @@ void forward_task(const Plan& plan, const Task& task, float* state, float* elaps
     const bool ends_only = elapsed != nullptr;
     Maps maps(plan, arena);
     for (int64_t t0 = task.t0; t0 < task.t1; t0 += TILE) {
-        maps.read(plan, task, t0);
+        const int tokens = int(std::min(TILE, task.t1 - t0));
+        const Rows u_rows(scan, scan.u, t0, tokens), delta_rows(scan, scan.delta, t0, tokens);
+        const Rows y_rows(scan, scan.y, t0, tokens), z_rows(scan, scan.z, t0, tokens);
+        maps.read(plan, task, t0, tokens);
         for (int64_t c = task.c0; c < task.c1; c += COLUMN) {
             Arena here = arena;
-            Column column(plan, task, t0, c, here);
+            Column column(plan, task, tokens, c, here);
             float *y = Column::tile(here), *h = state + column.p0 * n;
-            if (scan.saved && !ends_only)
-                std::memcpy(scan.saved + plan.saved_at(task.batch, t0, column.p0), h,
+            if (scan.saved.data && !ends_only)
+                std::memcpy(scan.saved.data + plan.saved_at(task.batch, t0, column.p0), h,
                             column.lanes * n * sizeof(float));
-            column.u = column.read(scan.u, here);
-            column.read_inputs(column.read(scan.delta, here));
+            column.u = column.read(scan.u, u_rows, here);
+            column.read_inputs(column.read(scan.delta, delta_rows, here));
             std::fill(y, y + column.tokens * COLUMN, 0.0f);
             for (int lane = 0; lane < column.lanes; lane += W)
                 for_states(n, [&](auto N, int s) {
@@ -389,18 +393,19 @@ void forward_task(const Plan& plan, const Task& task, float* state, float* elaps
                 column.add_step_sizes(elapsed);
                 continue;
             }
-            const Tile<float> out = column.place(scan.y, here);
+            const Tile<float> out = column.place(scan.y, y_rows, scan.order, here);
             Tile<const float> z = {};
-            if (scan.z.data) z = column.read(scan.z, here);
+            if (scan.z.data) z = column.read(scan.z, z_rows, here);
             column.each([&](int t, int c, int i, int64_t p) {
                 V sum = load(y + i) + load(&plan.D[p]) * load(column.u.at(t, c));
                 if (z.data) {
                     V gate = load(z.at(t, c));
                     sum *= gate * sigmoid(gate);
                 }
+                if (scan.order) sum += load(out.at(t, c));
                 store(out.at(t, c), sum);
             });
-            column.write(out, scan.y);
+            column.write(out, scan.y, y_rows);
         }
     }
 }
@@ -416,23 +421,26 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
     float *dB = arena.take(TILE * n), *dC = arena.take(TILE * n);
     float* kept = arena.take(2 * (TILE + 1) * MAXN * W);
     for (int64_t t0 = task.t0 + (task.t1 - task.t0 - 1) / TILE * TILE; t0 >= task.t0; t0 -= TILE) {
-        maps.read(plan, task, t0);
+        const int tokens = int(std::min(TILE, task.t1 - t0));
+        const Rows u_rows(scan, scan.u, t0, tokens), delta_rows(scan, scan.delta, t0, tokens);
+        const Rows dy_rows(scan, scan.dy, t0, tokens), z_rows(scan, scan.z, t0, tokens);
+        const Rows du_rows(scan, scan.du, t0, tokens), dz_rows(scan, scan.dz, t0, tokens);
+        const Rows ddelta_rows(scan, scan.ddelta, t0, tokens);
+        maps.read(plan, task, t0, tokens);
         std::fill(dB, dB + TILE * n, 0.0f);
         std::fill(dC, dC + TILE * n, 0.0f);
-        int tokens = 0;
         for (int64_t c = task.c0; c < task.c1; c += COLUMN) {
             Arena here = arena;
-            Column column(plan, task, t0, c, here);
+            Column column(plan, task, tokens, c, here);
             const float* delta = column.delta;
             float *dy_ungated = Column::tile(here), *y = Column::tile(here);
             float *gB = Column::tile(here), *gA = Column::tile(here);
             float* g = adjoint + column.p0 * n;
-            tokens = column.tokens;
-            const Tile<const float> u = column.u = column.read(scan.u, here);
-            const Tile<const float> raw = column.read(scan.delta, here);
-            const Tile<const float> dy = column.read(scan.dy, here);
+            const Tile<const float> u = column.u = column.read(scan.u, u_rows, here);
+            const Tile<const float> raw = column.read(scan.delta, delta_rows, here);
+            const Tile<const float> dy = column.read(scan.dy, dy_rows, here);
             Tile<const float> z = {};
-            if (scan.z.data) z = column.read(scan.z, here);
+            if (scan.z.data) z = column.read(scan.z, z_rows, here);
             column.read_inputs(raw);
             column.each([&](int t, int c, int i, int64_t) {
                 V out = load(dy.at(t, c));
@@ -455,7 +463,7 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
             const int padded = (tokens + W - 1) / W * W;
             for (float* x : {column.delta, column.x, dy_ungated, y, gB, gA})
                 std::fill(x + tokens * COLUMN, x + padded * COLUMN, 0.0f);
-            const float* h = scan.saved + plan.saved_at(task.batch, t0, column.p0);
+            const float* h = scan.saved.data + plan.saved_at(task.batch, t0, column.p0);
             float* dA = plan.dA(task) + column.p0 * n;
             for (int lane = 0; lane < column.lanes; lane += W)
                 for_states(n, [&](auto N, int s) {
@@ -468,10 +476,10 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                     for (int i = 0; i < N; ++i)
                         store(dA + at + i * W, load(dA + at + i * W) + load(da + i * W));
                 });
-            const Tile<float> du = column.place(scan.du, here);
-            const Tile<float> ddelta = column.place(scan.ddelta, here);
+            const Tile<float> du = column.place(scan.du, du_rows, scan.order, here);
+            const Tile<float> ddelta = column.place(scan.ddelta, ddelta_rows, false, here);
             Tile<float> dz = {};
-            if (z.data) dz = column.place(scan.dz, here);
+            if (z.data) dz = column.place(scan.dz, dz_rows, false, here);
             float *dD = plan.dD(task) + column.p0, *dbias = plan.dbias(task) + column.p0;
             for (int lane = 0; lane < column.lanes; lane += W) {
                 V skip = load(&plan.D[column.p0 + lane]), bias = load(&plan.bias[column.p0 + lane]);
@@ -481,7 +489,9 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                     V out = load(dy_ungated + i), in = load(u.at(t, lane)), by_input = load(gB + i);
                     V by_step = load(gA + i) + in * by_input;
                     if (scan.softplus) by_step *= sigmoid(load(raw.at(t, lane)) + bias);
-                    store(du.at(t, lane), load(delta + i) * by_input + skip * out);
+                    V by_u = load(delta + i) * by_input + skip * out;
+                    if (scan.order) by_u += load(du.at(t, lane));
+                    store(du.at(t, lane), by_u);
                     store(ddelta.at(t, lane), by_step);
                     sum_D += out * in;
                     sum_bias += by_step;
@@ -495,14 +505,13 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                 store(dD + lane, load(dD + lane) + sum_D);
                 store(dbias + lane, load(dbias + lane) + sum_bias);
             }
-            column.write(du, scan.du);
-            column.write(ddelta, scan.ddelta);
-            if (z.data) column.write(dz, scan.dz);
+            column.write(du, scan.du, du_rows);
+            column.write(ddelta, scan.ddelta, ddelta_rows);
+            if (z.data) column.write(dz, scan.dz, dz_rows);
         }
         if (!ends_only) {
-            const int64_t at = plan.maps_at(task, t0);
-            std::memcpy(plan.dB(task) + at, dB, tokens * n * sizeof(float));
-            std::memcpy(plan.dC(task) + at, dC, tokens * n * sizeof(float));
+            scatter(dB, n, tokens, n, plan.dB(task), 1, Rows(scan, scan.dB, t0, tokens));
+            scatter(dC, n, tokens, n, plan.dC(task), 1, Rows(scan, scan.dC, t0, tokens));
         }
     }
 }
