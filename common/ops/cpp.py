@@ -36,19 +36,30 @@ def selective_scan_cpp(
         ValueError: a tensor is not on the CPU, or u is float64.
         RuntimeError: the library is missing and cannot be built.
     """
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    for name, x in zip(names, tensors, strict=True):
+    single, needs_grad = _to_single(
+        u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias
+    )
+    y, last, _ = _selective_scan_cpp(*single, delta_softplus, needs_grad)
+    return y.to(u.dtype), last
+
+
+def _to_single(u: Tensor, **others: Tensor | None) -> tuple[list[Tensor | None], bool]:
+    """All arguments in float32, and whether one of them asks for a gradient.
+
+    Raises:
+        ValueError: a tensor is not on the CPU, or u is float64.
+    """
+    tensors = {"u": u, **others}
+    for name, x in tensors.items():
         if x is not None and x.device.type != "cpu":
             raise ValueError(f"{name} is on {x.device}; allowed for backend 'cpp' is the CPU.")
     if u.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(
             f"u has dtype {u.dtype}; allowed for backend 'cpp' are float32, float16, bfloat16."
         )
-    single = [None if x is None else x.float() for x in tensors]
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, last, _ = _selective_scan_cpp(*single, delta_softplus, needs_grad)
-    return y.to(u.dtype), last
+    given = [x for x in tensors.values() if x is not None]
+    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in given)
+    return [None if x is None else x.float() for x in tensors.values()], needs_grad
 
 
 @torch.library.custom_op("monai_mamba::selective_scan_cpp", mutates_args=(), device_types="cpu")

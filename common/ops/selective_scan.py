@@ -91,19 +91,19 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias, backend)
     if backend == "auto":
-        backend = _fastest(u)
+        backend = fastest(u)
     scan: Callable[..., tuple[Tensor, Tensor]] = _selective_scan
     if backend == "reference":
         scan = selective_scan_reference
     elif backend == "cpp":
         scan = selective_scan_cpp
-    plain = (_plain(x) for x in (u, delta, A, B, C, D, z, delta_bias))
-    y, last = scan(*plain, delta_softplus)
+    tensors = (plain(x) for x in (u, delta, A, B, C, D, z, delta_bias))
+    y, last = scan(*tensors, delta_softplus)
     return (y, last) if return_last_state else y
 
 
-def _plain(x: Tensor | None) -> Tensor | None:
-    # MONAI's MetaTensor, say, would go through Python at each of a backend's many operations.
+def plain(x: Tensor | None) -> Tensor | None:
+    """x as a torch.Tensor: MONAI's MetaTensor, say, goes through Python at every operation."""
     if x is None or type(x) in (Tensor, torch.nn.Parameter):
         return x
     return x.as_subclass(Tensor)
@@ -127,7 +127,8 @@ def fastest_backend(device: str, dtype: torch.dtype) -> Backend:
     return next(backend for backend in _SCOPES if why_not(backend, device, dtype) is None)
 
 
-def _fastest(u: Tensor) -> Backend:
+def fastest(u: Tensor) -> Backend:
+    """What "auto" is for this input. Warns once where that is many times slower than need be."""
     # What is exported runs on other machines, and they may have no compiler.
     exporting = hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
     return "torch" if exporting else _fastest_or_warn(u.device.type, u.dtype)
@@ -258,6 +259,11 @@ def _check(
             )
     if B.shape != C.shape:
         raise ValueError(f"B has shape {tuple(B.shape)} and C {tuple(C.shape)}; they must agree.")
-    for name, x in (("u", u), ("delta", delta), ("A", A), ("B", B), ("C", C), ("D", D), ("z", z)):
+    check_floating_point(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+
+
+def check_floating_point(**tensors: Tensor | None) -> None:
+    """Raises ValueError where a tensor that is given holds no floating-point numbers."""
+    for name, x in tensors.items():
         if x is not None and not x.is_floating_point():
             raise ValueError(f"{name} has dtype {x.dtype}; allowed are floating-point dtypes.")

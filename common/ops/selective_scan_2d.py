@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import Tensor
 
 from .chunked import selective_scan_chunked
-from .selective_scan import Backend, selective_scan
+from .cpp_2d import selective_scan_2d_cpp
+from .selective_scan import (
+    BACKENDS,
+    Backend,
+    check_floating_point,
+    fastest,
+    plain,
+    selective_scan,
+)
 
 
 def selective_scan_2d(
@@ -37,12 +47,37 @@ def selective_scan_2d(
         D: skip weight, (4, d).
         delta_bias: added to delta before the softplus, (4, d).
 
+        backend: as in `selective_scan`. "cpp" reads the map where it lies, the fastest where
+            channels are next to each other in memory; the others copy it once per order.
+
     Returns:
-        (b, d, h, w) in u's dtype.
+        (b, d, h, w) in u's dtype, a plain tensor.
 
     Raises:
         ValueError: a shape, a dtype or the backend is not as above.
+        RuntimeError: the named backend is missing; the message says what to install.
     """
+    _check(u, delta, A, B, C, D, delta_bias, backend)
+    if backend == "auto":
+        backend = fastest(u)
+    scan: Callable[..., Tensor] = selective_scan_2d_cpp
+    if backend != "cpp":
+        scan = functools.partial(_composition, backend=backend)
+    tensors = (plain(x) for x in (u, delta, A, B, C, D, delta_bias))
+    return scan(*tensors, delta_softplus)
+
+
+def _composition(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    backend: Backend,
+) -> Tensor:
     scan = _to_sequences(u, delta, A, B, C, D, delta_bias)
     y = selective_scan(*scan, delta_softplus, backend=backend)
     return _sum_of_orders(cast(Tensor, y), u.shape[2], u.shape[3])
@@ -104,3 +139,33 @@ def _sum_of_orders(y: Tensor, height: int, width: int) -> Tensor:
     rows, columns, rows_reversed, columns_reversed = y.chunk(4, dim=1)
     y = (rows + rows_reversed.flip(-1)).unflatten(-1, [height, width])
     return y + (columns + columns_reversed.flip(-1)).unflatten(-1, [width, height]).mT
+
+
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    backend: str,
+) -> None:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; allowed are {', '.join(BACKENDS)}.")
+    if u.dim() != 4 or 0 in u.shape:
+        raise ValueError(f"u has shape {tuple(u.shape)}; allowed is (b, d, h, w), none of them 0.")
+    batch, d, height, width = u.shape
+    if A.dim() != 3 or A.shape[:2] != (4, d) or A.shape[2] == 0:
+        raise ValueError(f"A has shape {tuple(A.shape)}; allowed is (4, d, n) with d = {d}, n > 0.")
+    maps = (batch, 4, A.shape[2], height, width)
+    for name, x, shape in (
+        ("delta", delta, (batch, 4, d, height, width)),
+        ("B", B, maps),
+        ("C", C, maps),
+        ("D", D, (4, d)),
+        ("delta_bias", delta_bias, (4, d)),
+    ):
+        if x is not None and x.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(x.shape)}; allowed is {shape}.")
+    check_floating_point(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
