@@ -59,26 +59,45 @@ inline V exp2(V x) {
 #endif
 }
 
-// e^x to float32's accuracy however large |x| is; saturates at e^-87 and e^88.
-inline V exp(V x) {
-    x = at_most(88.3f, at_least(-87.3f, x));
+// e^x to float32's accuracy however large |x| is, for -87.3 <= x <= 88.3.
+inline V exp_within(V x) {
+#if W == 16
+    V r = (V)_mm512_roundscale_ps((__m512)(x * LOG2E), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#else
     V rounded = x * LOG2E + ROUNDER;
     V r = rounded - ROUNDER;
+#endif
     V f = (x - r * 0.693359375f) - r * -2.12194440e-4f;  // ln 2 in two parts
-    return shift_exponent(exp2_fraction(f * LOG2E), rounded);
+    V p = f * 1.38434660e-3f + 8.37431649e-3f;           // as exp2_fraction, in powers of f ln 2
+    p = p * f + 4.16680122e-2f;
+    p = p * f + 0.166664298f;
+    p = p * f + 0.499999938f;
+    p = p * f + 1.0f;
+    p = p * f + 1.0f;
+#if W == 16
+    return (V)_mm512_scalef_ps((__m512)p, (__m512)r);
+#else
+    return shift_exponent(p, rounded);
+#endif
 }
 
-inline V softplus(V x) {  // max(x, 0) + log(1 + w), w = e^-|x|; log(1 + w) = 2 atanh(w / (2 + w))
-    V w = exp(minus_abs(x));
+inline V exp(V x) { return exp_within(at_most(88.3f, at_least(-87.3f, x))); }
+
+inline V exp_of_minus_abs(V x) { return exp_within(at_least(-87.3f, minus_abs(x))); }
+
+// max(x, 0) + log(1 + w), w = e^-|x|; log(1 + w) = 2 atanh(w / (2 + w))
+inline V softplus(V x, V w) {
     V s = w / (w + 2.0f), q = s * s;
-    V p = q * 0.140059963f + 0.140009016f;
-    p = p * q + 0.200107634f;
-    p = p * q + 0.333332092f;
-    p = p * q + 1.0f;
-    return at_least(0.0f, x) + 2.0f * s * p;
+    V p = q * 0.280119926f + 0.280018032f;
+    p = p * q + 0.400215268f;
+    p = p * q + 0.666664184f;
+    p = p * q + 2.0f;
+    return at_least(0.0f, x) + s * p;
 }
+inline V softplus(V x) { return softplus(x, exp_of_minus_abs(x)); }
 
 inline V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
+inline V sigmoid(V x, V w) { return (x < 0.0f ? w : splat(1.0f)) / (w + 1.0f); }  // w as above
 
 // ---- sums over lanes ---------------------------------------------------------------------------
 
@@ -362,10 +381,153 @@ struct Maps {
     }
 };
 
+// ---- one state ---------------------------------------------------------------------------------
+// There is little arithmetic to a byte, so a token's channels are done in registers from input to
+// output, and memory is walked in the order it lies in. For whole vectors of channels next to each
+// other. What belongs to a channel, a state say, is in an array that stays in cache.
+
+inline bool one_state(const Plan& plan, std::initializer_list<const View*> views) {
+    bool in_place = plan.scan.states == 1 && plan.group_channels % W == 0;
+    for (const View* view : views) in_place &= !view->data || view->c == 1;
+    return in_place;
+}
+
+void forward_one_state(const Plan& plan, const Task& task, float* state, float* elapsed,
+                       Arena arena) {
+    const Scan& scan = plan.scan;
+    const bool use_softplus = scan.softplus, ends_only = elapsed != nullptr;
+    const int64_t c0 = task.group * plan.group_channels + task.c0;
+    const int64_t p0 = task.group * plan.group_padded + task.c0;
+    const int64_t channels = std::min(task.c1, plan.group_channels) - task.c0;
+    const float *bias = &plan.bias[p0], *A2 = &plan.A2[p0], *D = &plan.D[p0];
+    float* h = state + p0;
+    Maps maps(plan, arena);
+    for (int64_t t0 = task.t0; t0 < task.t1; t0 += TILE) {
+        const int tokens = int(std::min(TILE, task.t1 - t0));
+        const Rows u_rows(scan, scan.u, t0, tokens), delta_rows(scan, scan.delta, t0, tokens);
+        const Rows y_rows(scan, scan.y, t0, tokens), z_rows(scan, scan.z, t0, tokens);
+        maps.read(plan, task, t0, tokens);
+        if (scan.saved.data && !ends_only)
+            std::memcpy(scan.saved.data + plan.saved_at(task.batch, t0, p0), h,
+                        channels * sizeof(float));
+        for (int t = 0; t < tokens; ++t) {
+            const float* u = scan.u.at(task.batch, c0) + u_rows.at[t];
+            const float* raw = scan.delta.at(task.batch, c0) + delta_rows.at[t];
+            const float* z = scan.z.data ? scan.z.at(task.batch, c0) + z_rows.at[t] : nullptr;
+            float* y = scan.y.at(task.batch, c0) + y_rows.at[t];
+            const V B = splat(maps.B[t]), C = splat(maps.C[t]);
+            for (int64_t c = 0; c < channels; c += W) {
+                V delta = load(raw + c) + load(bias + c), in = load(u + c);
+                if (use_softplus) delta = softplus(delta);
+                V now = exp2(delta * load(A2 + c)) * load(h + c) + delta * in * B;
+                store(h + c, now);
+                if (ends_only) {
+                    store(elapsed + p0 + c, load(elapsed + p0 + c) + delta);
+                    continue;
+                }
+                V out = now * C + load(D + c) * in;
+                if (z) {
+                    V gate = load(z + c);
+                    out *= gate * sigmoid(gate);
+                }
+                if (scan.order) out += load(y + c);
+                store(y + c, out);
+            }
+        }
+    }
+}
+
+// Without a gate.
+void backward_one_state(Plan& plan, const Task& task, float* adjoint, Arena arena) {
+    const Scan& scan = plan.scan;
+    const bool use_softplus = scan.softplus;
+    const int64_t channels = std::min(task.c1, plan.group_channels) - task.c0;
+    Maps maps(plan, arena);
+    float *dB = arena.take(TILE), *dC = arena.take(TILE);
+    float *sums_B = arena.take(TILE * W), *sums_C = arena.take(TILE * W);  // by lane
+    float *delta = arena.take(TILE * COLUMN), *slope = arena.take(TILE * COLUMN);
+    float* decay = arena.take(TILE * COLUMN);
+    float *before = arena.take((TILE + 1) * COLUMN), *h = before + COLUMN;  // state around a token
+    for (int64_t t0 = task.t0 + (task.t1 - task.t0 - 1) / TILE * TILE; t0 >= task.t0; t0 -= TILE) {
+        const int tokens = int(std::min(TILE, task.t1 - t0));
+        const Rows u_rows(scan, scan.u, t0, tokens), delta_rows(scan, scan.delta, t0, tokens);
+        const Rows dy_rows(scan, scan.dy, t0, tokens), du_rows(scan, scan.du, t0, tokens);
+        const Rows ddelta_rows(scan, scan.ddelta, t0, tokens);
+        maps.read(plan, task, t0, tokens);
+        for (float* sums : {sums_B, sums_C}) std::fill(sums, sums + TILE * W, 0.0f);
+        for (int64_t c = task.c0; c < task.c0 + channels; c += COLUMN) {
+            const int lanes = int(std::min(COLUMN, task.c0 + channels - c));
+            const int64_t c0 = task.group * plan.group_channels + c;
+            const int64_t p0 = task.group * plan.group_padded + c;
+            std::memcpy(before, scan.saved.data + plan.saved_at(task.batch, t0, p0),
+                        lanes * sizeof(float));
+            for (int t = 0; t < tokens; ++t) {
+                const float* u = scan.u.at(task.batch, c0) + u_rows.at[t];
+                const float* raw = scan.delta.at(task.batch, c0) + delta_rows.at[t];
+                const V B = splat(maps.B[t]);
+                for (int lane = 0; lane < lanes; lane += W) {
+                    const int i = t * COLUMN + lane;
+                    V step = load(raw + lane) + load(&plan.bias[p0 + lane]);
+                    if (use_softplus) {
+                        V w = exp_of_minus_abs(step);
+                        store(slope + i, sigmoid(step, w));
+                        step = softplus(step, w);
+                    } else {
+                        store(slope + i, splat(1.0f));
+                    }
+                    V factor = exp2(step * load(&plan.A2[p0 + lane]));
+                    store(delta + i, step);
+                    store(decay + i, factor);
+                    store(h + i, factor * load(before + i) + step * load(u + lane) * B);
+                }
+            }
+            for (int lane = 0; lane < lanes; lane += W) {
+                const float* u = scan.u.at(task.batch, c0 + lane);
+                const float* dy = scan.dy.at(task.batch, c0 + lane);
+                float* du = scan.du.at(task.batch, c0 + lane);
+                float* ddelta = scan.ddelta.at(task.batch, c0 + lane);
+                const int64_t p = p0 + lane;
+                const V A = load(&plan.A[p]), D = load(&plan.D[p]);
+                V g = load(adjoint + p), sum_A = {}, sum_D = {}, sum_bias = {};
+                for (int t = tokens - 1; t >= 0; --t) {
+                    const int i = t * COLUMN + lane;
+                    V in = load(u + u_rows.at[t]), out = load(dy + dy_rows.at[t]);
+                    V step = load(delta + i), now = g + out * maps.C[t];
+                    store(sums_C + t * W, load(sums_C + t * W) + out * load(h + i));
+                    store(sums_B + t * W, load(sums_B + t * W) + now * step * in);
+                    g = now * load(decay + i);
+                    V by_input = now * maps.B[t], by_decay = g * load(before + i);
+                    V by_step = (by_decay * A + in * by_input) * load(slope + i);
+                    V by_u = step * by_input + D * out;
+                    if (scan.order) by_u += load(du + du_rows.at[t]);
+                    store(du + du_rows.at[t], by_u);
+                    store(ddelta + ddelta_rows.at[t], by_step);
+                    sum_A += by_decay * step;
+                    sum_D += out * in;
+                    sum_bias += by_step;
+                }
+                store(adjoint + p, g);
+                float *dA = plan.dA(task) + p, *dD = plan.dD(task) + p, *dbias = plan.dbias(task) + p;
+                store(dA, load(dA) + sum_A);
+                store(dD, load(dD) + sum_D);
+                store(dbias, load(dbias) + sum_bias);
+            }
+        }
+        for (int t = 0; t < tokens; t += W) {
+            store(dB + t, sum_lanes((V*)(sums_B + t * W)));
+            store(dC + t, sum_lanes((V*)(sums_C + t * W)));
+        }
+        scatter(dB, 1, tokens, 1, plan.dB(task), 1, Rows(scan, scan.dB, t0, tokens));
+        scatter(dC, 1, tokens, 1, plan.dC(task), 1, Rows(scan, scan.dC, t0, tokens));
+    }
+}
+
 // state, here and below: [padded channel / W][n][W], so that a channel's states start at p * n.
 // ends_only: leaves y alone, adds the step sizes to `elapsed` (per padded channel).
 void forward_task(const Plan& plan, const Task& task, float* state, float* elapsed, Arena arena) {
     const Scan& scan = plan.scan;
+    if (one_state(plan, {&scan.u, &scan.delta, &scan.y, &scan.z}))
+        return forward_one_state(plan, task, state, elapsed, arena);
     const int n = int(scan.states);
     const bool ends_only = elapsed != nullptr;
     Maps maps(plan, arena);
@@ -415,8 +577,11 @@ void forward_task(const Plan& plan, const Task& task, float* state, float* elaps
 void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                    Arena arena) {
     const Scan& scan = plan.scan;
-    const int n = int(scan.states);
     const bool ends_only = elapsed != nullptr;
+    if (one_state(plan, {&scan.u, &scan.delta, &scan.dy, &scan.du, &scan.ddelta}) &&
+        !scan.z.data && !ends_only)
+        return backward_one_state(plan, task, adjoint, arena);
+    const int n = int(scan.states);
     Maps maps(plan, arena);
     float *dB = arena.take(TILE * n), *dC = arena.take(TILE * n);
     float* kept = arena.take(2 * (TILE + 1) * MAXN * W);
