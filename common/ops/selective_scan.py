@@ -104,7 +104,9 @@ def selective_scan(
 
 def plain(x: Tensor | None) -> Tensor | None:
     """x as a torch.Tensor: MONAI's MetaTensor, say, goes through Python at every operation."""
-    if x is None or type(x) in (Tensor, torch.nn.Parameter):
+    if (
+        x is None or type(x) in (Tensor, torch.nn.Parameter) or _exporting()
+    ):  # then x stands for one
         return x
     return x.as_subclass(Tensor)
 
@@ -130,8 +132,11 @@ def fastest_backend(device: str, dtype: torch.dtype) -> Backend:
 def fastest(u: Tensor) -> Backend:
     """What "auto" is for this input. Warns once where that is many times slower than need be."""
     # What is exported runs on other machines, and they may have no compiler.
-    exporting = hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
-    return "torch" if exporting else _fastest_or_warn(u.device.type, u.dtype)
+    return "torch" if _exporting() else _fastest_or_warn(u.device.type, u.dtype)
+
+
+def _exporting() -> bool:
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 @torch.compiler.assume_constant_result
