@@ -58,7 +58,10 @@ class SS2D(nn.Module):
             .unflatten(-1, [4, self.dt_rank + 2 * self.d_state])
             .split([self.dt_rank, self.d_state, self.d_state], dim=-1)  # (b, h, w, 4, ...)
         )
-        delta = torch.einsum("bhwkr,kdr->bkdhw", dt, self.dt_projs_weight)
+        # One product per direction, (4, b, h, w, d_inner) in memory: the scan reads it there.
+        batch, height, width = dt.shape[:3]
+        delta = torch.bmm(dt.permute(3, 0, 1, 2, 4).flatten(1, 3), self.dt_projs_weight.mT)
+        delta = delta.unflatten(1, [batch, height, width]).permute(1, 0, 4, 2, 3)
         y = self._scan(x, delta, B.permute(0, 3, 4, 1, 2), C.permute(0, 3, 4, 1, 2))
         return self.out_proj(self.out_norm(y.permute(0, 2, 3, 1)))
 

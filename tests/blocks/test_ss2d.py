@@ -1,7 +1,10 @@
+import sys
+
 import pytest
 import torch
 
 from common.blocks import SS2D
+from common.ops import selective_scan_2d
 
 
 def test_scripted_block_equals_the_block():
@@ -16,6 +19,21 @@ def test_every_parameter_gets_a_gradient():
     for name, parameter in block.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_scan_gets_channels_next_to_each_other(monkeypatch, batch):
+    strides = []
+
+    def spy(u, delta, *args, **kwargs):
+        strides.append((u.stride(), delta.stride()))
+        return selective_scan_2d(u, delta, *args, **kwargs)
+
+    monkeypatch.setattr(sys.modules[SS2D.__module__], "selective_scan_2d", spy)
+    SS2D(16)(torch.randn(batch, 5, 7, 16))
+    per_map = 5 * 7 * 32
+    u, delta = (per_map, 1, 7 * 32, 32), (per_map, batch * per_map, 1, 7 * 32, 32)
+    assert strides == [(u, delta)]
 
 
 @pytest.mark.parametrize("name", ["channels", "d_state", "expand"])

@@ -69,6 +69,8 @@ namespace {
 constexpr int64_t TILE = 64;    // tokens; also the distance of saved states
 constexpr int64_t COLUMN = 64;  // channels
 constexpr int64_t PAD = 16;     // a group's channels are padded to a multiple, for every W
+constexpr int64_t LANES_AHEAD = 512;  // channels times tokens that are fetched before their turn
+constexpr int64_t MOST_AHEAD = 16;    // tokens
 constexpr float LOG2E = 1.44269504f;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -76,7 +78,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Where the tokens of a tile are in a tensor, from its first element at the same batch and channel.
 // Orders: 0 row by row, 1 column by column, 2 and 3 the same from the last token to the first.
 struct Rows {
-    int64_t at[TILE];
+    int64_t at[TILE + MOST_AHEAD];
     bool adjacent;  // each right after the one before
 
     Rows(const Scan& scan, const View& view, int64_t t0, int64_t tokens) {

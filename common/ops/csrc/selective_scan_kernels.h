@@ -401,11 +401,14 @@ void forward_one_state(const Plan& plan, const Task& task, float* state, float* 
     const int64_t channels = std::min(task.c1, plan.group_channels) - task.c0;
     const float *bias = &plan.bias[p0], *A2 = &plan.A2[p0], *D = &plan.D[p0];
     float* h = state + p0;
+    // Processors do not foresee a walk that skips other parts' channels or goes down a column.
+    const int64_t ahead = std::min(MOST_AHEAD, ceil_div(LANES_AHEAD, channels));
     Maps maps(plan, arena);
     for (int64_t t0 = task.t0; t0 < task.t1; t0 += TILE) {
         const int tokens = int(std::min(TILE, task.t1 - t0));
-        const Rows u_rows(scan, scan.u, t0, tokens), delta_rows(scan, scan.delta, t0, tokens);
-        const Rows y_rows(scan, scan.y, t0, tokens), z_rows(scan, scan.z, t0, tokens);
+        const int rows = int(std::min(TILE + ahead, task.t1 - t0));
+        const Rows u_rows(scan, scan.u, t0, rows), delta_rows(scan, scan.delta, t0, rows);
+        const Rows y_rows(scan, scan.y, t0, rows), z_rows(scan, scan.z, t0, rows);
         maps.read(plan, task, t0, tokens);
         if (scan.saved.data && !ends_only)
             std::memcpy(scan.saved.data + plan.saved_at(task.batch, t0, p0), h,
@@ -416,7 +419,14 @@ void forward_one_state(const Plan& plan, const Task& task, float* state, float* 
             const float* z = scan.z.data ? scan.z.at(task.batch, c0) + z_rows.at[t] : nullptr;
             float* y = scan.y.at(task.batch, c0) + y_rows.at[t];
             const V B = splat(maps.B[t]), C = splat(maps.C[t]);
+            const int later = int(std::min<int64_t>(t + ahead, rows - 1));
+            const int64_t u_later = u_rows.at[later] - u_rows.at[t];
+            const int64_t delta_later = delta_rows.at[later] - delta_rows.at[t];
+            const int64_t y_later = y_rows.at[later] - y_rows.at[t];
             for (int64_t c = 0; c < channels; c += W) {
+                __builtin_prefetch(u + u_later + c);
+                __builtin_prefetch(raw + delta_later + c);
+                __builtin_prefetch(y + y_later + c, 1);
                 V delta = load(raw + c) + load(bias + c), in = load(u + c);
                 if (use_softplus) delta = softplus(delta);
                 V now = exp2(delta * load(A2 + c)) * load(h + c) + delta * in * B;
@@ -448,6 +458,7 @@ void backward_one_state(Plan& plan, const Task& task, float* adjoint, Arena aren
     float *delta = arena.take(TILE * COLUMN), *slope = arena.take(TILE * COLUMN);
     float* decay = arena.take(TILE * COLUMN);
     float *before = arena.take((TILE + 1) * COLUMN), *h = before + COLUMN;  // state around a token
+    const int ahead = LANES_AHEAD / COLUMN;
     for (int64_t t0 = task.t0 + (task.t1 - task.t0 - 1) / TILE * TILE; t0 >= task.t0; t0 -= TILE) {
         const int tokens = int(std::min(TILE, task.t1 - t0));
         const Rows u_rows(scan, scan.u, t0, tokens), delta_rows(scan, scan.delta, t0, tokens);
@@ -464,9 +475,20 @@ void backward_one_state(Plan& plan, const Task& task, float* adjoint, Arena aren
             for (int t = 0; t < tokens; ++t) {
                 const float* u = scan.u.at(task.batch, c0) + u_rows.at[t];
                 const float* raw = scan.delta.at(task.batch, c0) + delta_rows.at[t];
+                const float* dy = scan.dy.at(task.batch, c0) + dy_rows.at[t];
+                const float* du = scan.du.at(task.batch, c0) + du_rows.at[t];
+                const float* ddelta = scan.ddelta.at(task.batch, c0) + ddelta_rows.at[t];
                 const V B = splat(maps.B[t]);
+                const int later = std::min(t + ahead, tokens - 1);
+                const int64_t u_later = u_rows.at[later] - u_rows.at[t];
+                const int64_t delta_later = delta_rows.at[later] - delta_rows.at[t];
                 for (int lane = 0; lane < lanes; lane += W) {
                     const int i = t * COLUMN + lane;
+                    __builtin_prefetch(u + u_later + lane);
+                    __builtin_prefetch(raw + delta_later + lane);
+                    __builtin_prefetch(dy + lane);  // for the walk back
+                    __builtin_prefetch(du + lane, 1);
+                    __builtin_prefetch(ddelta + lane, 1);
                     V step = load(raw + lane) + load(&plan.bias[p0 + lane]);
                     if (use_softplus) {
                         V w = exp_of_minus_abs(step);
