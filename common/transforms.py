@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.data import PILReader
 from monai.transforms import LoadImaged, MapTransform, SpatialPadd
 from torch import Tensor
 
@@ -34,9 +35,43 @@ class LoadCheckedImaged(LoadImaged):
             except Exception as error:
                 raise InputError(
                     f"The {key} {_names(data[key])} cannot be read ({_first_line(error)}); allowed "
-                    "are complete image files, such as NIfTI."
+                    "are complete image files, such as NIfTI or PNG."
                 ) from error
         return loaded
+
+
+class LoadRadiographd(LoadCheckedImaged):
+    """`LoadCheckedImaged` that makes of each PNG, JPEG or BMP file one channel of grey.
+
+    Colours become their luminance and transparency is left out; 16-bit greys stay 16-bit greys.
+    As for every reader of MONAI the first spatial axis is the horizontal one.
+    """
+
+    def __init__(self, keys: KeysCollection, **kwargs: Any) -> None:
+        super().__init__(keys, **kwargs)
+        self.register(PILReader(converter=_grey))  # the last one registered is asked first
+
+
+class MergeMasksd(MapTransform):
+    """Make of the masks of an organ its label map: 1 where any of them is above 0.
+
+    With more than two classes there is nothing to merge: the image's values are the classes.
+
+    Args:
+        keys: key of the masks, (masks, ...).
+        num_classes: classes of the label map, the background among them.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        merged = dict(data)
+        if self.num_classes == 2:
+            for key in self.key_iterator(merged):
+                merged[key] = (merged[key].amax(0, keepdim=True) > 0).to(merged[key].dtype)
+        return merged
 
 
 class CheckInputd(MapTransform):
@@ -165,6 +200,13 @@ class AdjacentSlicesd(MapTransform):
             at = [(torch.arange(depth) + offset).clamp(0, depth - 1) for offset in offsets]
             stacked[key] = torch.cat([volume[..., index] for index in at]) if at[1:] else volume
         return stacked
+
+
+def _grey(image: Any) -> Any:
+    """A PIL image of one channel, of the bit depth that PIL gives it."""
+    if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
+        return image
+    return image.convert("L")
 
 
 def _source(image: Tensor) -> str:

@@ -8,9 +8,17 @@ import pytest
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd
+from PIL import Image
 
 from common.errors import InputError
-from common.transforms import AdjacentSlicesd, CheckInputd, LoadCheckedImaged, PadToPatchd
+from common.transforms import (
+    AdjacentSlicesd,
+    CheckInputd,
+    LoadCheckedImaged,
+    LoadRadiographd,
+    MergeMasksd,
+    PadToPatchd,
+)
 
 
 def write(path: Path, values: np.ndarray) -> str:
@@ -134,3 +142,69 @@ def test_adjacent_slices_are_channels():
     assert AdjacentSlicesd("image", slices=1)({"image": volume})["image"] is volume
     with pytest.raises(InputError, match="slices is 2; allowed are odd numbers from 1"):
         AdjacentSlicesd("image", slices=2)
+
+
+def radiograph(image: str | list[str]) -> np.ndarray:
+    """(channels, columns, rows) of files, as the bundles load them."""
+    load = Compose([LoadRadiographd("image"), EnsureChannelFirstd("image")])
+    return load({"image": image})["image"].numpy()
+
+
+def png(path: Path, values: np.ndarray, mode: str | None = None) -> str:
+    image = Image.fromarray(values)
+    (image if mode is None else image.convert(mode)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("mode", [None, "RGB", "RGBA", "LA", "P"])
+def test_radiographs_have_one_channel_of_grey(tmp_path: Path, mode: str | None):
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    loaded = radiograph(png(tmp_path / "a.png", grey, mode))
+    np.testing.assert_array_equal(loaded, grey.T[None])  # the horizontal axis comes first
+
+
+def test_luminance_of_colours_and_nothing_of_transparency(tmp_path: Path):
+    colours = np.array([[[255, 0, 0, 255], [0, 255, 0, 0], [9, 9, 9, 0]]], np.uint8)
+    loaded = radiograph(png(tmp_path / "a.png", colours))
+    # ITU-R BT.601: 0.299 red, 0.587 green, 0.114 blue
+    np.testing.assert_array_equal(loaded, [[[76], [150], [9]]])
+
+
+def test_sixteen_bits_are_kept(tmp_path: Path):
+    grey = np.array([[0, 300, 65535], [1, 4095, 40000]], np.uint16)
+    np.testing.assert_array_equal(radiograph(png(tmp_path / "a.png", grey)), grey.T[None])
+
+
+def test_radiographs_in_other_formats(tmp_path: Path):
+    values = scan((8, 9))
+    file = write(tmp_path / "image.nii.gz", values)
+    np.testing.assert_array_equal(radiograph(file), values[None])
+
+
+def test_several_files_are_channels(tmp_path: Path):
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    files = [png(tmp_path / "a.png", values), png(tmp_path / "b.png", values + 1, "RGB")]
+    np.testing.assert_array_equal(radiograph(files), np.stack([values.T, values.T + 1]))
+
+
+def test_masks_are_merged():
+    left, right = np.zeros((2, 4, 5), np.float32)
+    left[1, 1], right[2, 3], right[1, 1] = 255, 1, 255
+    masks = torch.from_numpy(np.stack([left, right]))
+    merged = MergeMasksd("label", 2)({"label": masks})["label"]
+    assert merged.shape == (1, 4, 5)
+    assert merged.dtype == torch.float32
+    assert merged.unique().tolist() == [0, 1]
+    assert merged.nonzero().tolist() == [[0, 1, 1], [0, 2, 3]]
+    assert MergeMasksd("label", 3)({"label": masks})["label"] is masks
+
+
+def test_truncated_png_is_named(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80), np.uint8)
+    for mode in ("L", "RGB"):
+        file = Path(png(tmp_path / f"{mode}.png", noise, mode))
+        file.write_bytes(file.read_bytes()[:1500])
+        with pytest.raises(RuntimeError) as raised:
+            radiograph(str(file))
+        assert f"The image {file} cannot be read (" in str(raised.value.__cause__)
+        assert "truncated" in str(raised.value.__cause__)

@@ -1,10 +1,11 @@
 """Data lists and splits, writers, and synthetic data."""
 
 from .cases import check_output_folder, image_files, labelled_cases, split_cases
-from .writers import AtomicNibabelWriter
+from .writers import AtomicNibabelWriter, AtomicPILWriter
 
 __all__ = [
     "AtomicNibabelWriter",
+    "AtomicPILWriter",
     "check_output_folder",
     "image_files",
     "labelled_cases",

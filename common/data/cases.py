@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from monai.data import partition_dataset
+from monai.utils import ensure_tuple
 
 from ..errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 Split = Literal["training", "validation", "test"]
 _SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 _NIFTI = (".nii", ".nii.gz")
+# The masks of the radiograph CXR_png/{}.png: in the Montgomery set, and in the Shenzhen set.
+_MASKS = (
+    ("ManualMask/leftMask/{}.png", "ManualMask/rightMask/{}.png"),
+    *((f"{folder}/{name}.png",) for folder in ("mask", "masks") for name in ("{}_mask", "{}")),
+)
 
 
 class Case(TypedDict):
-    """One labelled case; several image files are its channels."""
+    """One labelled case; several image files are its channels, several label files its masks."""
 
     image: str | list[str]
-    label: str
+    label: str | list[str]
 
 
 def labelled_cases(dataset_dir: str | Path) -> list[Case]:
@@ -34,15 +44,24 @@ def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     ``labelsTr`` folders, whose files pair by name. An image may also be one file per channel,
     ``name_0000.nii.gz``, ``name_0001.nii.gz``, ..., as for nnU-Net.
 
+    Chest radiographs are laid out like the Montgomery and Shenzhen sets (Jaeger et al., Quant
+    Imaging Med Surg 4(6), 2014): ``CXR_png/NAME.png`` with ``ManualMask/leftMask/NAME.png`` and
+    ``ManualMask/rightMask/NAME.png``, or with ``mask/NAME_mask.png``; the latter's folder may also
+    be ``masks``, and its file ``NAME.png``. The data set is one such folder, or a folder of them.
+    Radiographs without a mask, as Shenzhen has them, are left out, and the log says how many.
+
     Raises:
-        InputError: a folder or file is missing, or an image has no label.
+        InputError: a folder or file is missing, a volume has no label, or no radiograph has a mask.
     """
     root = _folder(dataset_dir)
-    listed = _listed_cases(root)
-    cases = listed if listed is not None else _paired_cases(root, "imagesTr", "labelsTr")
+    if sets := _radiograph_sets(root):
+        cases = _radiographs(root, sets)
+    else:
+        listed = _listed_cases(root)
+        cases = listed if listed is not None else _paired_cases(root, "imagesTr", "labelsTr")
     if not cases:
         raise InputError(f"{root} holds no case; needed is at least one image in imagesTr.")
-    return sorted(cases, key=lambda case: case["label"])
+    return sorted(cases, key=lambda case: ensure_tuple(case["label"]))
 
 
 def split_cases(
@@ -104,10 +123,15 @@ def split_cases(
     return part
 
 
-def image_files(dataset_dir: str | Path) -> list[str]:
+def image_files(dataset_dir: str | Path, endings: Sequence[str] = _NIFTI) -> list[str]:
     """The images to segment: one file, or those of a folder.
 
-    Of a data set's folder these are the files in ``imagesTs``; of another, its NIfTI files.
+    Of a data set's folder these are the files in ``imagesTs``, or all radiographs (see
+    `labelled_cases`); of another, its own files.
+
+    Args:
+        dataset_dir: the file, whatever its name, or the folder.
+        endings: how the names of a folder's images end.
 
     Raises:
         InputError: the path does not exist or holds no image.
@@ -115,12 +139,15 @@ def image_files(dataset_dir: str | Path) -> list[str]:
     path = Path(dataset_dir)
     if path.is_file():
         return [str(path)]
-    folder = _folder(path)
-    if (folder / "imagesTs").is_dir():
-        folder = folder / "imagesTs"
-    files = _nifti_files(folder)
+    root = _folder(path)
+    sets = _radiograph_sets(root)
+    test = root / "imagesTs"
+    folders = [s / "CXR_png" for s in sets] if sets else [test if test.is_dir() else root]
+    files = [file for folder in folders for file in _files(folder, endings)]
     if not files:
-        raise InputError(f"{folder} holds no image; allowed are files that end in .nii or .nii.gz.")
+        raise InputError(
+            f"{folders[0]} holds no image; allowed are files that end in {' or '.join(endings)}."
+        )
     return [str(file) for file in files]
 
 
@@ -147,16 +174,16 @@ def _folder(path: str | Path) -> Path:
     if not folder.is_dir():
         raise InputError(
             f"There is no folder {folder}; needed is one with imagesTr and labelsTr, "
-            "or with the images to segment."
+            "with CXR_png and masks, or with the images to segment."
         )
     return folder
 
 
-def _nifti_files(folder: Path) -> list[Path]:
+def _files(folder: Path, endings: Sequence[str] = _NIFTI) -> list[Path]:
     return sorted(
         file
         for file in folder.iterdir()
-        if file.name.endswith(_NIFTI) and not file.name.startswith(".")
+        if file.name.endswith(tuple(endings)) and not file.name.startswith(".")
     )
 
 
@@ -206,11 +233,12 @@ def _paired_cases(root: Path, images_in: str, labels_in: str) -> list[Case]:
         if not folder.is_dir():
             raise InputError(
                 f"{root} has no folder {folder.name}; needed are {images_in} with images and "
-                f"{labels_in} with label maps of the same names."
+                f"{labels_in} with label maps of the same names, or CXR_png with radiographs and "
+                "their masks."
             )
-    label_of = {_stem(file): file for file in _nifti_files(labels)}
+    label_of = {_stem(file): file for file in _files(labels)}
     channels: dict[str, list[str]] = defaultdict(list)
-    for file in _nifti_files(images):
+    for file in _files(images):
         name = _stem(file)
         if name not in label_of:
             name = re.sub(r"_\d{4}$", "", name)
@@ -223,3 +251,48 @@ def _paired_cases(root: Path, images_in: str, labels_in: str) -> list[Case]:
         Case(image=files[0] if len(files) == 1 else files, label=str(label_of[name]))
         for name, files in channels.items()
     ]
+
+
+def _radiograph_sets(root: Path) -> list[Path]:
+    """The folders that hold a CXR_png: `root` itself, or those in it."""
+    if (root / "CXR_png").is_dir():
+        return [root]
+    return sorted(folder.parent for folder in root.glob("*/CXR_png") if folder.is_dir())
+
+
+def _radiographs(root: Path, sets: Sequence[Path]) -> list[Case]:
+    cases, without_mask = [], 0
+    for folder in sets:
+        for image in _files(folder / "CXR_png", (".png",)):
+            masks = _masks(folder, image.stem)
+            if masks:
+                label = masks[0] if len(masks) == 1 else masks
+                cases.append(Case(image=str(image), label=label))
+            else:
+                without_mask += 1
+    if not cases:
+        raise InputError(
+            f"{root} holds no radiograph with a mask; needed is CXR_png/NAME.png with "
+            "ManualMask/leftMask/NAME.png and ManualMask/rightMask/NAME.png, or with "
+            "mask/NAME_mask.png."
+        )
+    if without_mask:
+        _warn_once(
+            f"Of the {len(cases) + without_mask} radiographs in {root}, {without_mask} have no "
+            "mask: they are left out."
+        )
+    return cases
+
+
+def _masks(folder: Path, name: str) -> list[str]:
+    for patterns in _MASKS:
+        files = [folder / pattern.format(name) for pattern in patterns]
+        if all(file.is_file() for file in files):
+            return [str(file) for file in files]
+    return []
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Training asks for the same cases twice, for its own part and for validation's."""
+    _logger.warning("%s", message)

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -176,3 +177,95 @@ def test_published_split_is_kept(tmp_path: Path):
     (tmp_path / "test_images/d.nii.gz").unlink()
     with pytest.raises(InputError, match="test_images holds no image"):
         split_cases(tmp_path, "test")
+
+
+def make_files(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+MONTGOMERY = [
+    f"{folder}/MCU_{i}.png"
+    for folder in ("CXR_png", "ManualMask/leftMask", "ManualMask/rightMask")
+    for i in (1, 2)
+]
+
+
+def relative(root: Path) -> list[dict]:
+    """The cases of a folder, their paths relative to it."""
+
+    def short(files: str | list[str]) -> str | list[str]:
+        if isinstance(files, list):
+            return [str(short(file)) for file in files]
+        return str(Path(files).relative_to(root))
+
+    return [{key: short(files) for key, files in case.items()} for case in labelled_cases(root)]
+
+
+def test_montgomery_has_two_masks_per_radiograph(tmp_path: Path):
+    make_files(tmp_path, *MONTGOMERY, "CXR_png/Thumbs.db", "CXR_png/._MCU_1.png", "dataset.json")
+    assert relative(tmp_path) == [
+        {
+            "image": f"CXR_png/MCU_{i}.png",
+            "label": [f"ManualMask/leftMask/MCU_{i}.png", f"ManualMask/rightMask/MCU_{i}.png"],
+        }
+        for i in (1, 2)
+    ]
+
+
+@pytest.mark.parametrize(
+    "mask", ["mask/CHN_1_mask.png", "masks/CHN_1_mask.png", "mask/CHN_1.png", "masks/CHN_1.png"]
+)
+def test_shenzhen_has_one(tmp_path: Path, mask: str):
+    make_files(tmp_path, "CXR_png/CHN_1.png", mask)
+    assert relative(tmp_path) == [{"image": "CXR_png/CHN_1.png", "label": mask}]
+
+
+def test_radiographs_without_a_mask_are_left_out_and_counted_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    names = [f"CHN_{i}" for i in range(12)]
+    make_files(tmp_path, *(f"CXR_png/{name}.png" for name in names))
+    make_files(tmp_path, *(f"mask/{name}_mask.png" for name in names[:10]))
+    with caplog.at_level(logging.WARNING, logger="common.data.cases"):
+        parts = [split_cases(tmp_path, part) for part in ("training", "validation", "test")]
+    assert [len(part) for part in parts] == [7, 1, 2]
+    assert caplog.messages == [
+        f"Of the 12 radiographs in {tmp_path}, 2 have no mask: they are left out."
+    ]
+
+
+def test_a_folder_of_both_sets(tmp_path: Path):
+    make_files(tmp_path / "Montgomery", *MONTGOMERY)
+    make_files(tmp_path / "Shenzhen", "CXR_png/CHN_1.png", "mask/CHN_1_mask.png")
+    assert [Path(case["image"]).name for case in labelled_cases(tmp_path)] == [
+        "MCU_1.png",
+        "MCU_2.png",
+        "CHN_1.png",
+    ]
+    (tmp_path / "Montgomery/ManualMask/leftMask/MCU_1.png").unlink()
+    assert len(labelled_cases(tmp_path)) == 2
+    assert [Path(file).name for file in image_files(tmp_path, [".png"])] == [
+        "MCU_1.png",
+        "MCU_2.png",
+        "CHN_1.png",
+    ]
+
+
+def test_no_mask_at_all_is_named(tmp_path: Path):
+    make_files(tmp_path, "CXR_png/CHN_1.png")
+    with pytest.raises(InputError, match=r"holds no radiograph with a mask; needed is CXR_png/"):
+        labelled_cases(tmp_path)
+
+
+def test_radiographs_to_segment(tmp_path: Path):
+    make_files(tmp_path, "scan.nii.gz", "b.png", "a.png", "notes.txt")
+    assert image_files(tmp_path, [".png"]) == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert image_files(tmp_path / "b.png", [".png"]) == [str(tmp_path / "b.png")]
+    assert image_files(tmp_path) == [str(tmp_path / "scan.nii.gz")]
+    make_files(tmp_path, "CXR_png/c.png")
+    assert image_files(tmp_path, [".png"]) == [str(tmp_path / "CXR_png/c.png")]
+    with pytest.raises(InputError, match=r"holds no image; allowed are files that end in \.png\."):
+        image_files(make_files(tmp_path / "other", "a.jpg"), [".png"])
