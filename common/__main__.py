@@ -28,7 +28,10 @@ def overlay(
     label: str | None = None,
     window: tuple[float, float] | None = (-150.0, 250.0),
 ) -> None:
-    """Draw a prediction's contours on its image; with a label, print the Dice of each class too."""
+    """Draw a prediction's contours on its image; with a label, print the Dice of each class too.
+
+    All are NIfTI files, or all PNG files.
+    """
     from .evaluation import dice_per_class, draw_overlay
 
     if label is not None:

@@ -10,6 +10,7 @@ import torch
 from monai.metrics import compute_dice
 from monai.networks import one_hot
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import InputError
 from ..files import replacing
@@ -26,9 +27,11 @@ def dice_per_class(prediction: str | Path, label: str | Path) -> dict[int, float
     Raises:
         InputError: a file cannot be read, or the grids differ.
     """
-    first, second = _load(prediction), _load(label)
-    _same_grid(prediction, first, label, second)
-    maps = [torch.from_numpy(_classes(image))[None, None] for image in (first, second)]
+    loaded = {path: _load(path) for path in (prediction, label)}
+    _same_grid(prediction, loaded[prediction], label, loaded[label])
+    maps = [
+        torch.from_numpy(_classes(path, loaded[path]))[None, None] for path in (prediction, label)
+    ]
     classes = int(max(x.max() for x in maps)) + 1
     scores = compute_dice(*(one_hot(x, classes) for x in maps), include_background=False)
     return dict(enumerate(scores[0].tolist(), start=1))
@@ -44,11 +47,14 @@ def draw_overlay(
     """Draw three slices of an image with the contours of a prediction, and a label's dashed.
 
     The slices, one per body plane, have most voxels of the highest class (of the label, if any).
+    Of a radiograph there is one picture, in full.
 
     Args:
-        image, prediction, label: NIfTI files on one grid, in any orientation.
+        image, prediction, label: NIfTI files on one grid, in any orientation; or PNG files of one
+            size, whose masks have a grey level per class.
         output: the PNG to write.
-        window: lowest and highest value shown, HU for CT; None takes the 1st and 99th percentile.
+        window: lowest and highest value shown, HU for CT; None takes the 1st and 99th percentile,
+            as a radiograph always does.
 
     Raises:
         InputError: a file cannot be read, the grids differ, or the PNG cannot be written.
@@ -61,13 +67,15 @@ def draw_overlay(
         _same_grid(image, loaded["image"], images[name], loaded[name])
     turned = {name: nib.as_closest_canonical(loaded[name]) for name in loaded}
     values = turned["image"].get_fdata(dtype=np.float32)
-    maps = {name: _classes(turned[name]) for name in list(turned)[1:]}
-    low, high = window if window else (float(p) for p in np.percentile(values, (1, 99)))
+    maps = {name: _classes(images[name], turned[name]) for name in list(turned)[1:]}
+    flat = _is_png(image)
+    low, high = window if window and not flat else np.percentile(values, (1, 99))
     spacing = turned["image"].header.get_zooms()
     centre = _centre(maps)
 
-    figure = Figure(figsize=(13, 5), layout="constrained", facecolor="black")
-    for axis, axes in enumerate(figure.subplots(1, 3)):
+    planes = [2] if flat else [0, 1, 2]
+    figure = Figure(figsize=(7, 7) if flat else (13, 5), layout="constrained", facecolor="black")
+    for axis, axes in zip(planes, figure.subplots(1, len(planes), squeeze=False)[0], strict=True):
         across, up = (i for i in range(3) if i != axis)
         axes.imshow(
             values.take(centre[axis], axis).T,
@@ -83,7 +91,7 @@ def draw_overlay(
                 if np.any(mask):
                     colour = _COLOURS[(value - 1) % len(_COLOURS)]
                     axes.contour(mask, [0.5], colors=[colour], linestyles=style, linewidths=1.3)
-        axes.set_title(_AXES[axis], color="white")
+        axes.set_title("frontal" if flat else _AXES[axis], color="white")
         if across == 0:
             axes.invert_xaxis()  # radiological: the patient's right is on the left
         axes.set_axis_off()
@@ -99,15 +107,27 @@ def draw_overlay(
     return path
 
 
+def _is_png(path: str | Path) -> bool:
+    return Path(path).suffix.lower() == ".png"
+
+
 def _load(path: str | Path) -> nib.Nifti1Image:
     try:
-        image = nib.load(path)
+        image = _load_png(path) if _is_png(path) else nib.load(path)
         image.get_fdata(dtype=np.float32)
     except Exception as error:
-        raise InputError(f"{path} cannot be read as a NIfTI image ({error}).") from error
+        raise InputError(f"{path} cannot be read as a NIfTI or PNG image ({error}).") from error
     if len(image.shape) != 3:
         raise InputError(f"{path} has {len(image.shape)} axes; allowed are 3.")
     return image
+
+
+def _load_png(path: str | Path) -> nib.Nifti1Image:
+    """A radiograph as the one slice of a volume: the patient's right is at its left."""
+    with Image.open(path) as image:
+        grey = image if image.mode.startswith("I") else image.convert("L")
+        rows = np.asarray(grey).astype(np.int32)
+    return nib.Nifti1Image(rows.T[..., None], np.diag([-1.0, -1.0, 1.0, 1.0]))
 
 
 def _same_grid(
@@ -121,8 +141,11 @@ def _same_grid(
         )
 
 
-def _classes(image: nib.Nifti1Image) -> NDArray[np.int64]:
-    return np.rint(image.get_fdata(dtype=np.float32)).astype(np.int64)
+def _classes(path: str | Path, image: nib.Nifti1Image) -> NDArray[np.int64]:
+    values = np.rint(image.get_fdata(dtype=np.float32)).astype(np.int64)
+    if _is_png(path):  # 0 and 255, say, are the classes 0 and 1
+        return np.searchsorted(np.union1d(values, [0]), values)
+    return values
 
 
 def _centre(maps: dict[str, NDArray[np.int64]]) -> list[int]:

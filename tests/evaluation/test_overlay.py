@@ -85,3 +85,31 @@ def test_bad_files_are_named(maps: dict[str, Path], tmp_path: Path):
         dice_per_class(tmp_path / "missing.nii", maps["label"])
     with pytest.raises(InputError, match="cannot be written"):
         draw_overlay(maps["image"], maps["prediction"], tmp_path / "no/such/folder.png")
+
+
+def test_radiographs(tmp_path: Path):
+    """One upright picture; the grey levels of a mask are its classes."""
+    rows = np.zeros((40, 60), np.uint8)
+    rows[5:15, 5:20] = 255  # top left
+    other = np.where(np.arange(60) < 12, rows, 0)
+    noise = np.random.default_rng(0).integers(0, 9000, rows.shape, np.uint16)
+    files = {}
+    for name, values in (("image", noise), ("label", rows), ("prediction", other // 255)):
+        files[name] = tmp_path / f"{name}.png"
+        Image.fromarray(values).save(files[name])
+    both, found, lung = 10 * 7, 10 * 7, 10 * 15
+    dice = dice_per_class(files["prediction"], files["label"])
+    assert dice == {1: pytest.approx(2 * both / (found + lung))}
+
+    file = draw_overlay(files["image"], files["label"], tmp_path / "o.png")
+    pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
+    green = (pixels[..., 1] > pixels[..., 0] + 60) & (pixels[..., 1] > pixels[..., 2] + 60)
+    height, width = green.shape
+    row, column = np.argwhere(green).mean(axis=0)
+    assert 0.1 < column / width < 0.35
+    assert row < height / 2
+    assert pixels[height // 2].max() > 200, "a radiograph is shown at its own contrast"
+
+    Image.fromarray(rows[1:]).save(tmp_path / "other.png")
+    with pytest.raises(InputError, match="is not on the grid of"):
+        dice_per_class(tmp_path / "other.png", files["label"])
