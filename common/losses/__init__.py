@@ -2,5 +2,17 @@
 
 from .boundary import BoundaryAwareBCEDiceLoss
 from .inclusion import CodebookMambaLoss, InclusionLoss
+from .region_tversky import (
+    DiceCERegionTverskyLoss,
+    RegionSpecificTverskyLoss,
+    deep_supervision_weights,
+)
 
-__all__ = ["BoundaryAwareBCEDiceLoss", "CodebookMambaLoss", "InclusionLoss"]
+__all__ = [
+    "BoundaryAwareBCEDiceLoss",
+    "CodebookMambaLoss",
+    "DiceCERegionTverskyLoss",
+    "InclusionLoss",
+    "RegionSpecificTverskyLoss",
+    "deep_supervision_weights",
+]
