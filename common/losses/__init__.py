@@ -1,12 +1,9 @@
 """Losses that MONAI does not have, one file per family."""
 
 from .boundary import BoundaryAwareBCEDiceLoss
+from .deep_supervision import deep_supervision_weights
 from .inclusion import CodebookMambaLoss, InclusionLoss
-from .region_tversky import (
-    DiceCERegionTverskyLoss,
-    RegionSpecificTverskyLoss,
-    deep_supervision_weights,
-)
+from .region_tversky import DiceCERegionTverskyLoss, RegionSpecificTverskyLoss
 
 __all__ = [
     "BoundaryAwareBCEDiceLoss",

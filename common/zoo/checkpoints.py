@@ -24,9 +24,9 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
         state_dict: parameter names to tensors; or a checkpoint that holds them under a key as for
             `load_state_dict`, such as nnU-Net's ``network_weights``. Prefixes of
             DistributedDataParallel and torch.compile are removed.
-        network: "lightm_unet"; "rma_mamba" for LCMambaNet, whose attention its code released; or
-            "vmamba" for an ImageNet classifier into VMambaEncoder, whose output norms the
-            classifier lacks and whose head the encoder lacks.
+        network: "lightm_unet"; "mambaclinix"; "rma_mamba" for LCMambaNet, whose attention its code
+            released; or "vmamba" for an ImageNet classifier into VMambaEncoder: the classifier
+            lacks the encoder's output norms, the encoder its head.
 
     Raises:
         InputError: the network is unknown, or a parameter is none that its released code has.
@@ -190,6 +190,42 @@ def _lightm_unet(state_dict: Mapping[str, Tensor]) -> StateDict:
     return {name.replace(".mamba.", ".mixer."): x for name, x in renamed.items()}
 
 
+_MAMBACLINIX: _Rules = [
+    (r"encoder\.stem\.convs\.0\.", "stem."),
+    (r"encoder\.stages\.(\d+)\.blocks\.0\.skip\.[01]\.", r"encoder.\1.block.skip.1."),
+    (r"encoder\.stages\.(\d+)\.blocks\.0\.", r"encoder.\1.block."),
+    (r"encoder\.encoder_layers\.(\d+)\.gamma1$", r"encoder.\1.layer.scale"),
+    (r"encoder\.encoder_layers\.(\d+)\.hgConvs\.dwconv\.", r"encoder.\1.layer.gated.depthwise."),
+    (r"encoder\.encoder_layers\.(\d+)\.hgConvs\.reconv\.", r"encoder.\1.layer.gated.widen."),
+    (r"encoder\.encoder_layers\.(\d+)\.hgConvs\.", r"encoder.\1.layer.gated."),
+    (r"encoder\.encoder_layers\.(\d+)\.lynorm(\d)\.", r"encoder.\1.layer.norm\2."),
+    (r"encoder\.encoder_layers\.(\d+)\.transconv\.conv\.", r"encoder.\1.layer.reduce."),
+    (r"encoder\.encoder_layers\.(\d+)\.conv(\d)\.conv\.", r"encoder.\1.layer.conv\2."),
+    (r"encoder\.encoder_layers\.(\d+)\.", r"encoder.\1.layer."),
+    (r"decoder\.Init_Residual\.", "bottleneck."),
+    (r"decoder\.residual_blocks\.(\d+)\.", r"decoder.\1.skip."),
+    (r"decoder\.upsample_layers\.(\d+)\.conv\.", r"decoder.\1.reduce."),
+    (r"decoder\.stages\.(\d+)\.conv3\.", r"decoder.\1.fuse.skip."),
+    (r"decoder\.stages\.(\d+)\.(conv|norm)(\d)\.", r"decoder.\1.fuse.conv\3.\2."),
+    (r"decoder\.seg_layers\.(\d+)\.", r"heads.\1."),
+]
+
+
+def _mambaclinix(state_dict: Mapping[str, Tensor]) -> StateDict:
+    # The released code registers its encoder and each convolution twice.
+    once = {
+        name: x
+        for name, x in state_dict.items()
+        if ".all_modules." not in name and not name.startswith("decoder.encoder.")
+    }
+    gated = [int(found[1]) for name in once if (found := re.match(r".*\.(\d+)\.gamma1$", name))]
+    # One norm for the whole encoder, used before the last HGCN: there it stands in ours.
+    norm = (r"encoder\.LayerNorm\.", f"encoder.{max(gated, default=0)}.norm.")
+    renamed = _renamed(once, [norm, *_MAMBACLINIX], "MambaClinix")
+    leaves = {"gamma": "weight", "beta": "bias"}
+    return {re.sub(r"(gamma|beta)$", lambda m: leaves[m[1]], k): x for k, x in renamed.items()}
+
+
 _VMAMBA: _Rules = [
     (r"patch_embed\.0\.", "patch_embedding.conv1."),
     (r"patch_embed\.2\.", "patch_embedding.norm1."),
@@ -255,6 +291,7 @@ def _rma_mamba(state_dict: Mapping[str, Tensor]) -> StateDict:
 
 _CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {
     "lightm_unet": _lightm_unet,
+    "mambaclinix": _mambaclinix,
     "rma_mamba": _rma_mamba,
     "vmamba": _vmamba,
 }

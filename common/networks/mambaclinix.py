@@ -1,0 +1,404 @@
+"""MambaClinix: hierarchical gated convolution and Mamba-based U-Net for 3D segmentation.
+
+Bian et al. 2024, arXiv:2409.12533. Written from the paper and from golden vectors made with the
+code that its authors released; where the two differ (no factor inside equation 6, no convolution
+before Mamba as in equation 7) this follows the code, so that its checkpoints load.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks import Mamba
+from ..ops import Backend
+
+StageLayer = int | Literal["mamba"] | None
+
+
+class ConvNorm(nn.Module):
+    """Convolution, then instance norm."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        stride: Sequence[int] = (1, 1, 1),
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = _conv(in_channels, out_channels, kernel, stride, bias=bias)
+        self.norm = nn.InstanceNorm3d(out_channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map (b, c, ...)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.movedim(-1, 1)
+
+
+class DropPath(nn.Module):
+    """Drop a residual branch for whole samples, in training (Huang et al. 2016, arXiv:1603.09382).
+
+    MONAI's does not compile with TorchScript.
+    """
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        kept = torch.ones([x.shape[0], 1, 1, 1, 1], dtype=x.dtype, device=x.device)
+        return x * F.dropout(kept, self.probability)
+
+
+class HighOrderConv(nn.Module):
+    """Gated convolution of a given order (hgConv, eq. 4 to 6), of constant size and channels.
+
+    Its sub-maps are as wide as equation 5 says; each widens the sum of those before it.
+    """
+
+    def __init__(self, channels: int, order: int, kernel: Sequence[int]) -> None:
+        super().__init__()
+        self.widths = [channels // 2 ** (order - 1 - i) for i in range(order)]
+        rest = sum(self.widths)
+        self.proj_in = nn.Conv3d(channels, 2 * channels, 1)
+        self.depthwise = _conv(rest, rest, kernel, groups=rest)
+        self.widen = nn.ModuleList(nn.Conv3d(w, 2 * w, 1) for w in self.widths[:-1])
+        self.proj_out = nn.Conv3d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        base, rest = self.proj_in(x).split([self.widths[0], sum(self.widths)], dim=1)
+        parts = self.depthwise(rest).split(self.widths, dim=1)
+        u = base + parts[0]
+        for i, widen in enumerate(self.widen):
+            u = widen(u) + parts[i + 1]
+        return self.proj_out(u)
+
+
+class HGCN(nn.Module):
+    """Hierarchical gated convolutional network (fig. 2b, eq. 1 to 3), residual."""
+
+    def __init__(self, channels: int, order: int, kernel: Sequence[int], drop_path: float) -> None:
+        super().__init__()
+        inner = channels // 2
+        self.reduce = nn.Conv3d(channels, inner, 1)
+        self.norm1 = ChannelNorm(inner)
+        self.gated = HighOrderConv(inner, order, kernel)
+        self.scale = nn.Parameter(torch.full((inner,), 1e-6))
+        self.norm2 = ChannelNorm(inner)
+        self.conv1 = _conv(inner, channels, kernel)
+        self.conv2 = _conv(channels, channels, kernel)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.reduce(x)
+        scale = self.scale.view(-1, 1, 1, 1)
+        y = y + self.drop_path(scale * self.gated(self.norm1(y)))
+        y = self.conv2(F.leaky_relu(self.conv1(self.norm2(y))))
+        return x + self.drop_path(y)
+
+
+class MambaLayer(nn.Module):
+    """Residual Mamba layer (fig. 2a, eq. 8 to 10), in the parameters' precision under autocast.
+
+    The one layer norm serves both places, as in the released code.
+    """
+
+    def __init__(self, channels: int, backend: Backend) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.mamba = Mamba(channels, backend=backend)
+        self.proj = nn.Linear(channels, channels)
+        # In the released checkpoints, but used nowhere: without a gradient, so that
+        # DistributedDataParallel does not wait for one.
+        self.skip_scale = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def mix(self, tokens: Tensor) -> Tensor:
+        return self.proj(self.norm(self.mamba(self.norm(tokens))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.flatten(2).transpose(1, 2).to(self.proj.weight.dtype)  # (b, l, c)
+        if torch.jit.is_scripting():
+            mixed = self.mix(tokens)
+        else:
+            with torch.autocast(x.device.type, enabled=False):
+                mixed = self.mix(tokens)
+        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with instance norm around a residual that `skip` brings to size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: Sequence[int],
+        skip: nn.Module,
+        stride: Sequence[int] = (1, 1, 1),
+    ) -> None:
+        super().__init__()
+        self.conv1 = ConvNorm(in_channels, out_channels, kernel, stride)
+        self.conv2 = ConvNorm(out_channels, out_channels, kernel)
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv2(F.leaky_relu(self.conv1(x)))
+        return F.leaky_relu(y + self.skip(x))
+
+
+class EncoderStage(nn.Module):
+    """Residual block with the stage's stride, then a norm (or none) and the stage's layer."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        norm: nn.Module,
+        layer: nn.Module,
+    ) -> None:
+        super().__init__()
+        # Odd sizes are rounded up, as by the strided convolution.
+        pool = nn.AvgPool3d(_triple(stride), ceil_mode=True) if max(stride) > 1 else nn.Identity()
+        project: nn.Module = nn.Identity()
+        if in_channels != channels:
+            project = ConvNorm(in_channels, channels, (1, 1, 1), bias=False)
+        skip = nn.Sequential(pool, project)
+        self.block = ResidualBlock(in_channels, channels, kernel, skip, stride)
+        self.norm = norm
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(self.norm(self.block(x)))
+
+
+class DecoderStage(nn.Module):
+    """Resize the deeper map to the skip's width and size, and fuse the two."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: Sequence[int]) -> None:
+        super().__init__()
+        self.reduce = nn.Conv3d(in_channels, channels, 1)
+        self.skip = ResidualBlock(channels, channels, kernel, nn.Identity())
+        self.fuse = ResidualBlock(
+            2 * channels, channels, kernel, nn.Conv3d(2 * channels, channels, 1)
+        )
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        # Narrowed before it grows: the same values, for a fraction of the work. Resized to the
+        # skip's size, not by a stride: the same for even sizes, and odd ones fit too.
+        x = F.interpolate(self.reduce(x), size=skip.shape[2:], mode="nearest")
+        return self.fuse(torch.cat([x, self.skip(skip)], dim=1))
+
+
+class MambaClinix(nn.Module):
+    """MambaClinix, volumes (b, in_channels, d, h, w) to logits (b, out_channels, d, h, w).
+
+    Any size works that is at least the product of the strides along each axis, and larger along
+    one or more: instance norm needs two voxels in the deepest map.
+
+    In training with `deep_supervision`, `forward` gives a list of logits, finest first, one per
+    stage but the deepest, each at its stage's size; else the finest alone. TorchScript compiles
+    the network in eval mode.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: classes, background included.
+        features: channels of each stage; at a stage with an HGCN, a multiple of 2 ** order.
+        strides: step of each stage per axis; the first stage has the image's size.
+        kernel_sizes: odd convolution kernels of each stage per axis.
+        deep_supervision: whether training sees the coarser logits too.
+        layers: what follows each stage's residual block: a whole number for an HGCN of that
+            order, "mamba", or None for nothing. By default HGCNs of order 2, 3, ... in the first
+            half of the stages, rounded up, and Mamba in the rest (eq. 11); others are the
+            ablations of table 4.
+        drop_path: probability that a sample skips an HGCN's branches in training, at the deepest
+            stage; it grows linearly from 0 at the first.
+        backend: backend of the selective scan.
+
+    Raises:
+        ValueError: an argument is not as above, or a volume is too small.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        features: Sequence[int] = (32, 64, 128, 256, 320, 320),
+        strides: Sequence[Sequence[int]] = ((1, 1, 1), *[(2, 2, 2)] * 5),
+        kernel_sizes: Sequence[Sequence[int]] = ((3, 3, 3),) * 6,
+        deep_supervision: bool = True,
+        layers: Sequence[StageLayer] | None = None,
+        drop_path: float = 0.5,
+        backend: Backend = "auto",
+    ) -> None:
+        super().__init__()
+        stages = len(features)
+        if layers is None:
+            hgcns = math.ceil(stages / 2)
+            layers = [s + 2 if s < hgcns else "mamba" for s in range(stages)]
+        _check(in_channels, out_channels, features, strides, kernel_sizes, layers, drop_path)
+        last_hgcn = max((s for s, layer in enumerate(layers) if isinstance(layer, int)), default=-1)
+
+        def stage_layer(s: int) -> nn.Module:
+            layer = layers[s]
+            if layer is None:
+                return nn.Identity()
+            if layer == "mamba":
+                return MambaLayer(features[s], backend)
+            drop = drop_path * s / (stages - 1)
+            return HGCN(features[s], layer, kernel_sizes[s], drop)
+
+        self.deep_supervision = deep_supervision
+        self.reduction = [math.prod(axis) for axis in zip(*strides, strict=True)]
+        self.stem = ConvNorm(in_channels, features[0], kernel_sizes[0])
+        self.encoder = nn.ModuleList(
+            EncoderStage(
+                features[max(s - 1, 0)],
+                features[s],
+                kernel_sizes[s],
+                strides[s],
+                ChannelNorm(features[s]) if s == last_hgcn else nn.Identity(),
+                stage_layer(s),
+            )
+            for s in range(stages)
+        )
+        self.bottleneck = ResidualBlock(features[-1], features[-1], kernel_sizes[-1], nn.Identity())
+        self.decoder = nn.ModuleList(
+            DecoderStage(features[s + 1], features[s], kernel_sizes[s])
+            for s in reversed(range(stages - 1))
+        )
+        self.heads = nn.ModuleList(
+            nn.Conv3d(features[s], out_channels, 1) for s in reversed(range(stages - 1))
+        )
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The map after each stage, finest first."""
+        self._check_size(x)
+        x = F.leaky_relu(self.stem(x))
+        maps: list[Tensor] = []
+        for stage in self.encoder:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def decode(self, maps: list[Tensor]) -> list[Tensor]:
+        """The decoder's maps, deepest first, from those of `encode`."""
+        x = self.bottleneck(maps[-1])
+        decoded: list[Tensor] = []
+        for i, stage in enumerate(self.decoder):
+            x = stage(x, maps[len(maps) - 2 - i])
+            decoded.append(x)
+        return decoded
+
+    def multiscale_logits(self, x: Tensor) -> list[Tensor]:
+        """Logits of each scale, finest first, in training and in eval mode."""
+        maps = self.decode(self.encode(x))
+        return [head(y) for head, y in zip(self.heads, maps, strict=True)][::-1]
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        if not torch.jit.is_scripting() and self.training and self.deep_supervision:
+            return self.multiscale_logits(x)
+        return self.heads[-1](self.decode(self.encode(x))[-1])
+
+    def _check_size(self, x: Tensor) -> None:
+        spare = [x.shape[2 + i] - reduction for i, reduction in enumerate(self.reduction)]
+        if min(spare) < 0 or max(spare) == 0:
+            raise ValueError(
+                f"x has size {list(x.shape[2:])}; allowed are sizes from {self.reduction}, and "
+                "larger along one axis or more."
+            )
+
+
+def _triple(x: Sequence[int]) -> tuple[int, int, int]:
+    a, b, c = x
+    return a, b, c
+
+
+def _conv(
+    in_channels: int,
+    out_channels: int,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (1, 1, 1),
+    groups: int = 1,
+    bias: bool = True,
+) -> nn.Conv3d:
+    """Convolution that keeps the size, but for its stride."""
+    padding = _triple([k // 2 for k in kernel])
+    return nn.Conv3d(
+        in_channels,
+        out_channels,
+        _triple(kernel),
+        _triple(stride),
+        padding,
+        groups=groups,
+        bias=bias,
+    )
+
+
+def _check(
+    in_channels: int,
+    out_channels: int,
+    features: Sequence[int],
+    strides: Sequence[Sequence[int]],
+    kernel_sizes: Sequence[Sequence[int]],
+    layers: Sequence[StageLayer],
+    drop_path: float,
+) -> None:
+    for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
+        if channels < 1:
+            raise ValueError(f"{name} is {channels}; allowed are whole numbers from 1.")
+    if len(features) < 2 or min(features) < 1:
+        raise ValueError(
+            f"features is {features}; allowed are whole numbers from 1, for two stages or more."
+        )
+    per_stage = {"strides": strides, "kernel_sizes": kernel_sizes, "layers": layers}
+    for name, values in per_stage.items():
+        if len(values) != len(features):
+            raise ValueError(
+                f"{name} has {len(values)} stages; allowed are as many as features', "
+                f"{len(features)}."
+            )
+    for s, stride in enumerate(strides):
+        if len(stride) != 3 or min(stride) < 1 or (s == 0 and max(stride) > 1):
+            raise ValueError(
+                f"strides[{s}] is {stride}; allowed are three whole numbers from 1, and at the "
+                "first stage 1 only."
+            )
+    for s, kernel in enumerate(kernel_sizes):
+        if len(kernel) != 3 or any(k < 1 or k % 2 == 0 for k in kernel):
+            raise ValueError(
+                f"kernel_sizes[{s}] is {kernel}; allowed are three odd whole numbers from 1."
+            )
+    for s, layer in enumerate(layers):
+        if layer is None or layer == "mamba":
+            continue
+        if not isinstance(layer, int) or layer < 1:
+            raise ValueError(
+                f"layers[{s}] is {layer!r}; allowed are whole numbers from 1, 'mamba' and None."
+            )
+        if features[s] % 2**layer:
+            raise ValueError(
+                f"features[{s}] is {features[s]}; allowed are multiples of {2**layer} with an "
+                f"HGCN of order {layer}."
+            )
+    if not 0 <= drop_path < 1:
+        raise ValueError(f"drop_path is {drop_path}; allowed is 0 <= drop_path < 1.")
