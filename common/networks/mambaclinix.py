@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
 from ..blocks import Mamba
@@ -49,23 +50,6 @@ class ChannelNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         x = F.layer_norm(x.movedim(1, -1), self.normalized_shape, self.weight, self.bias, self.eps)
         return x.movedim(-1, 1)
-
-
-class DropPath(nn.Module):
-    """Drop a residual branch for whole samples, in training (Huang et al. 2016, arXiv:1603.09382).
-
-    MONAI's does not compile with TorchScript.
-    """
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training:
-            return x
-        kept = torch.ones([x.shape[0], 1, 1, 1, 1], dtype=x.dtype, device=x.device)
-        return x * F.dropout(kept, self.probability)
 
 
 class HighOrderConv(nn.Module):

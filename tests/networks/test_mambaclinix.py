@@ -126,7 +126,7 @@ def test_default_layers_are_the_papers():
         explicit = MambaClinix(1, 3, layers=[2, 3, 4, "mamba", "mamba", "mamba"])
         assert explicit.state_dict().keys() == MambaClinix(1, 3).state_dict().keys()
         gated = MambaClinix(1, 3, layers=[2, 3, 4, 5, 6, 6])
-    assert [m.probability for m in gated.modules() if isinstance(m, DropPath)] == pytest.approx(
+    assert [m.drop_prob for m in gated.modules() if isinstance(m, DropPath)] == pytest.approx(
         [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     )
 
