@@ -14,7 +14,7 @@ BASE = {"errors", "files"}  # what every other part may use
 
 # part of the package -> (other parts, third-party packages) that it may import
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
-    "ops": (set(), {"torch"}),
+    "ops": (set(), {"torch", "triton", "mamba_ssm"}),
     "blocks": ({"ops"}, {"torch", "monai"}),
     "networks": ({"blocks", "ops"}, {"torch", "monai"}),
     "losses": (BASE, FRAMEWORKS),

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import native
+from . import mamba_ssm_scan, native, triton_scan
 from .chunked import selective_scan_chunked, selective_scan_chunked_backward
 from .cpp import selective_scan_cpp
+from .mamba_ssm_scan import selective_scan_mamba_ssm
 from .reference import selective_scan_reference
+from .triton_scan import selective_scan_triton
 
-Backend = Literal["auto", "reference", "torch", "cpp"]
-BACKENDS: tuple[Backend, ...] = ("auto", "reference", "torch", "cpp")
+Backend = Literal["auto", "reference", "torch", "cpp", "triton", "mamba_ssm"]
+BACKENDS: tuple[Backend, ...] = ("auto", "reference", "torch", "cpp", "triton", "mamba_ssm")
 
 
 class _Scope(NamedTuple):
@@ -31,17 +34,24 @@ class _Scope(NamedTuple):
         )
 
 
-def _missing_cpp() -> str | None:
-    reason = native.why_unavailable()
-    return None if reason is None else f"{reason} {native.HOW_TO_GET}"
+def _missing(backend: ModuleType) -> Callable[[], str | None]:
+    def missing() -> str | None:
+        reason = backend.why_unavailable()
+        return None if reason is None else f"{reason} {backend.HOW_TO_GET}"
+
+    return missing
 
 
-# The fastest first: "auto" takes the first that serves the arguments.
+# The fastest first: "auto" takes the first that serves the arguments, but for mamba-ssm: whether it
+# is faster depends on their shapes.
 _SCOPES: dict[Backend, _Scope] = {
-    "cpp": _Scope(("cpu",), False, _missing_cpp),
+    "cpp": _Scope(("cpu",), False, _missing(native)),
+    "triton": _Scope(("cuda",), False, _missing(triton_scan)),
     "torch": _Scope(None, True, lambda: None),
+    "mamba_ssm": _Scope(("cuda",), False, _missing(mamba_ssm_scan)),
     "reference": _Scope(None, True, lambda: None),
 }
+_FASTER: tuple[Backend, ...] = ("cpp", "triton")  # than torch, many times
 
 
 def selective_scan(
@@ -77,9 +87,10 @@ def selective_scan(
         z: gate, (b, d, l).
         delta_bias: added to delta before the softplus, (d,).
         return_last_state: return h_l too, (b, d, n).
-        backend: "cpp" is compiled, for the CPU and float32 or 16-bit floats; "torch" chunked
-            plain PyTorch; "reference" the sequential loop that defines the operation; "auto" the
-            fastest that serves these arguments.
+        backend: "cpp" is compiled, for the CPU and float32 or 16-bit floats; "triton" is the same
+            for CUDA; "mamba_ssm" calls the package of that name, on CUDA; "torch" is chunked plain
+            PyTorch; "reference" the sequential loop that defines the operation; "auto" the fastest
+            that serves these arguments.
 
     Returns:
         y (b, d, l) in u's dtype, or (y, last state), plain tensors. Arithmetic is float64 where
@@ -91,12 +102,16 @@ def selective_scan(
     """
     _check(u, delta, A, B, C, D, z, delta_bias, backend)
     if backend == "auto":
-        backend = fastest(u)
+        backend = fastest(u, A, return_last_state)
     scan: Callable[..., tuple[Tensor, Tensor]] = _selective_scan
     if backend == "reference":
         scan = selective_scan_reference
     elif backend == "cpp":
         scan = selective_scan_cpp
+    elif backend == "triton":
+        scan = selective_scan_triton
+    elif backend == "mamba_ssm":
+        scan = selective_scan_mamba_ssm
     tensors = (plain(x) for x in (u, delta, A, B, C, D, z, delta_bias))
     y, last = scan(*tensors, delta_softplus)
     return (y, last) if return_last_state else y
@@ -104,9 +119,9 @@ def selective_scan(
 
 def plain(x: Tensor | None) -> Tensor | None:
     """x as a torch.Tensor: MONAI's MetaTensor, say, goes through Python at every operation."""
-    if (
-        x is None or type(x) in (Tensor, torch.nn.Parameter) or _exporting()
-    ):  # then x stands for one
+    if x is None or type(x) in (Tensor, torch.nn.Parameter):
+        return x
+    if _exporting():  # then x stands for a tensor, and is no subclass of another kind
         return x
     return x.as_subclass(Tensor)
 
@@ -129,10 +144,14 @@ def fastest_backend(device: str, dtype: torch.dtype) -> Backend:
     return next(backend for backend in _SCOPES if why_not(backend, device, dtype) is None)
 
 
-def fastest(u: Tensor) -> Backend:
-    """What "auto" is for this input. Warns once where that is many times slower than need be."""
-    # What is exported runs on other machines, and they may have no compiler.
-    return "torch" if _exporting() else _fastest_or_warn(u.device.type, u.dtype)
+def fastest(u: Tensor, A: Tensor, return_last_state: bool = False) -> Backend:
+    """What "auto" is for these arguments. Warns once where that is slower than need be, by far."""
+    if _exporting():
+        return "torch"  # what is exported runs on other machines, and they may have no compiler
+    on_gpu = u.device.type == "cuda" and u.dtype != torch.float64
+    if on_gpu and not return_last_state and mamba_ssm_scan.is_fastest(u, A):
+        return "mamba_ssm"
+    return _fastest_or_warn(u.device.type, u.dtype)
 
 
 def _exporting() -> bool:
@@ -144,8 +163,8 @@ def _fastest_or_warn(device: str, dtype: torch.dtype) -> Backend:
     global _warned
     backend = fastest_backend(device, dtype)
     if backend == "torch" and not _warned:
-        missing = [scope.missing() for scope in _SCOPES.values() if scope.covers(device, dtype)]
-        reasons = [reason for reason in missing if reason is not None]
+        whys = (why_not(b, device, dtype) for b in _FASTER if _SCOPES[b].covers(device, dtype))
+        reasons = [reason for reason in whys if reason is not None]
         if reasons:
             _warned = True
             warnings.warn(

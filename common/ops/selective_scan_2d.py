@@ -58,11 +58,9 @@ def selective_scan_2d(
         RuntimeError: the named backend is missing; the message says what to install.
     """
     _check(u, delta, A, B, C, D, delta_bias, backend)
-    if backend == "auto":
-        backend = fastest(u)
-    scan: Callable[..., Tensor] = selective_scan_2d_cpp
-    if backend != "cpp":
-        scan = functools.partial(_composition, backend=backend)
+    scan: Callable[..., Tensor] = functools.partial(_composition, backend=backend)
+    if backend == "cpp" or (backend == "auto" and fastest(u, A) == "cpp"):
+        scan = selective_scan_2d_cpp
     tensors = (plain(x) for x in (u, delta, A, B, C, D, delta_bias))
     return scan(*tensors, delta_softplus)
 
