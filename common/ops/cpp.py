@@ -7,7 +7,10 @@ channels-last stay so.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -212,7 +215,7 @@ class _Scan(ctypes.Structure):
         ),
         *((x, _View) for x in ("u", "delta", "A", "B", "C", "D", "z", "bias", "y", "last")),
         *((x, _View) for x in ("saved", "dy", "dlast", "du", "ddelta", "dA", "dB", "dC", "dD")),
-        *((x, _View) for x in ("dz", "dbias")),
+        *((x, _View) for x in ("dz", "dbias", "first", "dfirst")),
     )
 
 
@@ -258,6 +261,20 @@ def _arguments(
     )
 
 
-def _run(function: str, scan: _Scan) -> None:
-    if getattr(native.library(), function)(ctypes.byref(scan)):  # ctypes lets go of the GIL
+def _run(function: str, arguments: ctypes.Structure) -> None:
+    library = _with_torchs_threads(native.library())
+    if getattr(library, function)(ctypes.byref(arguments)):  # ctypes lets go of the GIL
         raise MemoryError(f"{function} could not allocate its working memory")
+
+
+@functools.cache
+def _with_torchs_threads(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, told to run its tasks on torch's own OpenMP threads.
+
+    Those spin for a while after a matrix product, and threads of ours would fight them for cores.
+    """
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    with contextlib.suppress(OSError, AttributeError):  # other names on macOS: own threads, then
+        team = ctypes.CDLL(str(path)).GOMP_parallel  # found in whichever OpenMP torch is linked to
+        library.selective_scan_use_team(ctypes.cast(team, ctypes.c_void_p))
+    return library

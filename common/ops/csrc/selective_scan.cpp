@@ -1,5 +1,6 @@
-// The selective scan on a CPU, forward and backward, float32: entry points, threads, and the choice
-// of instruction set. The arithmetic is in selective_scan_kernels.h.
+// The selective scan on a CPU, and the causal convolution before it, forward and backward, float32:
+// entry points, threads, and the choice of instruction set. The arithmetic is in
+// selective_scan_kernels.h and causal_conv1d_kernels.h.
 //
 // No torch, no Python, no OpenMP: tensors come as pointers with strides. Work is divided into tasks
 // of (batch, group, part of the group's channels, chunk of tokens). Which thread runs a task never
@@ -52,11 +53,22 @@ struct Scan {
     int32_t isa;  // the highest that may be used: 0 portable, 1 AVX2, 2 AVX-512
     int32_t unused;
     View u, delta, A, B, C, D, z, bias;
-    View y, last;
+    View y, last;  // backward writes y again, unless null
     View saved;  // forward writes, backward reads, see Plan::saved_at; not there: not wanted
     View dy, dlast;
     View du, ddelta, dA, dB, dC, dD, dz, dbias;  // dB and dC: an order's are contiguous
+    View first, dfirst;  // the state before the first token, null for 0; its gradient
     int64_t length() const { return height * width; }
+};
+
+// y = SiLU(bias + sum_j weight_j x_{t - kernel + 1 + j}). Must agree with _Conv in
+// mamba_mixer_cpp.py. x can be read from token -before, and x and dy up to length + after.
+struct Conv {
+    int64_t batch, channels, length, kernel, before, after;
+    int32_t threads, isa;
+    View x, weight, bias;  // weight: by channel c and tap l
+    View y;
+    View dy, dx, dweight, dbias;
 };
 }
 
@@ -97,6 +109,16 @@ struct Rows {
         adjacent = true;
         for (int64_t t = 1; t < tokens; ++t) adjacent &= at[t] - at[t - 1] == 1;
     }
+};
+
+// The same for tokens that lie evenly.
+struct EvenRows {
+    struct {
+        int64_t step;
+        int64_t operator[](int64_t token) const { return token * step; }
+    } at;
+    bool adjacent;
+    explicit EvenRows(int64_t step) : at{step}, adjacent(step == 1) {}
 };
 
 // Rows of a tile in scratch memory.
@@ -222,8 +244,32 @@ struct Plan {
     }
 
     int64_t scratch_floats() const {  // the most that a task takes from its arena
-        return 4 * TILE * (scan.states + PAD) + 2 * (TILE + 1) * 16 * 16 + 13 * TILE * COLUMN;
+        return 4 * TILE * (scan.states + PAD) + 2 * (TILE + 1) * 16 * 16 + 14 * TILE * COLUMN;
     }
+};
+
+// How a convolution is divided, and what its tasks share.
+struct ConvPlan {
+    const Conv& conv;
+    int64_t padded, tasks_per_item, tokens, threads;  // channels, padded; tokens of a task
+    std::vector<float> weight, bias;                  // weight: [tap][padded]
+    std::vector<float> sums;                          // backward: [task][tap, then bias][padded]
+
+    explicit ConvPlan(const Conv& conv) : conv(conv), padded(ceil_div(conv.channels, PAD) * PAD) {
+        const int64_t tiles = ceil_div(conv.length, TILE), taps = conv.kernel;
+        const double work = double(conv.batch) * conv.length * padded;
+        threads = std::max<int64_t>(1, std::min<int64_t>(conv.threads, int64_t(work / 3e4)));
+        tokens = ceil_div(tiles, std::min(tiles, 4 * threads)) * TILE;
+        tasks_per_item = ceil_div(conv.length, tokens);
+        weight.resize(taps * padded), bias.resize(padded);
+        for (int64_t d = 0; d < conv.channels; ++d) {
+            bias[d] = conv.bias.data[d * conv.bias.c];
+            for (int64_t j = 0; j < taps; ++j) weight[j * padded + d] = conv.weight.at(0, d)[j * conv.weight.l];
+        }
+    }
+    int64_t tasks() const { return conv.batch * tasks_per_item; }
+    int64_t sums_at(int64_t task) const { return task * (conv.kernel + 1) * padded; }
+    int64_t scratch_floats() const { return 3 * (TILE + 2 * conv.kernel) * COLUMN; }
 };
 
 // from (row by row, 4 x 4) to its transpose
@@ -254,6 +300,7 @@ namespace portable {
 #define MAXN 8
 #endif
 #include "selective_scan_kernels.h"
+#include "causal_conv1d_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace portable
@@ -270,6 +317,7 @@ namespace avx2 {
 #define W 8
 #define MAXN 8
 #include "selective_scan_kernels.h"
+#include "causal_conv1d_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace avx2
@@ -285,6 +333,7 @@ namespace avx512 {
 #define W 16
 #define MAXN 16
 #include "selective_scan_kernels.h"
+#include "causal_conv1d_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace avx512
@@ -300,6 +349,8 @@ struct Isa {
     int width;
     decltype(&portable::forward_task) forward;
     decltype(&portable::backward_task) backward;
+    decltype(&portable::conv_forward_task) conv_forward;
+    decltype(&portable::conv_backward_task) conv_backward;
 };
 
 int best_isa() {
@@ -311,14 +362,17 @@ int best_isa() {
 #endif
 }
 
+#define ISA(width, name) \
+    {width, name::forward_task, name::backward_task, name::conv_forward_task, name::conv_backward_task}
+
 Isa choose_isa(int highest) {
 #if defined(__x86_64__)
     const int level = std::min(highest, best_isa());
-    if (level >= 2) return {16, avx512::forward_task, avx512::backward_task};
-    if (level == 1) return {8, avx2::forward_task, avx2::backward_task};
+    if (level >= 2) return ISA(16, avx512);
+    if (level == 1) return ISA(8, avx2);
 #endif
     (void)highest;
-    return {4, portable::forward_task, portable::backward_task};
+    return ISA(4, portable);
 }
 
 // A decaying state passes through subnormal numbers, on which some processors are 100 times slower.
@@ -341,27 +395,44 @@ public:
 #endif
 };
 
-// f(index, arena) for every index, each thread with scratch memory of its own. Threads are made
-// anew: that takes microseconds, and a pool would not survive a fork.
+// Runs a function on so many threads at once, with the signature of OpenMP's GOMP_parallel. The
+// caller's own team where it has one: threads that wait for its next task keep their cores busy.
+using Team = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Team team = nullptr;
+
+// f(index, arena) for every index, each thread with scratch memory of its own. Without a team
+// threads are made anew: that takes microseconds, and a pool would not survive a fork. `team_size`
+// is the caller's number of threads: a team that shrinks ends threads, to make them anew next time.
 template <class F>
-void parallel(const Plan& plan, int64_t count, F f) {
-    const int64_t threads = std::max<int64_t>(1, std::min(plan.threads, count));
-    const int64_t scratch = plan.scratch_floats();
+void parallel(int64_t threads, int64_t team_size, int64_t scratch, int64_t count, F f) {
+    threads = std::max<int64_t>(1, std::min(threads, count));
     std::unique_ptr<float[]> memory(new float[threads * scratch + 16]);
     float* base = memory.get() + (16 - reinterpret_cast<uintptr_t>(memory.get()) / 4 % 16) % 16;
-    std::atomic<int64_t> next{0};
-    auto work = [&](int64_t thread) {
+    std::atomic<int64_t> next{0}, arrived{0};
+    auto work = [&] {
+        const int64_t thread = arrived++;
+        if (thread >= threads) return;
         FlushSubnormals flush;
-        for (int64_t i; (i = next++) < count;) f(i, Arena{base + thread * scratch});
+        const Arena arena{base + thread * scratch};
+        for (int64_t i; (i = next++) < count;) f(i, arena);
     };
+    if (threads == 1) return work();
+    if (team)
+        return team([](void* w) { (*static_cast<decltype(work)*>(w))(); }, &work,
+                    unsigned(team_size), 0);
     std::vector<std::thread> others;
     others.reserve(threads);
     try {
-        for (int64_t i = 1; i < threads; ++i) others.emplace_back(work, i);
+        for (int64_t i = 1; i < threads; ++i) others.emplace_back(work);
     } catch (const std::system_error&) {  // no more threads to be had: those there are do it all
     }
-    work(0);
+    work();
     for (std::thread& thread : others) thread.join();
+}
+
+template <class F>
+void parallel(const Plan& plan, int64_t count, F f) {
+    parallel(plan.threads, plan.scan.threads, plan.scratch_floats(), count, f);
 }
 
 // Asks for huge pages under memory that is about to be written for the first time: page faults of
@@ -382,6 +453,20 @@ void carry(const Plan& plan, const float* elapsed, const float* from, float* to)
     const int64_t n = plan.scan.states, w = plan.width;
     for (int64_t i = 0; i < plan.padded * n; ++i)
         to[i] += std::exp(plan.A[i] * elapsed[i / (n * w) * w + i % w]) * from[i];
+}
+
+// between a tensor (b, d, n), where there is one, and what is carried to or from a chunk
+void copy_states(Plan& plan, int64_t chunk, const View& view, bool from_view) {
+    if (!view.data) return;
+    const Scan& scan = plan.scan;
+    for (int64_t b = 0; b < scan.batch; ++b)
+        for (int64_t d = 0; d < scan.channels; ++d)
+            for (int64_t s = 0; s < scan.states; ++s) {
+                float& theirs = view.at(b, d)[s * view.n];
+                float& ours =
+                    plan.carried_at(b, chunk)[plan.state_at(plan.with_padding(d), s)];
+                from_view ? ours = theirs : theirs = ours;
+            }
 }
 
 // The gradients that several tasks have parts of.
@@ -460,10 +545,11 @@ void forward(const Scan& call) {
     const Isa isa = choose_isa(call.isa);
     const std::vector<Scan> scans = in_orders(call);
     std::vector<Plan> plans = make_plans(scans, isa.width);
-    const int64_t n = call.states, size = call.batch * call.channels * call.length();
+    const int64_t size = call.batch * call.channels * call.length();
     expect_writes(call.y.data, size);
     for (const Plan& plan : plans)
         expect_writes(plan.scan.saved.data, plan.saved_at(call.batch, 0, 0));
+    copy_states(plans[0], 0, call.first, true);
     if (plans[0].chunks > 1) {
         all_at_once(plans, [&](Plan& plan, const Task& task, Arena arena) {
             if (task.chunk + 1 < plan.chunks)
@@ -472,28 +558,21 @@ void forward(const Scan& call) {
         });
         for (Plan& plan : plans)
             for (int64_t b = 0; b < call.batch; ++b)
-                for (int64_t k = 1; k + 1 < plan.chunks; ++k)
+                for (int64_t k = 0; k + 1 < plan.chunks; ++k)
                     carry(plan, &plan.elapsed[plan.slot(b, k)], plan.carried_at(b, k),
                           plan.carried_at(b, k + 1));
     }
     in_turn(plans, [&](Plan& plan, const Task& task, Arena arena) {
         isa.forward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
     });
-    if (call.last.data)
-        for (int64_t b = 0; b < call.batch; ++b)
-            for (int64_t d = 0; d < call.channels; ++d) {
-                const int64_t p = plans[0].with_padding(d);
-                for (int64_t s = 0; s < n; ++s)
-                    call.last.at(b, d)[s * call.last.n] =
-                        plans[0].carried_at(b, plans[0].chunks - 1)[plans[0].state_at(p, s)];
-            }
+    copy_states(plans[0], plans[0].chunks - 1, call.last, false);
 }
 
 void backward(const Scan& call) {
     const Isa isa = choose_isa(call.isa);
     const std::vector<Scan> scans = in_orders(call);
     std::vector<Plan> plans = make_plans(scans, isa.width);
-    const int64_t n = call.states, size = call.batch * call.channels * call.length();
+    const int64_t size = call.batch * call.channels * call.length();
     for (float* x : {call.du.data, call.dz.data}) expect_writes(x, size);
     for (Plan& plan : plans) {
         plan.make_sums();
@@ -503,14 +582,7 @@ void backward(const Scan& call) {
             for (float* x : {plan.sums_B.get(), plan.sums_C.get()})
                 expect_writes(x, (plan.parts - 1) * plan.map_size());
     }
-    if (call.dlast.data)
-        for (int64_t b = 0; b < call.batch; ++b)
-            for (int64_t d = 0; d < call.channels; ++d) {
-                const int64_t p = plans[0].with_padding(d);
-                for (int64_t s = 0; s < n; ++s)
-                    plans[0].carried_at(b, plans[0].chunks - 1)[plans[0].state_at(p, s)] =
-                        call.dlast.at(b, d)[s * call.dlast.n];
-            }
+    copy_states(plans[0], plans[0].chunks - 1, call.dlast, true);
     if (plans[0].chunks > 1) {
         all_at_once(plans, [&](Plan& plan, const Task& task, Arena arena) {
             if (task.chunk > 0)
@@ -526,12 +598,36 @@ void backward(const Scan& call) {
     in_turn(plans, [&](Plan& plan, const Task& task, Arena arena) {
         isa.backward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
     });
+    copy_states(plans[0], 0, call.dfirst, false);
     for (Plan& plan : plans) add_up(plan);
 }
 
-int guarded(void (*run)(const Scan&), const Scan* scan) {
+void conv_forward(const Conv& conv) {
+    const Isa isa = choose_isa(conv.isa);
+    const ConvPlan plan(conv);
+    parallel(plan.threads, conv.threads, plan.scratch_floats(), plan.tasks(),
+             [&](int64_t i, Arena arena) { isa.conv_forward(plan, i, arena); });
+}
+
+void conv_backward(const Conv& conv) {
+    const Isa isa = choose_isa(conv.isa);
+    ConvPlan plan(conv);
+    plan.sums.resize(plan.sums_at(plan.tasks()));
+    parallel(plan.threads, conv.threads, plan.scratch_floats(), plan.tasks(),
+             [&](int64_t i, Arena arena) { isa.conv_backward(plan, i, arena); });
+    for (int64_t d = 0; d < conv.channels; ++d)
+        for (int64_t j = 0; j <= conv.kernel; ++j) {
+            float total = 0;
+            for (int64_t i = 0; i < plan.tasks(); ++i)
+                total += plan.sums[plan.sums_at(i) + j * plan.padded + d];
+            (j < conv.kernel ? conv.dweight.at(0, d)[j * conv.dweight.l] : *conv.dbias.at(0, d)) = total;
+        }
+}
+
+template <class Arguments>
+int guarded(void (*run)(const Arguments&), const Arguments* arguments) {
     try {
-        run(*scan);
+        run(*arguments);
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;
@@ -543,6 +639,11 @@ int guarded(void (*run)(const Scan&), const Scan* scan) {
 // 0, or 1 where memory ran out.
 extern "C" int selective_scan_forward(const Scan* scan) { return guarded(forward, scan); }
 extern "C" int selective_scan_backward(const Scan* scan) { return guarded(backward, scan); }
+
+extern "C" int causal_conv1d_forward(const Conv* conv) { return guarded(conv_forward, conv); }
+extern "C" int causal_conv1d_backward(const Conv* conv) { return guarded(conv_backward, conv); }
+
+extern "C" void selective_scan_use_team(Team theirs) { team = theirs; }
 
 // What this machine has: 0 portable, 1 AVX2, 2 AVX-512.
 extern "C" int selective_scan_isa() { return best_isa(); }

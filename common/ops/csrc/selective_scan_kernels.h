@@ -131,7 +131,8 @@ inline V sum_lanes(V* v) {
 // ---- copies between the caller's tensors and a tile --------------------------------------------
 
 // tile[t][c] = x[c * by_channel + rows.at[t]], for t < tokens and c < channels; 0 up to `lanes`.
-inline void gather(const float* x, int64_t by_channel, const Rows& rows, int tokens, int channels,
+template <class AnyRows>
+inline void gather(const float* x, int64_t by_channel, const AnyRows& rows, int tokens, int channels,
                    int lanes, float* tile, int row) {
     int whole = 0;  // channels that the fast paths have copied
     if (by_channel == 1) {
@@ -155,8 +156,9 @@ inline void gather(const float* x, int64_t by_channel, const Rows& rows, int tok
     }
 }
 
+template <class AnyRows>
 inline void scatter(const float* tile, int row, int tokens, int channels, float* x,
-                    int64_t by_channel, const Rows& rows) {
+                    int64_t by_channel, const AnyRows& rows) {
     int whole = 0;
     if (by_channel == 1) {
         whole = channels / W * W;
@@ -601,7 +603,7 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
     const Scan& scan = plan.scan;
     const bool ends_only = elapsed != nullptr;
     if (one_state(plan, {&scan.u, &scan.delta, &scan.dy, &scan.du, &scan.ddelta}) &&
-        !scan.z.data && !ends_only)
+        !scan.z.data && !scan.y.data && !ends_only)
         return backward_one_state(plan, task, adjoint, arena);
     const int n = int(scan.states);
     Maps maps(plan, arena);
@@ -612,6 +614,7 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
         const Rows u_rows(scan, scan.u, t0, tokens), delta_rows(scan, scan.delta, t0, tokens);
         const Rows dy_rows(scan, scan.dy, t0, tokens), z_rows(scan, scan.z, t0, tokens);
         const Rows du_rows(scan, scan.du, t0, tokens), dz_rows(scan, scan.dz, t0, tokens);
+        const Rows y_rows(scan, scan.y, t0, tokens);
         const Rows ddelta_rows(scan, scan.ddelta, t0, tokens);
         maps.read(plan, task, t0, tokens);
         std::fill(dB, dB + TILE * n, 0.0f);
@@ -667,6 +670,8 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
             const Tile<float> ddelta = column.place(scan.ddelta, ddelta_rows, false, here);
             Tile<float> dz = {};
             if (z.data) dz = column.place(scan.dz, dz_rows, false, here);
+            Tile<float> out_again = {};
+            if (scan.y.data) out_again = column.place(scan.y, y_rows, false, here);
             float *dD = plan.dD(task) + column.p0, *dbias = plan.dbias(task) + column.p0;
             for (int lane = 0; lane < column.lanes; lane += W) {
                 V skip = load(&plan.D[column.p0 + lane]), bias = load(&plan.bias[column.p0 + lane]);
@@ -674,6 +679,7 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                 for (int t = 0; t < tokens; ++t) {
                     const int i = t * COLUMN + lane;
                     V out = load(dy_ungated + i), in = load(u.at(t, lane)), by_input = load(gB + i);
+                    V ungated = load(y + i) + skip * in;
                     V by_step = load(gA + i) + in * by_input;
                     if (scan.softplus) by_step *= sigmoid(load(raw.at(t, lane)) + bias);
                     V by_u = load(delta + i) * by_input + skip * out;
@@ -685,9 +691,10 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                     if (z.data) {
                         V gate = load(z.at(t, lane)), s = sigmoid(gate);
                         V slope = s * (1.0f + gate * (1.0f - s));
-                        store(dz.at(t, lane),
-                              load(dy.at(t, lane)) * (load(y + i) + skip * in) * slope);
+                        store(dz.at(t, lane), load(dy.at(t, lane)) * ungated * slope);
+                        ungated *= gate * s;
                     }
+                    if (out_again.data) store(out_again.at(t, lane), ungated);
                 }
                 store(dD + lane, load(dD + lane) + sum_D);
                 store(dbias + lane, load(dbias + lane) + sum_bias);
@@ -695,6 +702,7 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
             column.write(du, scan.du, du_rows);
             column.write(ddelta, scan.ddelta, ddelta_rows);
             if (z.data) column.write(dz, scan.dz, dz_rows);
+            if (out_again.data) column.write(out_again, scan.y, y_rows);
         }
         if (!ends_only) {
             scatter(dB, n, tokens, n, plan.dB(task), 1, Rows(scan, scan.dB, t0, tokens));
