@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import Backend, selective_scan, selective_scan_chunked
+from ..ops import Backend, mamba_mixer, mamba_mixer_chunked
 
 
 class Mamba(nn.Module):
@@ -23,7 +21,7 @@ class Mamba(nn.Module):
         d_conv: kernel of the causal depthwise convolution before the scan.
         expand: inner channels per channel of a token.
         dt_rank: rank of the step-size projection; None is ceil(d_model / 16).
-        backend: backend of `selective_scan`.
+        backend: backend of `mamba_mixer`.
     """
 
     def __init__(
@@ -60,22 +58,24 @@ class Mamba(nn.Module):
         init_step_size_projection(self.dt_proj.weight, self.dt_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (b, d_inner, l)
-        x = F.silu(self.conv1d(x)[..., : z.shape[-1]])
-        dt, B, C = self.x_proj(x.transpose(1, 2)).split(
-            [self.dt_rank, self.d_state, self.d_state], dim=-1
+        conv_bias = self.conv1d.bias
+        assert conv_bias is not None
+        weights = (
+            self.in_proj.weight,
+            self.conv1d.weight,
+            conv_bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            -torch.exp(self.A_log),
+            self.D,
+            self.out_proj.weight,
         )
-        delta = F.linear(dt, self.dt_proj.weight).transpose(1, 2)
-        return self.out_proj(self._scan(x, delta, B.mT, C.mT, z).transpose(1, 2))
-
-    def _scan(self, u: Tensor, delta: Tensor, B: Tensor, C: Tensor, z: Tensor) -> Tensor:
-        A, D, bias = -torch.exp(self.A_log), self.D, self.dt_proj.bias
         # TorchScript has to run where this package is not installed: no operator of ours in it.
         if torch.jit.is_scripting():
-            return selective_scan_chunked(u, delta, A, B, C, D, z, bias, True)[0]
+            return mamba_mixer_chunked(x, *weights)
         else:
-            y = selective_scan(u, delta, A, B, C, D, z, bias, True, backend=self.backend)
-            return cast(Tensor, y)
+            return mamba_mixer(x, *weights, backend=self.backend)
 
 
 def init_step_size_projection(weight: Tensor, bias: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Operations: the selective scan and its backends. Depends on torch only."""
 
 from .chunked import selective_scan_chunked
+from .mamba_mixer import mamba_mixer, mamba_mixer_chunked
 from .selective_scan import BACKENDS, Backend, fastest_backend, selective_scan, why_not
 from .selective_scan_2d import selective_scan_2d, selective_scan_2d_chunked
 
@@ -8,6 +9,8 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "fastest_backend",
+    "mamba_mixer",
+    "mamba_mixer_chunked",
     "selective_scan",
     "selective_scan_2d",
     "selective_scan_2d_chunked",

@@ -267,6 +267,13 @@ def _run(function: str, arguments: ctypes.Structure) -> None:
         raise MemoryError(f"{function} could not allocate its working memory")
 
 
+def _expect_writes(x: Tensor) -> None:
+    """Say that dense, fresh x is about to be written, so that large ones get huge pages."""
+    native.library().selective_scan_expect_writes(
+        ctypes.c_void_p(x.data_ptr()), ctypes.c_int64(x.numel())
+    )
+
+
 @functools.cache
 def _with_torchs_threads(library: ctypes.CDLL) -> ctypes.CDLL:
     """The library, told to run its tasks on torch's own OpenMP threads.

@@ -643,6 +643,10 @@ extern "C" int selective_scan_backward(const Scan* scan) { return guarded(backwa
 extern "C" int causal_conv1d_forward(const Conv* conv) { return guarded(conv_forward, conv); }
 extern "C" int causal_conv1d_backward(const Conv* conv) { return guarded(conv_backward, conv); }
 
+extern "C" void selective_scan_expect_writes(float* data, int64_t floats) {
+    expect_writes(data, floats);
+}
+
 extern "C" void selective_scan_use_team(Team theirs) { team = theirs; }
 
 // What this machine has: 0 portable, 1 AVX2, 2 AVX-512.

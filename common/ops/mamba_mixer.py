@@ -1,0 +1,140 @@
+"""Everything of a Mamba block between its input tokens and its output tokens, as one operation."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from .chunked import selective_scan_chunked
+from .mamba_mixer_cpp import mamba_mixer_cpp
+from .selective_scan import Backend, _fastest, _plain, selective_scan
+
+
+def mamba_mixer(
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Mix tokens by a gated selective scan (Gu and Dao 2023, arXiv:2312.00752, figure 3)::
+
+        u, z = split(in_proj x);    u = SiLU(causal_conv1d(u, conv_weight) + conv_bias)
+        dt, B, C = split(x_proj u);    delta = dt_proj dt
+        y = out_proj selective_scan(u, delta, A, B, C, D, z, dt_bias, delta_softplus=True)
+
+    Differentiable in every tensor argument. This composition is the definition. Backend "cpp" does
+    it for a few thousand tokens at a time, so that what lies between stays in the processor's
+    cache; x_proj needs all channels of a token, so convolution and scan are two passes.
+
+    Args:
+        x: tokens, (b, l, c).
+        in_proj: (2 d, c).
+        conv_weight, conv_bias: depthwise kernel of k taps, (d, 1, k), the last for the token
+            itself; (d,).
+        x_proj: (r + 2 n, d), for steps of rank r and for B and C of n states.
+        dt_proj, dt_bias: (d, r), (d,).
+        A, D: state decay, (d, n); skip weight, (d,).
+        out_proj: (c', d).
+        backend: as in `selective_scan`.
+
+    Returns:
+        (b, l, c') in x's dtype.
+
+    Raises:
+        ValueError: a shape, a dtype or the backend is not as above.
+        RuntimeError: the named backend is missing; the message says what to install.
+    """
+    _check(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
+    if backend == "cpp" or (backend == "auto" and _fastest(x) == "cpp"):
+        return mamba_mixer_cpp(
+            cast(Tensor, _plain(x)),
+            in_proj,
+            conv_weight,
+            conv_bias,
+            x_proj,
+            dt_proj,
+            dt_bias,
+            A,
+            D,
+            out_proj,
+        )
+    u, delta, B, C, z = _before_scan(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, A)
+    y = selective_scan(u, delta, A, B, C, D, z, dt_bias, True, backend=backend)
+    return F.linear(cast(Tensor, y).mT, out_proj)
+
+
+def mamba_mixer_chunked(
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+) -> Tensor:
+    """The same in plain PyTorch; what TorchScript compiles."""
+    u, delta, B, C, z = _before_scan(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, A)
+    y = selective_scan_chunked(u, delta, A, B, C, D, z, dt_bias, True)[0]
+    return F.linear(y.mT, out_proj)
+
+
+def _before_scan(
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    A: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """u, delta, B, C, z of the scan."""
+    u, z = F.linear(x, in_proj).mT.chunk(2, dim=1)  # (b, d, l)
+    d, _, taps = conv_weight.shape
+    u = F.silu(F.conv1d(F.pad(u, [taps - 1, 0]), conv_weight, conv_bias, groups=d))
+    rank, n = dt_proj.shape[1], A.shape[1]
+    dt, B, C = F.linear(u.mT, x_proj).split([rank, n, n], dim=-1)
+    return u, F.linear(dt, dt_proj).mT, B.mT, C.mT, z
+
+
+def _check(
+    x: Tensor,
+    in_proj: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    x_proj: Tensor,
+    dt_proj: Tensor,
+    dt_bias: Tensor,
+    A: Tensor,
+    D: Tensor,
+    out_proj: Tensor,
+) -> None:
+    if x.dim() != 3 or 0 in x.shape:
+        raise ValueError(f"x has shape {tuple(x.shape)}; allowed is (b, l, c), none of them 0.")
+    if A.dim() != 2 or 0 in A.shape:
+        raise ValueError(f"A has shape {tuple(A.shape)}; allowed is (d, n), none of them 0.")
+    c, (d, n), rank, taps = x.shape[2], A.shape, dt_proj.shape[-1], conv_weight.shape[-1]
+    for name, weight, shape in (
+        ("in_proj", in_proj, (2 * d, c)),
+        ("conv_weight", conv_weight, (d, 1, taps)),
+        ("conv_bias", conv_bias, (d,)),
+        ("x_proj", x_proj, (rank + 2 * n, d)),
+        ("dt_proj", dt_proj, (d, rank)),
+        ("dt_bias", dt_bias, (d,)),
+        ("D", D, (d,)),
+        ("out_proj", out_proj, (out_proj.shape[0], d)),
+    ):
+        if weight.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(weight.shape)}; allowed is {shape}.")
