@@ -1,0 +1,169 @@
+"""The C++ mixer against the plain composition in float64, outputs and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.ops import cpp, mamba_mixer, mamba_mixer_chunked, mamba_mixer_cpp, native
+
+from .test_cpp import distance
+
+NAMES = (
+    *("x", "in_proj", "conv_weight", "conv_bias", "x_proj"),
+    *("dt_proj", "dt_bias", "A", "D", "out_proj"),
+)
+
+needs_library = pytest.mark.skipif(
+    native.why_unavailable() is not None, reason="needs a C++ compiler"
+)
+
+
+@pytest.fixture(autouse=True)
+def _threads_and_poison():
+    """Memory from torch.empty starts as NaN; thread count and instruction set are put back."""
+    threads, isa = torch.get_num_threads(), cpp._highest_isa
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(threads)
+    cpp._highest_isa = isa
+
+
+def make_inputs(batch=1, length=50, c=6, d=20, n=4, rank=2, taps=4, out=5) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+    return [
+        torch.randn(batch, length, c, generator=generator),
+        *(normal(2 * d, c), normal(d, 1, taps), normal(d), normal(rank + 2 * n, d)),
+        *(normal(d, rank), normal(d) - 2, -torch.exp(normal(d, n)), normal(d), normal(out, d)),
+    ]
+
+
+def run(inputs: list[Tensor], backend: str, dtype=torch.float32) -> dict[str, Tensor]:
+    xs = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    y = mamba_mixer(*xs, backend=backend)
+    generator = torch.Generator().manual_seed(1)
+    grads = torch.autograd.grad(y, xs, torch.randn(y.shape, generator=generator).to(dtype))
+    return {"y": y.detach(), **{f"d{name}": g for name, g in zip(NAMES, grads, strict=True)}}
+
+
+def assert_equals_float64(inputs: list[Tensor]) -> None:
+    truth = run(inputs, "torch", torch.float64)
+    for name, x in run(inputs, "cpp").items():
+        assert distance(x, truth[name]) < 1e-5, name
+
+
+@needs_library
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 63, 64, 65, 129, 1000])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("chunk", [1, 1 << 12, 1 << 18])
+def test_equals_float64(monkeypatch, length, batch, chunk):
+    monkeypatch.setattr(mamba_mixer_cpp, "CHUNK", chunk)  # 64 tokens, one or some items, all
+    torch.set_num_threads(2)
+    assert_equals_float64(make_inputs(batch, length))
+
+
+@needs_library
+@pytest.mark.parametrize("taps", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("isa", range(3))
+@pytest.mark.parametrize("d", [3, 16, 70])
+def test_taps_and_instruction_sets(monkeypatch, taps, isa, d):
+    monkeypatch.setattr(mamba_mixer_cpp, "CHUNK", 1)
+    cpp._highest_isa = isa
+    assert_equals_float64(make_inputs(length=130, d=d, taps=taps))
+
+
+@needs_library
+@pytest.mark.parametrize("batch", [1, 2])
+def test_tokens_in_any_layout(batch):
+    inputs = make_inputs(batch, length=70)
+    inputs[0] = inputs[0].mT.contiguous().mT
+    assert_equals_float64(inputs)
+    xs = [x.requires_grad_() for x in inputs]
+    mamba_mixer(*xs, backend="cpp").sum().backward()  # an expanded gradient: all strides 0
+
+
+@needs_library
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_same_bits_twice(threads):
+    torch.set_num_threads(threads)
+    inputs = make_inputs(length=20_000)
+    first, second = (run(inputs, "cpp") for _ in range(2))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@needs_library
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_inputs(dtype):
+    xs = [x.to(dtype).requires_grad_() for x in make_inputs()]
+    y = mamba_mixer(*xs, backend="cpp")
+    truth = mamba_mixer(*(x.detach().double() for x in xs), backend="torch")
+    assert y.dtype == dtype
+    assert distance(y.detach(), truth) < torch.finfo(dtype).eps
+    y.sum().backward()
+    assert all(x.grad.dtype == x.dtype and x.grad.isfinite().all() for x in xs)
+
+
+@needs_library
+def test_autocast_does_not_reach_into_it():
+    inputs = make_inputs()
+    expected = mamba_mixer(*inputs, backend="cpp")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(mamba_mixer(*inputs, backend="cpp"), expected)
+
+
+@needs_library
+@pytest.mark.parametrize("save_states", [True, False])
+def test_operator(save_states):
+    inputs = [x.requires_grad_() for x in make_inputs(batch=2, d=3, length=70)]
+    torch.library.opcheck(mamba_mixer_cpp._mamba_mixer_cpp, (*inputs, save_states))
+
+
+@needs_library
+def test_gradient_where_forward_saved_nothing():
+    inputs = [x.requires_grad_() for x in make_inputs()]
+    y, _ = mamba_mixer_cpp._mamba_mixer_cpp(*inputs, False)
+    z, _ = mamba_mixer_cpp._mamba_mixer_cpp(*inputs, True)
+    for a, b in zip(*(torch.autograd.grad(x.sum(), inputs) for x in (y, z)), strict=True):
+        assert torch.equal(a, b)
+
+
+@needs_library
+def test_auto_takes_it_for_float32_only():
+    inputs = make_inputs()
+    assert torch.equal(mamba_mixer(*inputs), mamba_mixer(*inputs, backend="cpp"))
+    doubles = [x.double() for x in inputs]
+    assert torch.equal(mamba_mixer(*doubles), mamba_mixer(*doubles, backend="torch"))
+    with pytest.raises(ValueError, match=r"x has dtype torch\.float64; allowed .* float32"):
+        mamba_mixer(*doubles, backend="cpp")
+
+
+def test_composition_is_differentiated_and_scripted_alike():
+    inputs = [x.double().requires_grad_() for x in make_inputs(length=5, d=3, c=2, n=2)]
+    assert torch.autograd.gradcheck(lambda *xs: mamba_mixer(*xs, backend="reference"), inputs)
+    scripted = torch.jit.script(mamba_mixer_chunked)
+    torch.testing.assert_close(scripted(*inputs), mamba_mixer(*inputs, backend="reference"))
+
+
+@pytest.mark.parametrize(
+    ("index", "shape", "message"),
+    [
+        (0, (3, 6), r"x has shape \(3, 6\); allowed is \(b, l, c\)"),
+        (1, (40, 5), r"in_proj has shape \(40, 5\); allowed is \(40, 6\)"),
+        (2, (20, 4), r"conv_weight has shape \(20, 4\); allowed is \(20, 1, 4\)"),
+        (4, (9, 20), r"x_proj has shape \(9, 20\); allowed is \(10, 20\)"),
+        (7, (20,), r"A has shape \(20,\); allowed is \(d, n\)"),
+        (9, (5, 19), r"out_proj has shape \(5, 19\); allowed is \(5, 20\)"),
+    ],
+)
+def test_bad_arguments_are_named(index, shape, message):
+    inputs = make_inputs()
+    inputs[index] = torch.ones(shape)
+    with pytest.raises(ValueError, match=message):
+        mamba_mixer(*inputs)
