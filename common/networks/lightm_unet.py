@@ -24,7 +24,7 @@ Mixer = Literal["mamba", "conv", "attention"]
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """The same map, in memory site by site: its tokens are a view, and every step here is faster."""
+    """The same map, site by site in memory: tokens are a view, and most steps are faster."""
     if x.dim() == 5:
         return x.contiguous(memory_format=torch.channels_last_3d)
     return x.contiguous(memory_format=torch.channels_last)

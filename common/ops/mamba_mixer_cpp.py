@@ -69,7 +69,7 @@ def _mamba_mixer_cpp(
             if chunk.start > 0:
                 part.scan.first = part.scan.last
             if save_states:
-                part.scan.saved = saved[chunk.items, chunk.start // TILE :].data_ptr()
+                part.scan.saved = _View(data=saved[chunk.items, chunk.start // TILE :].data_ptr())
             _run("selective_scan_forward", part.scan)
             _linear(y, out_proj, out[chunk.items, chunk.start : chunk.stop])
     return out, saved
@@ -121,7 +121,7 @@ def _mamba_mixer_cpp_backward(
             dout_rows = _rows(dout[chunk.items, chunk.start : chunk.stop].contiguous())
             torch.mm(dout_rows, out_proj, out=_rows(dy))
             scan = part.scan
-            scan.saved = saved[chunk.items, chunk.start // TILE :].data_ptr()
+            scan.saved = _View(data=saved[chunk.items, chunk.start // TILE :].data_ptr())
             scan.dy, scan.y = _view(dy.mT, "bcl"), _view(y.mT, "bcl")
             scan.dfirst = _view(adjoint[chunk.items], "bcn")
             if chunk.stop < x.shape[1]:
@@ -129,7 +129,7 @@ def _mamba_mixer_cpp_backward(
             scan.du, scan.ddelta = _view(du.mT, "bcl"), _view(ddelta.mT, "bcl")
             scan.dz, scan.dA = _view(dxz[..., d:].mT, "bcl"), _view(of_chunk.A, "cn")
             scan.dD, scan.dbias = _view(of_chunk.D, "c"), _view(of_chunk.dt_bias, "c")
-            scan.dB, scan.dC = dB.data_ptr(), dC.data_ptr()
+            scan.dB, scan.dC = _view(dB.mT, "bnl"), _view(dC.mT, "bnl")
             _run("selective_scan_backward", scan)
             sums.out_proj.addmm_(dout_rows.t(), _rows(y))
 

@@ -99,12 +99,44 @@ def test_scripted_equals_eager_at_every_size(mixer: str):
             torch.testing.assert_close(scripted(x), network(x), rtol=1e-10, atol=1e-10)
 
 
-def test_traces_into_one_graph():
-    network = LightMUNet(**SMALL).eval()
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
+@pytest.mark.parametrize(
+    "backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+def test_compiles_into_one_graph(backend: str):
+    torch.manual_seed(0)
+    network = LightMUNet(**SMALL, blocks_down=(1, 1), blocks_up=(1,))
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
     x = torch.randn(1, 1, 16, 8, 8)
+    y, expected = compiled(x), network(x)
+    torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    found, truth = (
+        torch.cat([g.flatten() for g in torch.autograd.grad(y.sum(), list(network.parameters()))])
+        for y in (y.square(), expected.square())
+    )
+    assert (found - truth).norm() < 1e-4 * truth.norm()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_exports_without_compiled_operators(dims: int):
+    torch.manual_seed(0)
+    arguments = SMALL | {"spatial_dims": dims, "blocks_down": (1, 1), "blocks_up": (1,)}
+    network = LightMUNet(**arguments).eval()
+    x = torch.randn(1, 1, *(16, 8, 8)[:dims])
+    program = torch.export.export(network, (x,))
+    assert not any("cpp" in str(node.target) for node in program.graph.nodes)
     with torch.no_grad():
-        torch.testing.assert_close(compiled(x), network(x))
+        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dims", "layout"), [(2, torch.channels_last), (3, torch.channels_last_3d)]
+)
+@pytest.mark.parametrize("batch", [1, 2])
+def test_maps_stay_channels_last(dims: int, layout: torch.memory_format, batch: int):
+    network = LightMUNet(dims, 2, 3, init_filters=8)
+    maps = network.encode(torch.randn(batch, 2, *(16, 24, 8)[:dims]))
+    maps.append(network.decode(maps))
+    assert all(x.is_contiguous(memory_format=layout) for x in maps)
 
 
 @pytest.mark.parametrize(
