@@ -26,7 +26,7 @@ class BuildLibrary(build_ext):
 library = Extension(
     "common.ops._selective_scan",
     ["common/ops/csrc/selective_scan.cpp"],
-    depends=["common/ops/csrc/selective_scan_kernels.h"],
+    depends=[str(path) for path in sorted(Path("common/ops/csrc").glob("*.h"))],
     define_macros=[("SOURCE_HASH", f'"{native.source_hash()}"')],
     extra_compile_args=list(native.FLAGS),
     extra_link_args=["-pthread"],
