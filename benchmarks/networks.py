@@ -1,12 +1,12 @@
 """Time, arithmetic and memory of every network of the collection beside MONAI's, in one run.
 
-    python -m benchmarks.networks [--size 96 96 96] [--only LightMUNet SegResNet] [--device cuda]
-        [--threads 2] [--rounds 3]
+    python -m benchmarks.networks [--size 96 96 96] [--batch 1] [--only LightMUNet SegResNet]
+        [--device cuda] [--threads 2] [--rounds 3]
 
-One image of one channel in, three classes out, float32. A forward pass is in eval mode without
-gradients; a training step is forward, Dice and cross-entropy loss, backward and AdamW. Each has a
-process of its own, and the networks take turns for `--rounds` rounds, so that what slows the
-machine down for a while slows all of them.
+Images of one channel in, three classes out, float32. A forward pass is in eval mode without
+gradients; a training step is forward, Dice and cross-entropy loss of the finest logits, backward
+and AdamW. Each has a process of its own, and the networks take turns for `--rounds` rounds, so that
+what slows the machine down for a while slows all of them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,24 @@ from .measure import Failed, in_own_process, machine, median_seconds, peak_memor
 CLASSES = 3
 BASELINE = "SegResNet"
 
+
+def _of(dims: int, build: Callable[[], nn.Module]) -> Callable[[list[int]], nn.Module]:
+    """The network, for sizes of so many axes alone."""
+
+    def checked(size: list[int]) -> nn.Module:
+        if len(size) != dims:
+            raise ValueError(f"it is for {dims}D images")
+        return build()
+
+    return checked
+
+
 # Name -> the network for images of a size.
 COLLECTION: dict[str, Callable[[list[int]], nn.Module]] = {
     "LightMUNet": lambda size: networks.LightMUNet(len(size), 1, CLASSES, init_filters=32),
+    "LCMambaNet": _of(2, lambda: networks.LCMambaNet("T", 1, CLASSES)),
+    "MambaClinix": _of(3, lambda: networks.MambaClinix(1, CLASSES)),
+    "CodebookMambaUNet": _of(3, lambda: networks.CodebookMambaUNet(1, CLASSES)),
 }
 MONAI: dict[str, Callable[[list[int]], nn.Module]] = {
     "SegResNet": lambda size: nets.SegResNet(len(size), 32, 1, CLASSES),
@@ -55,6 +70,7 @@ class Cost(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, nargs="+", default=[96, 96, 96], help="2D or 3D")
+    parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
@@ -65,7 +81,7 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device that torch can use")
 
-    run = Run(options.size, options.device, options.threads)
+    run = Run(options.size, options.batch, options.device, options.threads)
     jobs = tqdm(
         [
             (step, name)
@@ -79,7 +95,7 @@ def main() -> None:
         run.measure(step, name)
 
     size = " x ".join(map(str, options.size))
-    say(f"{size} on {machine(options.device, options.threads)}:\n")
+    say(f"{options.batch} image(s) of {size} on {machine(options.device, options.threads)}:\n")
     say(run.report(options.only))
     say(
         f"\nforward, training: seconds, median of {options.rounds} rounds, and as a ratio to "
@@ -99,8 +115,8 @@ def main() -> None:
 class Run:
     """What was measured of each network, and why what was not."""
 
-    def __init__(self, size: list[int], device: str, threads: int) -> None:
-        self.arguments = (size, device, threads)
+    def __init__(self, size: list[int], batch: int, device: str, threads: int) -> None:
+        self.arguments = (size, batch, device, threads)
         self.counts: dict[str, tuple[int, int]] = {}
         self.costs: dict[tuple[Any, str], list[Cost]] = {}
         self.failures: dict[tuple[Any, str], str] = {}
@@ -170,7 +186,9 @@ class Run:
         return None
 
 
-def count(name: str, size: list[int], device: str, threads: int) -> tuple[int, int, list[str]]:
+def count(
+    name: str, size: list[int], batch: int, device: str, threads: int
+) -> tuple[int, int, list[str]]:
     """Parameters, FLOPs of a forward pass, and operators of ours that have no formula.
 
     Nothing is computed: tensors are on torch's meta device.
@@ -178,12 +196,12 @@ def count(name: str, size: list[int], device: str, threads: int) -> tuple[int, i
     network = NETWORKS[name](size).eval().to("meta")
     flops = FlopCounterMode(display=False, custom_mapping=FORMULAS)
     with torch.no_grad(), _Ours() as ours, flops:
-        network(torch.empty(1, 1, *size, device="meta"))
+        network(torch.empty(batch, 1, *size, device="meta"))
     parameters = sum(p.numel() for p in network.parameters())
     return parameters, flops.get_total_flops(), sorted(ours.uncounted)
 
 
-def forward(name: str, size: list[int], device: str, threads: int) -> Cost:
+def forward(name: str, size: list[int], batch: int, device: str, threads: int) -> Cost:
     def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
         network.eval()
 
@@ -193,10 +211,10 @@ def forward(name: str, size: list[int], device: str, threads: int) -> Cost:
 
         return run
 
-    return _cost(prepare, name, size, device, threads)
+    return _cost(prepare, name, size, batch, device, threads)
 
 
-def train(name: str, size: list[int], device: str, threads: int) -> Cost:
+def train(name: str, size: list[int], batch: int, device: str, threads: int) -> Cost:
     def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
         network.train()
         label = torch.randint(CLASSES, image.shape, device=device)
@@ -205,18 +223,21 @@ def train(name: str, size: list[int], device: str, threads: int) -> Cost:
 
         def run() -> None:
             optimiser.zero_grad()
-            loss_of(network(image), label).backward()
+            output = network(image)
+            finest = output if isinstance(output, Tensor) else output[0]
+            loss_of(finest, label).backward()
             optimiser.step()
 
         return run
 
-    return _cost(prepare, name, size, device, threads)
+    return _cost(prepare, name, size, batch, device, threads)
 
 
 def _cost(
     prepare: Callable[[nn.Module, Tensor], Callable[[], Any]],
     name: str,
     size: list[int],
+    batch: int,
     device: str,
     threads: int,
 ) -> Cost:
@@ -228,7 +249,7 @@ def _cost(
 
     def first() -> None:
         runs.append(
-            prepare(NETWORKS[name](size).to(device), torch.randn(1, 1, *size, device=device))
+            prepare(NETWORKS[name](size).to(device), torch.randn(batch, 1, *size, device=device))
         )
         runs[0]()
 

@@ -73,12 +73,13 @@ def test_flops_of_a_layer(monkeypatch):
         return nn.Conv2d(1, 5, 3, padding=1, bias=False)
 
     monkeypatch.setitem(networks.NETWORKS, "layers", layers)
-    assert networks.count("layers", [4, 6], "cpu", 1) == (45, 2 * 45 * 24, [])
+    assert networks.count("layers", [4, 6], 1, "cpu", 1) == (45, 2 * 45 * 24, [])
 
 
 def test_every_operator_in_the_collection_has_a_formula():
     for name in networks.COLLECTION:
-        parameters, flops, uncounted = networks.count(name, [32, 32], "cpu", 1)
+        size = [64, 64] if name == "LCMambaNet" else [64, 64, 64]
+        parameters, flops, uncounted = networks.count(name, size, 1, "cpu", 1)
         assert uncounted == []
         assert flops > parameters
 
@@ -93,9 +94,9 @@ def test_scan_is_counted(monkeypatch):
             return selective_scan(u, u, u.new_empty(1, 3), maps, maps, u.new_empty(1), u)
 
     monkeypatch.setitem(networks.NETWORKS, "scan", lambda size: Scan())
-    assert networks.count("scan", [4, 6], "cpu", 1)[1:] == (24 * (7 * 3 + 5), [])
+    assert networks.count("scan", [4, 6], 1, "cpu", 1)[1:] == (24 * (7 * 3 + 5), [])
     monkeypatch.setattr(networks, "FORMULAS", {})
-    flops, uncounted = networks.count("scan", [4, 6], "cpu", 1)[1:]
+    flops, uncounted = networks.count("scan", [4, 6], 1, "cpu", 1)[1:]
     assert flops == 0
     assert [name.partition(".")[2] for name in uncounted] == ["selective_scan.default"]
 
