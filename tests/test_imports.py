@@ -22,6 +22,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "data": (BASE, FRAMEWORKS),
     "transforms": (BASE, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),
+    "optimizers": (BASE, {"torch"}),
     "zoo": (BASE, {"torch", "monai"}),
     "doctor": ({"__version__", "ops"}, {"torch"}),
     "errors": (set(), set()),

@@ -1,7 +1,7 @@
 """Losses that MONAI does not have, one file per family."""
 
 from .boundary import BoundaryAwareBCEDiceLoss
-from .deep_supervision import deep_supervision_weights
+from .deep_supervision import WeightedDeepSupervisionLoss, deep_supervision_weights
 from .inclusion import CodebookMambaLoss, InclusionLoss
 from .region_tversky import DiceCERegionTverskyLoss, RegionSpecificTverskyLoss
 
@@ -11,5 +11,6 @@ __all__ = [
     "DiceCERegionTverskyLoss",
     "InclusionLoss",
     "RegionSpecificTverskyLoss",
+    "WeightedDeepSupervisionLoss",
     "deep_supervision_weights",
 ]
