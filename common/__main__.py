@@ -57,6 +57,21 @@ def convert(checkpoint: str, network: str, output: str) -> None:
     _say(f"{len(converted)} parameters are in {output}")
 
 
+def plan(
+    dataset_dir: str, output: str, gpu_memory: float = 8.0, modality: str | None = None
+) -> None:
+    """Let nnU-Net plan spacing, patches, stages and intensities for a data set (extra: plan).
+
+    The output goes after the other configs, in training and in inference:
+    --config_file "['configs/train.json','configs/plan.json']"
+    """
+    from .planning import write_plan
+
+    for key, value in write_plan(dataset_dir, output, gpu_memory, modality).items():
+        _say(f"{key}: {value}")
+    _say(f"plan: {output}")
+
+
 def doctor() -> None:
     """Say which backend runs the selective scan where, why, how fast, and whether it is right."""
     from .doctor import SelfTestError, examine
@@ -103,7 +118,7 @@ def codebook(
 
 def main() -> None:
     try:
-        verbs = (phantom, overlay, convert, doctor, codebook)
+        verbs = (phantom, overlay, convert, plan, doctor, codebook)
         fire.Fire({verb.__name__: verb for verb in verbs}, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise

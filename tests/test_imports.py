@@ -23,12 +23,13 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "transforms": (BASE, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),
     "optimizers": (BASE, {"torch"}),
+    "planning": (BASE | {"data"}, FRAMEWORKS | {"nnunetv2"}),
     "zoo": (BASE, {"torch", "monai"}),
     "doctor": ({"__version__", "ops"}, {"torch"}),
     "errors": (set(), set()),
     "files": (set(), set()),
     "__init__": (set(), set()),
-    "__main__": (BASE | {"data", "doctor", "evaluation", "zoo"}, {"fire", "torch"}),
+    "__main__": (BASE | {"data", "doctor", "evaluation", "planning", "zoo"}, {"fire", "torch"}),
 }
 
 
