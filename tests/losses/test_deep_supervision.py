@@ -2,7 +2,7 @@ import pytest
 import torch
 from monai.losses import DeepSupervisionLoss
 
-from common.losses import deep_supervision_weights
+from common.losses import WeightedDeepSupervisionLoss, deep_supervision_weights
 
 
 def test_weights_halve_but_for_the_coarsest():
@@ -16,11 +16,28 @@ def test_no_scale_is_refused():
         deep_supervision_weights(0)
 
 
+def scale_and_size(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """A loss that tells a scale's logits and its target's size, so that a sum shows each weight."""
+    return y.mean() * target.shape[-1]
+
+
 def test_monai_weighs_each_scale_by_them():
-    # A scale's loss tells its logits and the target's size, so that the sum shows every weight.
-    loss = DeepSupervisionLoss(
-        lambda y, target: y.mean() * target.shape[-1], weights=deep_supervision_weights(4)
-    )
+    loss = DeepSupervisionLoss(scale_and_size, weights=deep_supervision_weights(4))
     logits = [torch.full((1, 2, n, n), float(n)) for n in (16, 8, 4, 2)]
     value = loss(logits, torch.zeros(1, 1, 16, 16))
     assert value.item() == pytest.approx((4 * 16**2 + 2 * 8**2 + 4**2) / 7)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((16, 8, 4, 2), (4 * 16**2 + 2 * 8**2 + 4**2) / 7),
+        ((16, 8, 4), (2 * 16**2 + 8**2) / 3),
+        ((16, 8), 16**2),
+    ],
+)
+def test_weights_follow_the_number_of_scales(sizes: tuple[int, ...], expected: float):
+    loss, target = WeightedDeepSupervisionLoss(scale_and_size), torch.zeros(1, 1, 16, 16)
+    logits = [torch.full((1, 2, n, n), float(n)) for n in sizes]
+    assert loss(logits, target).item() == pytest.approx(expected)
+    assert loss(logits[0], target).item() == 16**2  # a network of one output
