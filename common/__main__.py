@@ -116,9 +116,38 @@ def codebook(
     _say(f"picture:    {picture}")
 
 
+def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None:
+    """Train and evaluate a bundle with each of several seeds; report each metric's mean and spread.
+
+    Run it in the bundle's folder, or name it by --bundle. Seeds are given as 42,57,89; what else
+    train.json may be given, as there (--dataset_dir /data --max_epochs 50).
+    """
+    import logging
+
+    from .data import check_output_folder
+    from .evaluation import read_metrics, spread_over_seeds, write_spread
+    from .zoo import run_with_seeds
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    check_output_folder(output)
+    seeds = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
+    results = run_with_seeds(bundle, output, seeds, overrides)
+    done = {seed: read_metrics(x) for seed, x in results.items() if not isinstance(x, str)}
+    failures = [x for x in results.values() if isinstance(x, str)]
+    if done:
+        spreads = spread_over_seeds(done)
+        width = max(map(len, spreads))
+        _say(f"{'metric':{width}}  mean ± standard deviation, seeds {', '.join(map(str, done))}")
+        for name, spread in spreads.items():
+            _say(f"{name:{width}}  {spread.mean:.4f} ± {spread.deviation:.4f}")
+        _say(f"table: {write_spread(spreads, f'{output}/repeats.csv')}")
+    if failures:
+        raise InputError(f"{'; '.join(failures)}. Its own message is above.")
+
+
 def main() -> None:
     try:
-        verbs = (phantom, overlay, convert, plan, doctor, codebook)
+        verbs = (phantom, overlay, convert, plan, doctor, codebook, repeat)
         fire.Fire({verb.__name__: verb for verb in verbs}, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.data import PILReader
-from monai.transforms import LoadImaged, MapTransform, SpatialPadd
+from monai.transforms import (
+    InvertibleTransform,
+    LoadImaged,
+    MapTransform,
+    SpatialPadd,
+    SpatialResample,
+)
+from monai.utils import TraceKeys, ensure_tuple_rep
 from torch import Tensor
 
 from .errors import InputError
@@ -200,6 +208,107 @@ class AdjacentSlicesd(MapTransform):
             at = [(torch.arange(depth) + offset).clamp(0, depth - 1) for offset in offsets]
             stacked[key] = torch.cat([volume[..., index] for index in at]) if at[1:] else volume
         return stacked
+
+
+class RelativeSpacingd(MapTransform, InvertibleTransform):
+    """MONAI's `Spacingd`, but in plane relative to each volume's own spacing.
+
+    Its inverse restores the volume's grid exactly. Values are kept within the volume's own, which
+    a spline leaves at edges; for the same reason the inverse of a spline is linear.
+
+    Args:
+        keys: keys of the volumes, MetaTensors (channels, h, w, depth).
+        in_plane_factor: voxels along h and w for each one that was there; 0.5 halves them.
+        slice_spacing: mm along depth.
+        mode: "bilinear", "nearest", or the order of a spline, 3 being cubic; one for all keys or
+            one for each.
+
+    Raises:
+        InputError: in_plane_factor or slice_spacing is not positive.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        in_plane_factor: float,
+        slice_spacing: float,
+        mode: str | int | Sequence[str | int] = "bilinear",
+    ) -> None:
+        super().__init__(keys)
+        for name, value in (("in_plane_factor", in_plane_factor), ("slice_spacing", slice_spacing)):
+            if value <= 0:
+                raise InputError(f"{name} is {value}; allowed are positive numbers.")
+        self.in_plane_factor = in_plane_factor
+        self.slice_spacing = slice_spacing
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.resample = SpatialResample(dtype=torch.float32)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        resampled = dict(data)
+        for key, mode in self.key_iterator(resampled, self.mode):
+            volume = resampled[key]
+            slices = float(volume.pixdim[2]) / self.slice_spacing
+            ratios = (self.in_plane_factor, self.in_plane_factor, slices)
+            # The first voxels coincide; the last ones as nearly as may be, the odd one left out.
+            size = [
+                1 + math.ceil((n - 1) * ratio - 0.5)
+                for n, ratio in zip(volume.shape[1:], ratios, strict=True)
+            ]
+            scale = torch.tensor([*(1 / ratio for ratio in ratios), 1.0], dtype=torch.float64)
+            affine = volume.affine.double() @ scale.diag()
+            done = self.resample(volume, dst_affine=affine, spatial_size=size, mode=mode)
+            resampled[key] = done.clamp(volume.min(), volume.max())
+        return resampled
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        inverted = dict(data)
+        for key in self.key_iterator(inverted):
+            how = inverted[key].applied_operations[-1][TraceKeys.EXTRA_INFO]
+            if isinstance(how["mode"], int):
+                how["mode"] = "bilinear"
+            inverted[key] = self.resample.inverse(inverted[key])
+        return inverted
+
+
+class NestedRegionsd(MapTransform):
+    """Label maps (1, ...) of nested classes to a channel per region, (num_classes - 1, ...).
+
+    Each region includes those within it: of 0, 1 liver and 2 tumour, the whole liver, tumour
+    included, and the tumour. `NestedLabelsd` goes back.
+
+    Args:
+        keys: keys of the label maps.
+        num_classes: classes of the map, the background among them.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        split = dict(data)
+        for key in self.key_iterator(split):
+            label = split[key]
+            regions = torch.cat([label > outer for outer in range(self.num_classes - 1)])
+            split[key] = regions.to(label.dtype)
+        return split
+
+
+class NestedLabelsd(MapTransform):
+    """Probabilities of nested regions (n, ...), outermost first, to a label map (1, ...) of 0 to n.
+
+    A voxel is in a region whose probability is above 0.5, but only within the region outside it:
+    a tumour outside the liver is background.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        joined = dict(data)
+        for key in self.key_iterator(joined):
+            inside = (joined[key] > 0.5).to(torch.uint8)
+            joined[key] = inside.cumprod(0, dtype=torch.uint8).sum(
+                0, keepdim=True, dtype=torch.uint8
+            )
+        return joined
 
 
 def _grey(image: Any) -> Any:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd
 from PIL import Image
 
 from common.errors import InputError
@@ -17,7 +17,10 @@ from common.transforms import (
     LoadCheckedImaged,
     LoadRadiographd,
     MergeMasksd,
+    NestedLabelsd,
+    NestedRegionsd,
     PadToPatchd,
+    RelativeSpacingd,
 )
 
 
@@ -208,3 +211,86 @@ def test_truncated_png_is_named(tmp_path: Path):
             radiograph(str(file))
         assert f"The image {file} cannot be read (" in str(raised.value.__cause__)
         assert "truncated" in str(raised.value.__cause__)
+
+
+def volume(shape: tuple[int, ...] = (12, 10, 9), spacing: float = 3.0) -> MetaTensor:
+    values = torch.from_numpy(scan(shape))[None]
+    return MetaTensor(values, affine=torch.diag(torch.tensor([0.7, 0.9, spacing, 1.0])))
+
+
+def test_spacing_relative_in_plane():
+    data = {"image": volume(), "label": (volume() > 0).float()}
+    halve = RelativeSpacingd(["image", "label"], 0.5, 1.0, mode=[3, "nearest"])
+    done = halve(data)
+    for key in ("image", "label"):
+        assert done[key].shape == (1, 6, 5, 25)
+        torch.testing.assert_close(done[key].pixdim.tolist(), [1.4, 1.8, 1.0])
+        # At the volume's own voxels a spline has the volume's own values.
+        shared = done[key][..., ::3].as_tensor()
+        torch.testing.assert_close(shared, data[key][:, ::2, ::2].as_tensor(), atol=1e-4, rtol=1e-4)
+    assert set(done["label"].unique().tolist()) == {0.0, 1.0}
+
+
+def test_cubic_between_slices_but_within_the_volumes_values():
+    depth = torch.arange(60.0)
+    smooth = torch.sin(depth / 3).expand(1, 4, 4, 60)
+    resample = RelativeSpacingd("image", 1.0, 0.5, mode=3)
+    fine = resample({"image": MetaTensor(smooth)})["image"][0, 0, 0]
+    expected = torch.sin(torch.arange(119.0) / 6).clamp(smooth.min(), smooth.max())
+    torch.testing.assert_close(fine[20:-20].as_tensor(), expected[20:-20], atol=3e-4, rtol=0)
+    step = MetaTensor((depth > 14).float().expand(1, 4, 4, 60))
+    fine = resample({"image": step})["image"]
+    assert (fine.min(), fine.max()) == (0, 1)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SAR"])
+@pytest.mark.parametrize("shape", [(12, 10, 9), (11, 7, 4)])
+def test_relative_spacing_is_inverted_exactly(codes: str, shape: tuple[int, ...]):
+    image = Orientationd("image", codes, labels=None)({"image": volume(shape)})["image"]
+    image.applied_operations.clear()
+    chain = Compose(
+        [
+            Orientationd("image", "RAS", labels=None),
+            RelativeSpacingd("image", in_plane_factor=0.5, slice_spacing=1.0, mode=3),
+        ]
+    )
+    item = chain({"image": image})
+    position = torch.stack(
+        torch.meshgrid(*(torch.arange(n) for n in item["image"].shape[1:]), indexing="ij")
+    )
+    # Where each voxel is, in mm: it must be found again on the image's own grid.
+    affine = item["image"].affine.float()
+    place = torch.einsum("ij,j...->i...", affine[:3, :3], position.float())
+    item["pred"] = MetaTensor(place + affine[:3, 3].reshape(3, 1, 1, 1))
+    back = Invertd("pred", chain, orig_keys="image", nearest_interp=False)(item)["pred"]
+    assert back.shape[1:] == image.shape[1:]
+    torch.testing.assert_close(back.affine, image.affine)
+    position = torch.stack(
+        torch.meshgrid(*(torch.arange(n) for n in image.shape[1:]), indexing="ij")
+    )
+    affine = image.affine.float()
+    expected = torch.einsum("ij,j...->i...", affine[:3, :3], position.float())
+    expected += affine[:3, 3].reshape(3, 1, 1, 1)
+    # Beyond the last voxel's centre, linear interpolation stays at the border.
+    limit = item["pred"].amax((1, 2, 3)).reshape(3, 1, 1, 1)
+    torch.testing.assert_close(
+        back.as_tensor(), torch.minimum(expected, limit), atol=1e-3, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["in_plane_factor", "slice_spacing"])
+def test_bad_spacings_are_named(name: str):
+    with pytest.raises(InputError, match=f"{name} is 0; allowed are positive numbers"):
+        RelativeSpacingd("image", **({"in_plane_factor": 0.5, "slice_spacing": 1.0} | {name: 0}))
+
+
+def test_nested_regions_and_back():
+    label = MetaTensor(torch.tensor([[0.0, 1, 2, 0]]), meta={"filename_or_obj": "a"})
+    regions = NestedRegionsd("label", num_classes=3)({"label": label})["label"]
+    assert regions.meta["filename_or_obj"] == "a"
+    assert regions.tolist() == [[0, 1, 1, 0], [0, 0, 1, 0]]
+    assert NestedLabelsd("label")({"label": regions})["label"].tolist() == label.tolist()
+    # A tumour outside the liver is none, however certain.
+    probabilities = torch.tensor([[0.4, 0.6, 0.6, 0.5], [0.9, 0.1, 0.6, 0.6]])
+    labels = NestedLabelsd("pred")({"pred": probabilities})["pred"]
+    assert labels.tolist() == [[0, 1, 2, 0]]

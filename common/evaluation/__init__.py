@@ -1,13 +1,28 @@
 """Metrics and pictures of results."""
 
 from .codebook import draw_prototypes, write_code_maps
-from .metrics import PerClassMetric
+from .metrics import (
+    HausdorffDistanceInMM,
+    PerClassMetric,
+    RelativeVolumeDifference,
+    SurfaceDistanceInMM,
+    VolumeOverlapError,
+)
 from .overlay import dice_per_class, draw_overlay
+from .repeats import Spread, read_metrics, spread_over_seeds, write_spread
 
 __all__ = [
+    "HausdorffDistanceInMM",
     "PerClassMetric",
+    "RelativeVolumeDifference",
+    "Spread",
+    "SurfaceDistanceInMM",
+    "VolumeOverlapError",
     "dice_per_class",
     "draw_overlay",
     "draw_prototypes",
+    "read_metrics",
+    "spread_over_seeds",
     "write_code_maps",
+    "write_spread",
 ]

@@ -1,4 +1,8 @@
-"""Metrics for the bundles' evaluators."""
+"""Metrics for the bundles' evaluators.
+
+A case without a value, such as the Dice of a class that its label lacks, has NaN, which means leave
+out.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,22 @@ from collections.abc import Callable
 
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
-from monai.metrics import CumulativeIterationMetric
+from monai.metrics import (
+    CumulativeIterationMetric,
+    HausdorffDistanceMetric,
+    MeanIoU,
+    SurfaceDistanceMetric,
+)
+from torch import Tensor
 
 
 class PerClassMetric(IgniteMetricHandler):
     """A MONAI metric's mean over cases for every class, as scalars ``<name>_class_<index>``.
 
-    Scalars, unlike a vector, reach every logger: console, TensorBoard, MLflow.
+    Scalars, unlike a vector, reach every logger: console, TensorBoard, MLflow. A class for which no
+    case has a value has NaN, where MONAI's own mean would be 0: the best of distances.
 
     Args:
         metric_fn: a metric of ``monai.metrics`` with ``reduction="mean_batch"``.
@@ -31,8 +43,50 @@ class PerClassMetric(IgniteMetricHandler):
         self.first_class = first_class
 
     def completed(self, engine: Engine, name: str) -> None:
-        values = torch.as_tensor(self.compute()).reshape(-1).tolist()
+        self.compute()  # gathers the cases of all processes, and keeps them as details
+        values = torch.as_tensor(self.metric_fn.get_buffer()).nanmean(0).tolist()
         engine.state.metrics |= {
             f"{name}_class_{index}": value
             for index, value in enumerate(values, start=self.first_class)
         }
+
+
+class VolumeOverlapError(MeanIoU):
+    """VOE, 1 - IoU of each channel; NaN where the label is empty."""
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        return 1 - super()._compute_tensor(y_pred, y)
+
+
+class RelativeVolumeDifference(CumulativeIterationMetric):
+    """RVD, (prediction - label) / label of each channel's volume; NaN where the label is empty.
+
+    It has a sign, so that a mean over cases shows a bias: below 0, predictions are too small.
+    """
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        predicted, true = (x.flatten(2).double().sum(-1) for x in (y_pred, y))
+        return torch.where(true > 0, (predicted - true) / true, torch.nan)
+
+    def aggregate(self) -> Tensor:
+        return torch.as_tensor(self.get_buffer()).nanmean(0)
+
+
+class _Millimetres:
+    """Distances in mm, by the spacing of each label; NaN where it or the prediction is empty."""
+
+    def _compute_tensor(self, y_pred: Tensor, y: MetaTensor) -> Tensor:
+        distances = super()._compute_tensor(y_pred, y, spacing=y.pixdim.tolist())  # type: ignore[misc]
+        return torch.where(distances.isfinite(), distances, torch.nan)
+
+
+class SurfaceDistanceInMM(_Millimetres, SurfaceDistanceMetric):
+    """MONAI's ``SurfaceDistanceMetric``, in mm; labels are MetaTensors.
+
+    NaN where label or prediction is empty: a missed tumour leaves the mean unchanged, so read it
+    beside the Dice.
+    """
+
+
+class HausdorffDistanceInMM(_Millimetres, HausdorffDistanceMetric):
+    """MONAI's ``HausdorffDistanceMetric``, in mm; labels and NaN as in `SurfaceDistanceInMM`."""

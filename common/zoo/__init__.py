@@ -2,6 +2,7 @@
 
 from .bundles import load_trained
 from .checkpoints import check_checkpoint, convert_checkpoint, load_encoder, load_state_dict
+from .repeat import run_with_seeds
 
 __all__ = [
     "check_checkpoint",
@@ -9,4 +10,5 @@ __all__ = [
     "load_encoder",
     "load_state_dict",
     "load_trained",
+    "run_with_seeds",
 ]

@@ -1,8 +1,18 @@
+import math
+
+import pytest
 import torch
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from monai.metrics import DiceMetric
 
-from common.evaluation import PerClassMetric
+from common.evaluation import (
+    HausdorffDistanceInMM,
+    PerClassMetric,
+    RelativeVolumeDifference,
+    SurfaceDistanceInMM,
+    VolumeOverlapError,
+)
 
 
 def test_scalars_per_class():
@@ -29,3 +39,55 @@ def test_scalars_per_class():
     torch.testing.assert_close(metrics["dice_class_1"], 2 / 3)
     torch.testing.assert_close(metrics["dice_class_2"], 0.5)
     assert engine.state.metric_details["dice"].shape == (2, 2)
+
+
+def test_a_class_without_a_case_has_no_value():
+    """MONAI's mean of no value is 0, which is the best of distances and the worst of Dices."""
+    engine = Engine(lambda _, batch: batch)
+    engine.state.metric_details = {}
+    PerClassMetric(DiceMetric(reduction="mean_batch"), lambda x: x).attach(engine, "dice")
+    label = torch.stack([torch.ones(4, 4), torch.zeros(4, 4)])
+    metrics = engine.run([([label], [label])]).metrics
+    assert metrics["dice_class_1"] == 1
+    assert math.isnan(metrics["dice_class_2"])
+
+
+def masks(*slices: slice | None) -> MetaTensor:
+    """A channel for each slice along the last axis, of slices 3 mm apart."""
+    channels = torch.zeros(len(slices), 8, 8, 8)
+    for channel, part in zip(channels, slices, strict=True):
+        if part is not None:
+            channel[2:6, 2:6, part] = 1
+    return MetaTensor(channels, affine=torch.diag(torch.tensor([0.5, 0.5, 3.0, 1.0])))
+
+
+LABEL = masks(slice(2, 6), slice(2, 3), slice(2, 4), None)
+PREDICTION = masks(slice(2, 7), slice(4, 5), None, slice(2, 4))
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        (VolumeOverlapError(), [1 / 5, 1, 1, math.nan]),
+        (RelativeVolumeDifference(), [1 / 4, 0, -1, math.nan]),
+        # Two plates, 2 slices of 3 mm apart; between them nothing else.
+        (SurfaceDistanceInMM(include_background=True, symmetric=True), [None, 6, math.nan]),
+        (HausdorffDistanceInMM(include_background=True, percentile=95), [3, 6, math.nan, math.nan]),
+    ],
+    ids=["VOE", "RVD", "ASD", "HD95"],
+)
+@pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")
+def test_the_challenges_metrics(metric, expected: list[float | None]):
+    metric([PREDICTION], [LABEL])
+    found = torch.as_tensor(metric.get_buffer())[0].tolist()
+    for value, wanted in zip(found, expected, strict=False):
+        if wanted is not None:
+            assert value == pytest.approx(wanted, nan_ok=True)
+    assert 0 <= found[0] <= 3
+
+
+def test_distances_of_each_case_are_in_its_own_millimetres():
+    coarse = MetaTensor(LABEL.as_tensor()[1:2], affine=torch.diag(torch.tensor([1.0, 1, 5, 1])))
+    metric = SurfaceDistanceInMM(include_background=True, symmetric=True)
+    metric([PREDICTION[1:2], PREDICTION[1:2]], [LABEL[1:2], coarse])
+    assert torch.as_tensor(metric.get_buffer()).flatten().tolist() == [6, 10]

@@ -1,0 +1,192 @@
+"""The Codebook Mamba U-Net's bundle, run as users run it."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from common.data.phantom import write_phantom
+from common.networks import CodebookMambaUNet
+
+from . import running
+from .conftest import REPOSITORY
+from .running import overrides, succeed
+
+BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_codebook_mamba_segmentation"
+NETWORK = {"widths": [4, 4, 8, 8], "prototype_dim": 8, "num_prototypes": 8}
+SMALL = {f"network_def#{name}": value for name, value in NETWORK.items()}
+SMALL |= {"patch_size": [32, 32, 32], "slice_spacing": 6}
+SHORT = SMALL | {"max_epochs": 1}
+
+command = partial(running.command, BUNDLE)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "data", cases=6, seed=1, size=48)
+
+
+@pytest.fixture(scope="module")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    output = succeed(command("train", bundle_root=root, dataset_dir=dataset, **SHORT), cwd=root)
+    assert "val_dice_class_2" in output
+    assert "class_3" not in output
+    return root
+
+
+def test_tumour_within_the_liver_on_every_grid(trained: Path, dataset: Path, tmp_path: Path):
+    images = dataset / "imagesTr"
+    options = {"bundle_root": trained, "dataset_dir": images, **SMALL}
+    succeed(command("inference", output_dir=tmp_path / "map", **options))
+    files = sorted(images.iterdir())
+    assert len({nib.aff2axcodes(nib.load(image).affine) for image in files}) > 1
+    values = set()
+    for image in files:
+        expected = nib.load(image)
+        mask = nib.load(tmp_path / "map" / image.name.replace(".nii.gz", "_seg.nii.gz"))
+        assert mask.shape == expected.shape
+        np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
+        assert mask.get_data_dtype() == np.uint8
+        values |= set(np.unique(mask.dataobj))
+    assert values <= {0, 1, 2}
+    assert 1 in values
+
+
+def test_evaluation_by_the_challenges_metrics(trained: Path, dataset: Path, tmp_path: Path):
+    options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path}
+    succeed(command(["train", "evaluate"], **options, **SHORT))
+    with open(tmp_path / "metrics.csv", newline="") as file:
+        metrics = {name: float(value) for name, value in csv.reader(file)}
+    for name in ("dice", "iou", "voe", "rvd", "asd", "hd95"):
+        assert {f"val_{name}_class_1", f"val_{name}_class_2"} <= metrics.keys()
+        header, *rows = (tmp_path / f"val_{name}_raw.csv").read_text().splitlines()
+        assert header == "filename,class0,class1,mean"
+        assert len(rows) == 1  # one test case of six
+    assert metrics["val_voe_class_1"] == pytest.approx(1 - metrics["val_iou_class_1"])
+    assert 0 < metrics["val_asd_class_1"] < metrics["val_hd95_class_1"] < 500
+
+
+def python_m_common(*arguments: object) -> subprocess.CompletedProcess[str]:
+    run = [sys.executable, "-W", "ignore", "-m", "common", *map(str, arguments)]
+    return subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
+
+
+@pytest.mark.slow
+def test_prototypes_of_the_bundle(trained: Path, dataset: Path, tmp_path: Path):
+    """The verb reads the bundle's inference.json."""
+    done = python_m_common(
+        "codebook",
+        *["--checkpoint", trained / "models/model.pt", "--images", dataset / "imagesTr"],
+        *["--output", tmp_path, "--config_file", BUNDLE / "configs/inference.json"],
+        *overrides(SMALL),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "of 8 prototypes" in done.stdout
+    assert (tmp_path / "prototypes.png").is_file()
+    for image in (dataset / "imagesTr").iterdir():
+        codes = nib.load(tmp_path / image.name.replace(".nii.gz", "_codes.nii.gz"))
+        assert codes.shape == nib.load(image).shape
+
+
+@pytest.mark.slow
+def test_one_command_trains_with_several_seeds(dataset: Path, tmp_path: Path):
+    """One of the three cannot run: the others' results are kept."""
+    (tmp_path / "7").touch()
+    done = python_m_common(
+        "repeat",
+        *["--bundle", BUNDLE, "--output", tmp_path, "--seeds", "42,7,57"],
+        *["--dataset_dir", dataset, *overrides(SHORT)],
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(
+        "error: The training with seed 7 ended with exit code 1. Its own message is above.\n"
+    )
+    assert "evaluation with seed 57 (3 of 3)" in done.stdout
+    with open(tmp_path / "repeats.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    (dice,) = (row for row in rows if row["metric"] == "val_dice_class_1")
+    seeds = [float(dice[f"seed {seed}"]) for seed in (42, 57)]
+    assert seeds[0] != seeds[1]
+    assert float(dice["mean"]) == pytest.approx(np.mean(seeds))
+    assert float(dice["standard deviation"]) == pytest.approx(np.std(seeds, ddof=1))
+    assert f"{float(dice['mean']):.4f} ± {float(dice['standard deviation']):.4f}" in done.stdout
+    for seed in (42, 57):
+        assert (tmp_path / f"{seed}/models/model.pt").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ablations",
+    [
+        {"network_def#codebook": False, "loss#beta": 0, "network_def#global_mixer": "attention"},
+        {"network_def#multi_scale": False, "network_def#global_mixer": None, "loss#alpha": 0},
+    ],
+    ids=["no codebook", "codebook alone"],
+)
+def test_ablations_by_an_override_each(dataset: Path, tmp_path: Path, ablations: dict):
+    succeed(command("train", bundle_root=tmp_path, dataset_dir=dataset, **(SHORT | ablations)))
+    weights = torch.load(tmp_path / "models/model.pt", weights_only=True)
+    assert all(torch.isfinite(x).all() for x in weights.values())
+    assert ("codebook.prototypes" in weights) == ("network_def#codebook" not in ablations)
+
+
+@pytest.mark.slow
+def test_a_network_of_monai(dataset: Path, tmp_path: Path):
+    other = {"_target_": "SegResNet", "in_channels": "@in_channels", "init_filters": 8}
+    other["out_channels"] = "$@num_classes - 1"
+    options = {"bundle_root": tmp_path, "dataset_dir": dataset, "network_def": other}
+    options |= {"patch_size": [32, 32, 32], "slice_spacing": 6, "max_epochs": 1}
+    succeed(command("train", **options))
+    succeed(command("inference", **options))
+    assert list((tmp_path / "eval").glob("*_seg.nii.gz"))
+
+
+@pytest.mark.slow
+def test_same_seed_same_training(trained: Path, dataset: Path, tmp_path: Path):
+    succeed(command("train", bundle_root=tmp_path, dataset_dir=dataset, **SHORT))
+    first, again = (
+        torch.load(root / "models/model.pt", weights_only=True) for root in (trained, tmp_path)
+    )
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.slow
+def test_two_processes(dataset: Path, tmp_path: Path):
+    options = {"bundle_root": tmp_path, "dataset_dir": dataset, "device": "cpu", "split": [2, 2, 1]}
+    succeed(
+        command(["train", "multi_gpu_train"], **options, **SHORT),
+        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29543", "-m"],
+    )
+    weights = torch.load(tmp_path / "models/model.pt", weights_only=True)
+    assert weights["codebook.initialised"]
+
+
+@pytest.mark.slow
+def test_export_of_monai(trained: Path, tmp_path: Path):
+    config, meta = (str(BUNDLE / f"configs/{name}.json") for name in ("inference", "metadata"))
+    exported, weights = tmp_path / "model.ts", trained / "models/model.pt"
+    paths = ["--filepath", str(exported), "--ckpt_file", str(weights)]
+    files = ["--meta_file", meta, "--config_file", config]
+    succeed(["ckpt_export", "network_def", *paths, *files, *overrides(SMALL)], cwd=tmp_path)
+    network = CodebookMambaUNet(1, **NETWORK).eval()
+    network.load_state_dict(torch.load(weights, weights_only=True))
+    x = torch.rand(1, 1, 32, 40, 17, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.save({"x": x, "y": network(x)}, tmp_path / "expected.pt")
+    program = f"""
+import sys, torch
+expected = torch.load({str(tmp_path / "expected.pt")!r})
+network = torch.jit.load({str(exported)!r})
+torch.testing.assert_close(network(expected["x"]), expected["y"], rtol=1e-4, atol=1e-4)
+assert not {{"common", "monai"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=tmp_path)
