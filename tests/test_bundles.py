@@ -52,13 +52,15 @@ MAY_DIFFER = {
     "image_size": "each paper has its own",
     "batch_size": "each paper has its own",
     "intensity": "each paper has its own",
-    "batch_dice": "nnU-Net's planner decides it; inference has it so that one file overrides both",
-    "sw_batch_size": "what nnU-Net plans for a device is its patches at a time",
-    "train#postprocessing": "of outputs at several scales the finest is measured",
-    "validate#additional_metrics#val_recall": "MambaClinix's paper reports it",
 }
 # What one bundle alone must do otherwise: ids, with all below them.
 MAY_DIFFER_IN = {
+    "liver_tumor_ct_mambaclinix_segmentation": {
+        "batch_dice": "nnU-Net's planner decides it; inference has it so that one file overrides both",
+        "sw_batch_size": "what nnU-Net plans for a device is its patches at a time",
+        "train#postprocessing": "of outputs at several scales the finest is measured",
+        "validate#additional_metrics#val_recall": "MambaClinix's paper reports it",
+    },
     "liver_tumor_ct_codebook_mamba_segmentation": {
         "seed": "the paper names it",
         "in_plane_factor": "its spacing is relative to the scan's own",
@@ -80,7 +82,7 @@ MAY_DIFFER_IN = {
         "preprocessing#transforms": "it clips before it resamples",
         "postprocessing#transforms#0": "two sigmoid channels instead of a softmax",
         "postprocessing#transforms#2": "two sigmoid channels instead of a softmax",
-    }
+    },
 }
 
 Config = dict[str, Any]
