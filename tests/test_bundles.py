@@ -56,7 +56,7 @@ MAY_DIFFER = {
 # What one bundle alone must do otherwise: ids, with all below them.
 MAY_DIFFER_IN = {
     "liver_tumor_ct_mambaclinix_segmentation": {
-        "batch_dice": "nnU-Net's planner decides it; inference has it so that one file overrides both",
+        "batch_dice": "nnU-Net's planner decides it; inference has it for one file's sake",
         "sw_batch_size": "what nnU-Net plans for a device is its patches at a time",
         "train#postprocessing": "of outputs at several scales the finest is measured",
         "validate#additional_metrics#val_recall": "MambaClinix's paper reports it",
