@@ -220,6 +220,28 @@ def test_nnunet_plans_the_papers_network(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
+def test_nnunet_plans_for_any_orientation(tmp_path: Path):
+    """Thick slices along x, of which one case is stored along another axis."""
+    pytest.importorskip("nnunetv2", reason="needs the extra: plan")
+    for folder in ("imagesTr", "labelsTr"):
+        (tmp_path / folder).mkdir()
+    label = np.zeros((20, 64, 80), np.uint8)
+    label[5:12, 20:40, 20:50] = 1
+    image = np.random.default_rng(0).normal(100 * label, 20).astype(np.float32)
+    for i, axes in enumerate(("RAS", "IRP", "RAS")):
+        for folder, values in (("imagesTr", image), ("labelsTr", label)):
+            volume = nib.Nifti1Image(values, np.diag([6, 1.25, 1, 1]))
+            stored = volume.as_reoriented(nib.orientations.axcodes2ornt(axes))
+            nib.save(stored, tmp_path / folder / f"{i}.nii.gz")
+    planned = write_plan(tmp_path, tmp_path / "plan.json", modality="MR")
+    assert planned["spacing"] == [6, 1.25, 1]
+    assert planned["patch_size"] == [20, 64, 80]
+    assert planned["network_def#strides"][1] == [1, 2, 2]
+    assert planned["network_def#kernel_sizes"][0] == [1, 3, 3]
+    assert planned["num_classes"] == 2
+
+
+@pytest.mark.slow
 def test_plan_command(tmp_path: Path):
     pytest.importorskip("nnunetv2", reason="needs the extra: plan")
     data = write_phantom(tmp_path / "data", cases=2, seed=0, size=40)
