@@ -164,7 +164,7 @@ def test_two_processes(dataset: Path, tmp_path: Path):
     options = {"bundle_root": tmp_path, "dataset_dir": dataset, "device": "cpu", "split": [2, 2, 1]}
     succeed(
         command(["train", "multi_gpu_train"], **options, **SHORT),
-        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29543", "-m"],
+        launcher=["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29547", "-m"],
     )
     weights = torch.load(tmp_path / "models/model.pt", weights_only=True)
     assert weights["codebook.initialised"]

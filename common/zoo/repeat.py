@@ -47,9 +47,7 @@ def run_with_seeds(
         raise InputError(f"seeds is {seeds}; allowed are different whole numbers, such as 42,57.")
     for name in ("seed", "bundle_root", "output_dir", "ckpt_dir", "checkpoint", "config_file"):
         if name in (overrides or {}):
-            raise InputError(
-                f"{name} is given, which every run sets itself; allowed are other ids."
-            )
+            raise InputError(f"{name} is given, which each run sets itself; allowed are others.")
     results: dict[int, Path | str] = {}
     for number, seed in enumerate(seeds, start=1):
         root = Path(output).resolve() / str(seed)

@@ -19,8 +19,8 @@ BUNDLE = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
         ({"seeds": [42, 42]}, r"seeds is \[42, 42\]; allowed are different whole numbers"),
         ({"seeds": ["a"]}, r"seeds is \['a'\]; allowed are different whole numbers"),
         ({"seeds": []}, r"seeds is \[\]; allowed are different whole numbers"),
-        ({"overrides": {"seed": 3}}, "seed is given, which every run sets itself"),
-        ({"overrides": {"bundle_root": "x"}}, "bundle_root is given, which every run sets itself"),
+        ({"overrides": {"seed": 3}}, "seed is given, which each run sets itself"),
+        ({"overrides": {"bundle_root": "x"}}, "bundle_root is given, which each run sets itself"),
     ],
 )
 def test_what_cannot_run_is_named(tmp_path: Path, arguments: dict, expected: str):
