@@ -117,13 +117,16 @@ class MambaLayer(nn.Module):
     def mix(self, tokens: Tensor) -> Tensor:
         return self.proj(self.norm(self.mamba(self.norm(tokens))))
 
+    @torch.jit.unused
+    def _mix_without_autocast(self, tokens: Tensor) -> Tensor:
+        if not torch.amp.is_autocast_available(tokens.device.type):  # of the meta device, say
+            return self.mix(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return self.mix(tokens)
+
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2).to(self.proj.weight.dtype)  # (b, l, c)
-        if torch.jit.is_scripting():
-            mixed = self.mix(tokens)
-        else:
-            with torch.autocast(x.device.type, enabled=False):
-                mixed = self.mix(tokens)
+        mixed = self.mix(tokens) if torch.jit.is_scripting() else self._mix_without_autocast(tokens)
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
