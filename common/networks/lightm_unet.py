@@ -124,7 +124,8 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer1(self.norm1(x).relu_())
-        return self.layer2(self.norm2(y).relu_()).add_(x)
+        # Not in place: both would be views, which TorchScript refuses where there are gradients.
+        return x + self.layer2(self.norm2(y).relu_())
 
 
 class EncoderLevel(nn.Module):
@@ -150,7 +151,7 @@ class DecoderBlock(nn.Module):
         self.norm2 = nn.GroupNorm(_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(self.norm1(x).relu_()).addcmul_(x, self.skip_scale)
+        y = torch.addcmul(self.conv(self.norm1(x).relu_()), x, self.skip_scale)
         return self.norm2(y).relu_()
 
 
