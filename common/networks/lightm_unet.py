@@ -124,8 +124,9 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer1(self.norm1(x).relu_())
-        # Not in place: both would be views, which TorchScript refuses where there are gradients.
-        return x + self.layer2(self.norm2(y).relu_())
+        y = self.layer2(self.norm2(y).relu_())
+        # In place saves time; TorchScript refuses it for views where there are gradients.
+        return x + y if torch.jit.is_scripting() else y.add_(x)
 
 
 class EncoderLevel(nn.Module):
@@ -151,7 +152,9 @@ class DecoderBlock(nn.Module):
         self.norm2 = nn.GroupNorm(_GROUPS, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.addcmul(self.conv(self.norm1(x).relu_()), x, self.skip_scale)
+        y = self.conv(self.norm1(x).relu_())
+        scale = self.skip_scale
+        y = torch.addcmul(y, x, scale) if torch.jit.is_scripting() else y.addcmul_(x, scale)
         return self.norm2(y).relu_()
 
 
