@@ -20,7 +20,7 @@ from monai.transforms import (
 from monai.utils import TraceKeys, ensure_tuple_rep
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class LoadCheckedImaged(LoadImaged):
                 loaded[key] = self._loader(data[key], reader)
             except Exception as error:
                 raise InputError(
-                    f"The {key} {_names(data[key])} cannot be read ({_first_line(error)}); allowed "
+                    f"The {key} {_names(data[key])} cannot be read ({first_line(error)}); allowed "
                     "are complete image files, such as NIfTI or PNG."
                 ) from error
         return loaded
@@ -329,7 +329,3 @@ def _names(files: Any) -> str:
 
 def _size(shape: Sequence[int]) -> str:
     return " x ".join(str(int(n)) for n in shape)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
