@@ -19,7 +19,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "networks": ({"blocks", "ops"}, {"torch", "monai"}),
     "losses": (BASE, FRAMEWORKS),
     "evaluation": (BASE, FRAMEWORKS | {"umap"}),
-    "data": (BASE, FRAMEWORKS),
+    "data": (BASE, FRAMEWORKS | {"pydicom"}),
     "body": (set(), {"torch", "numpy", "scipy"}),
     "transforms": (BASE | {"body"}, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),
