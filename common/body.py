@@ -27,7 +27,7 @@ def body_mask(hu: Tensor, spacing: Sequence[float]) -> Tensor | None:
     the largest connected part of the rest is the body. An arm that meets the trunk nowhere in the
     scan is thus not of it. Opening breaks the chest's wall where that is thin: closing mends it,
     and then the holes in axial, coronal and sagittal slices, lungs and bowel gas, are filled.
-    Closing brings in no table, which is outside the convex hull of whom it carries.
+    Neither brings back the table, for the body lies on it: it is outside the body's convex hull.
 
     All this on voxels of about 2 x 2 x 3 mm; the surface is then drawn on the scan's own. What of
     a table touches the skin may stay, a voxel or two thick.

@@ -132,7 +132,13 @@ def test_real_ct(name: str):
     if name == "ct":
         files["label"] = shared("data/real_ct/liver.nii.gz")
     loaded = chain(files)
-    cropped = BodyCropd(["image", "label"], allow_missing_keys=True)(loaded)
+    crop = Compose([BodyCropd(["image", "label"], allow_missing_keys=True)])
+    cropped = crop(loaded)
+    cropped["pred"] = MetaTensor(torch.ones_like(cropped["image"].as_tensor()))
+    back = Invertd("pred", crop, orig_keys="image")(cropped)["pred"]
+    assert back.shape == loaded["image"].shape
+    torch.testing.assert_close(back.affine, loaded["image"].affine, rtol=0, atol=0)
+    assert back.sum() == cropped["image"].numel() < back.numel()
     if name == "ct":
         assert cropped["label"].sum() == loaded["label"].sum()
         assert (cropped["image"][cropped["label"] > 0] > -200).all()
