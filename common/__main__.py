@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from typing import Any
 
 import fire
@@ -249,8 +250,9 @@ def main() -> None:
 
 
 def _quieten_monai() -> None:
-    """Leave out what MONAI logs of each call; its errors come as exceptions."""
+    """Leave out what MONAI logs and warns of at each call; its errors come as exceptions."""
     logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"monai\.")
 
 
 def _say(line: str) -> None:

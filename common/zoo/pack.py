@@ -29,9 +29,7 @@ def find_bundle(name: str) -> Path:
     for folder in (Path(name), Path("bundles") / name):
         if (folder / "configs").is_dir():
             return folder.resolve()
-    raise InputError(
-        f"There is no bundle {name}; allowed is a bundle's folder, or its name in bundles."
-    )
+    raise InputError(f"There is no bundle {name}; allowed is a folder, or its name in bundles.")
 
 
 def pack(bundle: str | Path, output: str | Path) -> Packed:
