@@ -347,8 +347,12 @@ def properties(bundle: Path) -> Iterator[str]:
             workflow.initialize()
             for file in Path(root).iterdir():
                 yield f"{name}.json writes {file.name} before it is run"
-            if missing := workflow.check_properties():
-                yield f"{name}.json lacks what MONAI needs: {', '.join(missing)}"
+            try:
+                missing = workflow.check_properties() or []
+            except KeyError as error:  # one that is required
+                missing = [str(error.args[0])]
+            for lacking in missing:
+                yield f"{name}.json has not what MONAI needs: {lacking}"
 
 
 def network(bundle: Path) -> Iterator[str]:

@@ -82,4 +82,5 @@ def _upload(folder: Path, upload: Upload, private: bool) -> None:
             commit_message=f"Version {upload.version}",
         )
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
-        raise InputError(f"{upload.repo} cannot be uploaded to ({error}).") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{upload.repo} cannot be uploaded to ({reason}).") from error
