@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,3 +22,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Put a folder in the place of another, if there is one, which after an error is there still.
+
+    Both are on one file system. For an instant, between two renames, there is neither.
+    """
+    old = target.with_name(f".{os.getpid()}.{target.name}")
+    existed = target.exists()
+    if existed:
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        if existed:
+            old.rename(target)
+        raise
+    if existed:
+        shutil.rmtree(old)

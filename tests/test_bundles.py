@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import re
 from collections.abc import Iterable
@@ -12,24 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+from monai.bundle import ConfigParser
+
+from common.zoo.contract import READING, RUNNING, Check, Config, config, ids, nested, spatial_dims
 
 from .conftest import REPOSITORY, shared
 
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
-FILES = [
-    "LICENSE",
-    "configs/metadata.json",
-    "configs/train.json",
-    "configs/inference.json",
-    "configs/evaluate.json",
-    "configs/multi_gpu_train.json",
-    "configs/logging.conf",
-    "docs/README.md",
-    "docs/data_license.txt",
-]
-DELTAS = ["evaluate", "multi_gpu_train"]
-
 # Bundles of a family are alike but for these ids; the first name is the family's reference.
 FAMILIES: dict[str, list[str]] = {
     "3D CT": [
@@ -85,43 +73,6 @@ MAY_DIFFER_IN = {
     },
 }
 
-Config = dict[str, Any]
-
-
-def config(bundle: Path, name: str) -> Config:
-    loaded: Config = json.loads((bundle / f"configs/{name}.json").read_text())
-    return loaded
-
-
-def ids(content: Any, prefix: str = "") -> dict[str, Any]:
-    """Every id of a config and its value, as MONAI writes ids: a#b#0."""
-    found: dict[str, Any] = {}
-    items: Any = ()
-    if isinstance(content, dict):
-        items = content.items()
-    elif isinstance(content, list):
-        items = enumerate(content)
-    for key, value in items:
-        found[f"{prefix}{key}"] = value
-        found |= ids(value, f"{prefix}{key}#")
-    return found
-
-
-def strings(content: Any) -> list[str]:
-    return [value for value in ids(content).values() if isinstance(value, str)]
-
-
-def spatial_dims(bundle: Path) -> int:
-    return len(
-        config(bundle, "metadata")["network_data_format"]["inputs"]["image"]["spatial_shape"]
-    )
-
-
-def nested(bundle: Path) -> bool:
-    """Whether the output is a sigmoid per class, each within the one before; no background."""
-    steps = config(bundle, "inference")["postprocessing"]["transforms"]
-    return any(step["_target_"] == "common.transforms.NestedLabelsd" for step in steps)
-
 
 def parser(bundle: Path, name: str, **override: Any) -> ConfigParser:
     parsed = ConfigParser()
@@ -141,25 +92,17 @@ def test_there_are_bundles():
     assert BUNDLES
 
 
-def test_name_and_files(bundle: Path):
-    assert re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+_segmentation", bundle.name)
-    assert not re.search("detection|classification|deepedit", bundle.name)
-    for file in FILES:
-        assert (bundle / file).is_file(), file
+@pytest.mark.parametrize("check", [*READING, *RUNNING], ids=lambda check: check.__name__)
+def test_contract(bundle: Path, check: Check):
+    assert list(check(bundle)) == []
+
+
+def test_licence(bundle: Path):
     assert (bundle / "LICENSE").read_bytes() == (REPOSITORY / "LICENSE").read_bytes()
-    # MONAI Label takes the shortest name.
-    assert all(len(file.name) >= len("model.pt") for file in (bundle / "models").glob("*.pt"))
 
 
-def test_metadata(bundle: Path):
+def test_versions_are_those_tested(bundle: Path):
     meta = config(bundle, "metadata")
-    assert meta["schema"].endswith("meta_schema_20240725.json")
-    assert re.fullmatch(r"\d\.\d\.\d", meta["version"])
-    assert meta["version"] in meta["changelog"]
-    for key in ("name", "authors", "copyright", "description", "modality", "organ"):
-        assert meta[key], key
-    assert "segmentation" in meta["task"]
-    assert any("arXiv" in reference or "doi" in reference for reference in meta["references"])
     pins = dict(
         re.findall(r"^([\w-]+)==([\w.]+)", (REPOSITORY / "constraints.txt").read_text(), re.M)
     )
@@ -169,19 +112,6 @@ def test_metadata(bundle: Path):
     for package, version in meta["required_packages_version"].items():
         assert version == pins[package], package
 
-    formats = meta["network_data_format"]
-    for name, (key, tensor) in {
-        "image": next(iter(formats["inputs"].items())),
-        "pred": next(iter(formats["outputs"].items())),
-    }.items():
-        assert key == name
-        for field in ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range"):
-            assert field in tensor, field
-        # The output's names are those of the label map.
-        names = tensor["num_channels"] + (name == "pred" and nested(bundle))
-        assert list(tensor["channel_def"]) == [str(i) for i in range(names)]
-    assert formats["outputs"]["pred"]["channel_def"]["0"] == "background"
-
 
 def test_metadata_against_monais_schema(bundle: Path):
     jsonschema = pytest.importorskip("jsonschema")
@@ -189,144 +119,9 @@ def test_metadata_against_monais_schema(bundle: Path):
     jsonschema.validate(config(bundle, "metadata"), schema)
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("train", "train"), ("inference", "infer")], ids=["train", "inference"]
-)
-def test_properties_of_monai(bundle: Path, name: str, kind: str, tmp_path: Path):
-    data = [{"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "b.nii.gz")}]
-    override: Config = {"bundle_root": str(tmp_path), "device": "cpu"}
-    if name == "train":
-        override |= {"train#dataset#data": data, "validate#dataset#data": data}
-        override |= {"train#dataset#cache_num": 0, "validate#dataset#cache_num": 0}
-    else:
-        override |= {"datalist": [data[0]["image"]], "handlers": []}
-    workflow = ConfigWorkflow(
-        str(bundle / f"configs/{name}.json"), workflow_type=kind, logging_file=False, **override
-    )
-    workflow.initialize()
-    assert not list(tmp_path.iterdir()), "nothing is written before a run"
-    assert workflow.check_properties() == []
-
-
-def test_train_config(bundle: Path):
-    train = config(bundle, "train")
-    for key in ("network", "output_dir", "val_interval", "seed", "num_classes", "in_channels"):
-        assert key in train, key
-    for part in ("train", "validate"):
-        assert isinstance(train[part]["handlers"], list)
-        assert isinstance(train[part]["preprocessing"]["transforms"], list)
-        assert "data" in train[part]["dataset"]
-    (validation,) = (h for h in train["train"]["handlers"] if h["_target_"] == "ValidationHandler")
-    assert validation["validator"] == "@validate#evaluator"
-    assert validation["interval"] == "@val_interval"
-    saver = train["validate"]["handlers"][-1]
-    assert (saver["_target_"], saver["key_metric_filename"]) == ("CheckpointSaver", "model.pt")
-
-
-def test_inference_config(bundle: Path):
-    inference = config(bundle, "inference")
-    for key in (
-        "network",
-        "output_dir",
-        "datalist",
-        "dataloader",
-        "preprocessing",
-        "postprocessing",
-    ):
-        assert key in inference, key
-    assert "_target_" in inference["inferer"]
-    loader = inference["handlers"][0]
-    assert (loader["_target_"], loader["load_path"]) == ("CheckpointLoader", "@checkpoint")
-    targets = [t["_target_"] for t in inference["postprocessing"]["transforms"]]
-    assert targets.index("Invertd") < targets.index("SaveImaged")
-
-
-def test_initialize_has_no_side_effects_on_files(bundle: Path):
-    for name in ("train", "inference", "evaluate", "multi_gpu_train"):
-        for step in config(bundle, name).get("initialize", []):
-            assert isinstance(step, str), "checks belong to run, so that loading never fails"
-
-
-def test_configs_say_what_they_do(bundle: Path):
-    for name in ("train", "inference", *DELTAS):
-        content = config(bundle, name)
-        for text in strings(content):
-            assert not text.startswith("%"), f"{name}: macro {text}"
-            assert not (text.startswith("$") and re.search(r"\bcommon\b", text)), f"{name}: {text}"
-        for id_, value in ids(content).items():
-            if id_.endswith("_target_") and value.startswith("common."):
-                module, _, attribute = value.rpartition(".")
-                assert callable(getattr(importlib.import_module(module), attribute)), value
-
-
-def test_train_and_inference_agree(bundle: Path):
-    train, inference = config(bundle, "train"), config(bundle, "inference")
-    for key in (
-        "network_def",
-        "in_channels",
-        "num_classes",
-        "spacing",
-        "in_plane_factor",
-        "slice_spacing",
-        "patch_size",
-        "image_size",
-        "intensity",
-        "device",
-        "amp",
-    ):
-        assert train.get(key) == inference.get(key), key
-
-    def steps(preprocessing: Config) -> list[Config]:
-        """What a chain does to the image: the label's share left out."""
-        done = []
-        for step in preprocessing["transforms"]:
-            found = re.fullmatch(r"@train#preprocessing#transforms#(\d+)", str(step))
-            step = train["train"]["preprocessing"]["transforms"][int(found[1])] if found else step
-            if isinstance(step, dict):
-                if step["keys"] == "label":
-                    continue
-                step = {k: v for k, v in step.items() if k not in ("label_key", "num_classes")}
-                step["keys"] = "image"
-                if isinstance(step.get("mode"), list):
-                    step["mode"] = step["mode"][0]
-            done.append(step)
-        return done
-
-    evaluate = config(bundle, "evaluate")
-    assert steps(train["validate"]["preprocessing"]) == steps(inference["preprocessing"])
-    assert steps(evaluate["validate#preprocessing"]) == steps(inference["preprocessing"])
-
-
-def test_other_files_override_what_train_and_inference_have(bundle: Path):
-    """configs/mr.json, say, that a user gives after any of the others."""
-    known = ids(config(bundle, "train")).keys() & ids(config(bundle, "inference")).keys()
-    for file in (bundle / "configs").glob("*.json"):
-        if file.stem not in ("metadata", "train", "inference", *DELTAS):
-            for key in config(bundle, file.stem):
-                assert key in known, f"{file.name}: {key}"
-
-
-@pytest.mark.parametrize("name", DELTAS)
-def test_deltas_change_what_exists(bundle: Path, name: str):
-    known = ids(config(bundle, "train")).keys() | {"finalize"}  # MONAI's own, empty if absent
-    for key in config(bundle, name):
-        assert key in known, key
-
-
 def test_shared_files_are_equal(bundle: Path):
     for file in ("configs/multi_gpu_train.json", "configs/logging.conf"):
         assert (bundle / file).read_bytes() == (BUNDLES[0] / file).read_bytes(), file
-
-
-def test_network_takes_and_gives_what_the_metadata_says(bundle: Path):
-    for name in ("train", "inference"):
-        verify_net_in_out(
-            "network_def",
-            meta_file=str(bundle / "configs/metadata.json"),
-            config_file=str(bundle / f"configs/{name}.json"),
-            device="cpu",
-            n=2,
-        )
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])

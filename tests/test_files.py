@@ -7,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 
 from common.data import AtomicNibabelWriter
-from common.files import replacing
+from common.files import replace_folder, replacing
 
 
 def test_complete_or_not_at_all(tmp_path: Path):
@@ -50,3 +50,17 @@ def test_writer_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write(file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_folder_takes_anothers_place_or_leaves_it(tmp_path: Path):
+    new, target = tmp_path / "new", tmp_path / "target"
+    for content in ("first", "second"):
+        new.mkdir()
+        (new / "file").write_text(content)
+        replace_folder(new, target)
+        assert (target / "file").read_text() == content
+        assert list(tmp_path.iterdir()) == [target]
+    with pytest.raises(FileNotFoundError):
+        replace_folder(new, target)
+    assert (target / "file").read_text() == "second"
+    assert list(tmp_path.iterdir()) == [target]

@@ -25,7 +25,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "inferers": (BASE, FRAMEWORKS),
     "optimizers": (BASE, {"torch"}),
     "planning": (BASE | {"data"}, FRAMEWORKS | {"nnunetv2"}),
-    "zoo": (BASE, {"torch", "monai"}),
+    "zoo": (
+        BASE | {"__version__"},
+        {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},
+    ),
     "doctor": ({"__version__", "ops"}, {"torch"}),
     "errors": (set(), set()),
     "files": (set(), set()),

@@ -2,13 +2,26 @@
 
 from .bundles import load_trained
 from .checkpoints import check_checkpoint, convert_checkpoint, load_encoder, load_state_dict
+from .index import write_index
+from .install import install
+from .pack import find_bundle, pack
+from .push import push
 from .repeat import run_with_seeds
+from .verify import verify
+from .versions import check_version
 
 __all__ = [
     "check_checkpoint",
+    "check_version",
     "convert_checkpoint",
+    "find_bundle",
+    "install",
     "load_encoder",
     "load_state_dict",
     "load_trained",
+    "pack",
+    "push",
     "run_with_seeds",
+    "verify",
+    "write_index",
 ]

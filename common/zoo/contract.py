@@ -1,0 +1,393 @@
+"""What a bundle must satisfy, so that it works in all programs that take bundles.
+
+Each check takes a bundle's folder and yields a sentence for whatever fails. Those of `READING` read
+files and run nothing of the bundle's. Those of `RUNNING` build what the configs name, and so run
+the expressions in them: only for bundles that one would run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
+
+from .. import __version__
+from ..errors import InputError
+from .archives import sha256
+from .checkpoints import check_checkpoint, load_state_dict
+
+Config = dict[str, Any]
+Check = Callable[[Path], Iterator[str]]
+
+FILES = [
+    "LICENSE",
+    "configs/metadata.json",
+    "configs/train.json",
+    "configs/inference.json",
+    "configs/evaluate.json",
+    "configs/multi_gpu_train.json",
+    "configs/logging.conf",
+    "docs/README.md",
+    "docs/data_license.txt",
+]
+DELTAS = ["evaluate", "multi_gpu_train"]
+WEIGHTS = "models/model.pt"
+_WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
+_PACKAGE = Path(__file__).parents[1]
+
+
+def config(bundle: Path, name: str) -> Config:
+    """A config of a bundle as it stands in the file.
+
+    Raises:
+        InputError: it is missing, or is no JSON object.
+    """
+    file = bundle / f"configs/{name}.json"
+    try:
+        loaded = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} cannot be read as JSON ({error}).") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{file} holds a {type(loaded).__name__}; allowed is a JSON object.")
+    return loaded
+
+
+def ids(content: Any, prefix: str = "") -> dict[str, Any]:
+    """Every id of a config and its value, as MONAI writes ids: a#b#0."""
+    found: dict[str, Any] = {}
+    items: Any = ()
+    if isinstance(content, dict):
+        items = content.items()
+    elif isinstance(content, list):
+        items = enumerate(content)
+    for key, value in items:
+        found[f"{prefix}{key}"] = value
+        found |= ids(value, f"{prefix}{key}#")
+    return found
+
+
+def spatial_dims(bundle: Path) -> int:
+    formats = config(bundle, "metadata")["network_data_format"]
+    return len(formats["inputs"]["image"]["spatial_shape"])
+
+
+def nested(bundle: Path) -> bool:
+    """Whether the output is a sigmoid per class, each within the one before; no background."""
+    return "common.transforms.NestedLabelsd" in _targets(bundle, "postprocessing#transforms")
+
+
+def shipped(package: Path = _PACKAGE) -> dict[str, Path]:
+    """What of this package, or of a copy of it, a packed bundle carries: paths in it, and files."""
+    sources = (*package.rglob("*.py"), *package.glob("ops/csrc/*"))
+    return {file.relative_to(package).as_posix(): file for file in sources}
+
+
+def _targets(bundle: Path, id_: str) -> list[str]:
+    """What the steps of a chain in the inference config are."""
+    steps = ids(config(bundle, "inference")).get(id_, [])
+    return [step.get("_target_", "") if isinstance(step, dict) else "" for step in steps]
+
+
+def name_and_files(bundle: Path) -> Iterator[str]:
+    name = bundle.resolve().name
+    if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+_segmentation", name):
+        yield f"the name is {name!r}; allowed are words such as liver_ct_segmentation"
+    if found := re.search("detection|classification|deepedit", name):
+        yield f"the name contains {found[0]!r}, from which MONAI Label takes another task"
+    for path in FILES:
+        if not (bundle / path).is_file():
+            yield f"{path} is missing"
+    for file in (bundle / "models").glob("*.pt"):
+        if len(file.name) < len("model.pt"):
+            yield f"models/{file.name} would be loaded by MONAI Label: its name is the shortest"
+
+
+def metadata(bundle: Path) -> Iterator[str]:
+    meta = config(bundle, "metadata")
+    version = str(meta.get("version"))
+    if not str(meta.get("schema")).endswith("meta_schema_20240725.json"):
+        yield f"schema is {meta.get('schema')!r}; allowed is meta_schema_20240725.json"
+    if not re.fullmatch(r"\d\.\d\.\d", version):
+        yield f"version is {version!r}; allowed are three digits with points, such as 0.1.0"
+    if version not in meta.get("changelog", {}):
+        yield f"changelog has no entry for version {version}"
+    for key in ("name", "authors", "copyright", "description", "modality", "organ"):
+        if not meta.get(key):
+            yield f"{key} is missing or empty"
+    for key in ("monai_version", "pytorch_version", "numpy_version"):
+        if not re.match(r"\d+\.\d+", str(meta.get(key))):
+            yield f"{key} is {meta.get(key)!r}; allowed is a version"
+    if not isinstance(meta.get("required_packages_version"), dict):
+        yield "required_packages_version is missing; needed are the packages and their versions"
+    if "segmentation" not in str(meta.get("task")):
+        yield f"task is {meta.get('task')!r}; it has to contain 'segmentation'"
+    if not any("arXiv" in str(text) or "doi" in str(text) for text in meta.get("references", ())):
+        yield "references name no paper by its arXiv number or its doi"
+
+
+def data_format(bundle: Path) -> Iterator[str]:
+    formats = config(bundle, "metadata").get("network_data_format", {})
+    for part, name in (("inputs", "image"), ("outputs", "pred")):
+        tensors = formats.get(part) or {None: {}}
+        key, tensor = next(iter(tensors.items()))
+        if key != name:
+            yield f"the first of {part} is {key!r}; allowed is {name!r}"
+        for field in ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range"):
+            if field not in tensor:
+                yield f"{part}#{key} has no {field}"
+        # The output's names are those of the label map.
+        names = tensor.get("num_channels", 0) + (name == "pred" and nested(bundle))
+        if list(channels := tensor.get("channel_def", {})) != [str(i) for i in range(names)]:
+            found = ", ".join(channels) or "none"
+            yield f"{part}#{key}#channel_def has {found}; allowed is 0 to {names - 1}"
+        if name == "pred" and channels.get("0") != "background":
+            yield f"channel 0 of {key} is {channels.get('0')!r}; allowed is 'background'"
+
+
+def train_config(bundle: Path) -> Iterator[str]:
+    train = ids(config(bundle, "train"))
+    for key in ("network", "output_dir", "val_interval", "seed", "num_classes", "in_channels"):
+        if key not in train:
+            yield f"train.json has no {key}"
+    handlers: dict[str, list[Config]] = {}
+    for part in ("train", "validate"):
+        for key in (f"{part}#handlers", f"{part}#preprocessing#transforms"):
+            if not isinstance(train.get(key), list):
+                yield f"{key} is no literal list, into which MONAI Label and MLflow could insert"
+        if f"{part}#dataset#data" not in train:
+            yield f"train.json has no {part}#dataset#data, a list that users replace"
+        found = train.get(f"{part}#handlers")
+        found = found if isinstance(found, list) else []
+        handlers[part] = [x for x in found if isinstance(x, dict)]
+    validations = [x for x in handlers["train"] if x.get("_target_") == "ValidationHandler"]
+    if [(x.get("validator"), x.get("interval")) for x in validations] != [
+        ("@validate#evaluator", "@val_interval")
+    ]:
+        yield (
+            "train#handlers needs one ValidationHandler, with @validate#evaluator as validator and "
+            "@val_interval as interval"
+        )
+    saver = handlers["validate"][-1] if handlers["validate"] else {}
+    if (saver.get("_target_"), saver.get("key_metric_filename")) != ("CheckpointSaver", "model.pt"):
+        yield "the last of validate#handlers has to be a CheckpointSaver that writes model.pt"
+
+
+def inference_config(bundle: Path) -> Iterator[str]:
+    inference = ids(config(bundle, "inference"))
+    chains = ("preprocessing", "postprocessing")
+    for key in ("network", "output_dir", "datalist", "dataloader", *chains):
+        if key not in inference:
+            yield f"inference.json has no {key}"
+    if "inferer#_target_" not in inference:
+        yield "inferer has no _target_"
+    found = (inference.get("handlers#0#_target_"), inference.get("handlers#0#load_path"))
+    if found != ("CheckpointLoader", "@checkpoint"):
+        yield "the first of handlers has to be a CheckpointLoader of @checkpoint, for Slicer"
+    steps = _targets(bundle, "postprocessing#transforms")
+    if [step for step in steps if step in ("Invertd", "SaveImaged")] != ["Invertd", "SaveImaged"]:
+        yield "postprocessing needs Invertd before SaveImaged: masks belong on the image's grid"
+
+
+def initialisation(bundle: Path) -> Iterator[str]:
+    for name in ("train", "inference", *DELTAS):
+        for step in config(bundle, name).get("initialize", []):
+            if not isinstance(step, str):
+                yield f"initialize of {name}.json has a component: checks belong to run"
+
+
+def plain_configs(bundle: Path) -> Iterator[str]:
+    """Configs say what they do; what they name of this package is there."""
+    for name in ("train", "inference", *DELTAS):
+        for id_, value in ids(config(bundle, name)).items():
+            if not isinstance(value, str):
+                continue
+            if value.startswith("%"):
+                yield f"{name}.json has the macro {value} at {id_}"
+            if value.startswith("$") and re.search(r"\bcommon\b", value):
+                yield f"{name}.json reaches common by an expression at {id_}; allowed is _target_"
+            if id_.endswith("_target_") and value.startswith("common."):
+                module, _, attribute = value.rpartition(".")
+                try:
+                    named = getattr(importlib.import_module(module), attribute, None)
+                except ImportError:
+                    named = None
+                if not callable(named):
+                    yield f"{name}.json names {value} at {id_}, which common {__version__} has not"
+
+
+def agreement(bundle: Path) -> Iterator[str]:
+    """Training, evaluation and inference have one network and one chain of preprocessing."""
+    train, inference = config(bundle, "train"), config(bundle, "inference")
+    for key in (
+        "network_def",
+        "in_channels",
+        "num_classes",
+        "spacing",
+        "in_plane_factor",
+        "slice_spacing",
+        "patch_size",
+        "image_size",
+        "intensity",
+        "device",
+        "amp",
+    ):
+        if train.get(key) != inference.get(key):
+            yield f"{key} differs between train.json and inference.json"
+
+    def steps(preprocessing: Config) -> list[Config]:
+        """What a chain does to the image: the label's share left out."""
+        done = []
+        for step in preprocessing["transforms"]:
+            found = re.fullmatch(r"@train#preprocessing#transforms#(\d+)", str(step))
+            step = train["train"]["preprocessing"]["transforms"][int(found[1])] if found else step
+            if isinstance(step, dict):
+                if step["keys"] == "label":
+                    continue
+                step = {k: v for k, v in step.items() if k not in ("label_key", "num_classes")}
+                step["keys"] = "image"
+                if isinstance(step.get("mode"), list):
+                    step["mode"] = step["mode"][0]
+            done.append(step)
+        return done
+
+    wanted = steps(inference["preprocessing"])
+    if steps(train["validate"]["preprocessing"]) != wanted:
+        yield "validate#preprocessing of train.json differs from preprocessing of inference.json"
+    if steps(config(bundle, "evaluate")["validate#preprocessing"]) != wanted:
+        yield "validate#preprocessing of evaluate.json differs from preprocessing of inference.json"
+
+
+def overrides(bundle: Path) -> Iterator[str]:
+    """Files that change others change what exists there."""
+    train = ids(config(bundle, "train")).keys()
+    both = train & ids(config(bundle, "inference")).keys()
+    for file in sorted((bundle / "configs").glob("*.json")):
+        if file.stem in ("metadata", "train", "inference"):
+            continue
+        # finalize is MONAI's own, empty if absent. What is no delta, a user gives after any other.
+        known = train | {"finalize"} if file.stem in DELTAS else both
+        for key in config(bundle, file.stem):
+            if key not in known:
+                yield f"{file.name} sets {key}, which the configs that it changes have not"
+
+
+def code(bundle: Path) -> Iterator[str]:
+    """The configs ask for this version of common, and a copy in the bundle is this one."""
+    for name in ("train", "inference"):
+        network = config(bundle, name).get("network_def", {})
+        if not str(network.get("_target_")).startswith("common."):
+            continue
+        wanted = {"_target_": "common.zoo.check_version", "required": __version__}
+        if network.get("_requires_") != wanted:
+            yield (
+                f"network_def of {name}.json has _requires_ {network.get('_requires_')}; allowed "
+                f"is {wanted}, the version that checks it"
+            )
+    for file in sorted((*bundle.glob("*.py"), *bundle.glob("*/*.py"))):
+        if file.parent.name != "common":
+            yield f"{file.relative_to(bundle)} is code that a run might import; allowed is common's"
+    copy = bundle / "common"
+    if copy.is_dir() and not copy.samefile(_PACKAGE):
+        theirs, ours = shipped(copy), shipped()
+        for path in sorted(theirs.keys() | ours.keys()):
+            if path not in theirs:
+                yield f"common/{path} is missing"
+            elif path not in ours or theirs[path].read_bytes() != ours[path].read_bytes():
+                yield (
+                    f"common/{path} is not that of the common {__version__} which checks it; to "
+                    "check a bundle with its own, run `python -m common zoo verify .` in its folder"
+                )
+
+
+def weights(bundle: Path) -> Iterator[str]:
+    """Weights hold tensors and no code, and are those that the metadata tells of."""
+    for name, digest in config(bundle, "metadata").get("weights", {}).items():
+        if name != WEIGHTS:
+            yield f"weights of metadata.json names {name}; allowed is {WEIGHTS}"
+        elif not (bundle / name).is_file():
+            yield (
+                f"{name} is missing, and metadata.json says that the bundle has weights: put the "
+                f"file with SHA-256 {digest} there, or remove the entry from weights"
+            )
+        elif (found := sha256(bundle / name)) != digest:
+            yield f"{name} has SHA-256 {found}; the metadata says {digest}"
+    for file in sorted((bundle / "models").rglob("*")):
+        if file.suffix in _WEIGHT_SUFFIXES:
+            try:
+                load_state_dict(file)
+            except InputError as error:
+                yield str(error)
+
+
+def properties(bundle: Path) -> Iterator[str]:
+    """MONAI finds in the workflows what it needs, and nothing is written before a run."""
+    for name, kind in (("train", "train"), ("inference", "infer")):
+        with TemporaryDirectory() as root:
+            image, label = f"{root}/a.nii.gz", f"{root}/b.nii.gz"
+            override: Config = {"bundle_root": root, "device": "cpu"}
+            if name == "train":
+                for part in ("train", "validate"):
+                    override[f"{part}#dataset#data"] = [{"image": image, "label": label}]
+                    if f"{part}#dataset#cache_num" in ids(config(bundle, name)):
+                        override[f"{part}#dataset#cache_num"] = 0
+            else:
+                override |= {"datalist": [image], "handlers": []}
+            workflow = ConfigWorkflow(
+                str(bundle / f"configs/{name}.json"),
+                workflow_type=kind,
+                logging_file=False,
+                **override,
+            )
+            workflow.initialize()
+            for file in Path(root).iterdir():
+                yield f"{name}.json writes {file.name} before it is run"
+            try:
+                missing = workflow.check_properties() or []
+            except KeyError as error:  # one that is required
+                missing = [str(error.args[0])]
+            for lacking in missing:
+                yield f"{name}.json has not what MONAI needs: {lacking}"
+
+
+def network(bundle: Path) -> Iterator[str]:
+    """The network takes and gives what the metadata says; weights fit it."""
+    for name in ("train", "inference"):
+        try:
+            verify_net_in_out(
+                "network_def",
+                meta_file=str(bundle / "configs/metadata.json"),
+                config_file=str(bundle / f"configs/{name}.json"),
+                device="cpu",
+                n=2,
+            )
+        except (ValueError, RuntimeError) as error:
+            yield f"the network of {name}.json is not as the metadata says: {error}"
+    if (bundle / WEIGHTS).is_file():
+        parser = ConfigParser()
+        parser.read_config(str(bundle / "configs/inference.json"))
+        try:
+            check_checkpoint(bundle / WEIGHTS, parser.get_parsed_content("network_def"))
+        except InputError as error:
+            yield str(error)
+
+
+READING: list[Check] = [
+    name_and_files,
+    metadata,
+    data_format,
+    train_config,
+    inference_config,
+    initialisation,
+    plain_configs,
+    agreement,
+    overrides,
+    code,
+    weights,
+]
+RUNNING: list[Check] = [properties, network]

@@ -1,0 +1,165 @@
+"""The index of a zoo: every version of every bundle, its checksum, and where it is.
+
+The format is that of MONAI's model zoo, ``{"<name>_v<version>": {"checksum": …, "source": …}}``,
+with SHA-256 as checksums. A version that is not released has none, and its source is its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, urlparse
+
+from ..errors import InputError
+from ..files import replacing
+from .archives import check_archive, sha256
+from .contract import config
+
+Index = dict[str, dict[str, str]]
+_KEY = re.compile(r"([\w-]+)_v(\d+\.\d+\.\d+)")
+
+
+class Entry(NamedTuple):
+    """One version of a bundle in an index."""
+
+    name: str
+    version: str
+    source: str
+    checksum: str | None
+
+
+def parse_index(text: str | bytes, where: str) -> Index:
+    """The index in a JSON text; `where` it is from is for messages.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        index = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{where} cannot be read as JSON ({error}).") from error
+    if not isinstance(index, dict):
+        raise InputError(f"{where} holds a {type(index).__name__}; allowed is an index of bundles.")
+    for key, entry in index.items():
+        if (
+            not _KEY.fullmatch(key)
+            or not isinstance(entry, dict)
+            or not isinstance(entry.get("source"), str)
+            or not isinstance(entry.get("checksum", ""), str)
+        ):
+            raise InputError(
+                f"{where} has the entry {key!r}: {json.dumps(entry)}; allowed are names as "
+                "spleen_ct_segmentation_v0.1.0, with a source and a checksum."
+            )
+    return index
+
+
+def find_entry(index: Index, name: str, version: str | None, where: str) -> Entry:
+    """A bundle's entry: of that version, or of the newest that is released.
+
+    Raises:
+        InputError: the bundle or the version is not in the index.
+    """
+    entries = [
+        Entry(found[1], found[2], entry["source"], entry.get("checksum"))
+        for key, entry in index.items()
+        if (found := _KEY.fullmatch(key)) and found[1] == name
+    ]
+    if not entries:
+        names = sorted({found[1] for key in index if (found := _KEY.fullmatch(key))})
+        raise InputError(f"{where} has no bundle {name}; it has {', '.join(names) or 'none'}.")
+    entries.sort(key=lambda entry: (entry.checksum is not None, version_numbers(entry.version)))
+    if version is None:
+        return entries[-1]
+    for entry in entries:
+        if entry.version == version:
+            return entry
+    versions = ", ".join(entry.version for entry in entries)
+    raise InputError(f"{where} has no version {version} of {name}; it has {versions}.")
+
+
+def version_numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in version.split("."))
+
+
+def write_index(
+    output: str | Path,
+    zips: str | Path | None = None,
+    base_url: str | None = None,
+    bundles: str | Path | None = None,
+) -> Index:
+    """Add packed bundles, and those that are not released yet, to an index; others stay in it.
+
+    Args:
+        output: the index; it is made if there is none.
+        zips: a folder with what `pack` wrote.
+        base_url: address of the folder in which these zip files will be.
+        bundles: a folder of bundles; of versions that are not released, their folders are listed.
+
+    Raises:
+        InputError: an argument is missing or unusable; or a version is in the index already, with
+            another checksum: what was released does not change.
+    """
+    output = Path(output)
+    if zips is None and bundles is None:
+        raise InputError("Neither zips nor bundles is given; needed is one of them or both.")
+    index = parse_index(output.read_bytes(), str(output)) if output.is_file() else {}
+    if zips is not None:
+        if urlparse(base_url or "").scheme not in ("http", "https", "file"):
+            raise InputError(f"base_url is {base_url}; allowed are http, https and file addresses.")
+        archives = sorted(Path(zips).glob("*.zip"))
+        if not archives:
+            raise InputError(f"There is no zip file in {zips}; `zoo pack` writes them.")
+        for archive in archives:
+            key, checksum = _packed_version(archive), sha256(archive)
+            known = index.get(key, {}).get("checksum", checksum)
+            if known != checksum:
+                raise InputError(
+                    f"{archive} has SHA-256 {checksum}, and {output} has {known} for {key}; a "
+                    "version does not change once it is released: raise it in metadata.json."
+                )
+            source = f"{str(base_url).rstrip('/')}/{quote(archive.name)}"
+            index[key] = {"checksum": checksum, "source": source}
+    if bundles is not None:
+        _list_unreleased(index, Path(bundles), output)
+    with replacing(output) as partial:
+        partial.write_text(json.dumps(dict(sorted(index.items())), indent=4) + "\n", newline="\n")
+    return index
+
+
+def _list_unreleased(index: Index, bundles: Path, output: Path) -> None:
+    """List each bundle's folder as the source of its version, where that is not released."""
+    folders = [file.parents[1] for file in sorted(bundles.glob("*/configs/metadata.json"))]
+    if not folders:
+        raise InputError(f"There is no bundle in {bundles}; allowed is a folder of bundles.")
+    for key in [key for key, entry in index.items() if "checksum" not in entry]:
+        del index[key]
+    for folder in folders:
+        source = os.path.relpath(folder, output.parent).replace(os.sep, "/")
+        index.setdefault(_key(folder.name, config(folder, "metadata")), {"source": source})
+
+
+def _packed_version(archive: Path) -> str:
+    """The key of a packed bundle, from what is in it."""
+    name = check_archive(archive)
+    with zipfile.ZipFile(archive) as content:
+        try:
+            metadata = json.loads(content.read(f"{name}/configs/metadata.json"))
+        except (KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{archive} has no configs/metadata.json of a bundle.") from error
+    key = _key(name, metadata)
+    if archive.stem != key:
+        raise InputError(f"{archive} holds {key}; allowed is the name {key}.zip.")
+    return key
+
+
+def _key(name: str, metadata: object) -> str:
+    version = metadata.get("version") if isinstance(metadata, dict) else None
+    key = f"{name}_v{version}"
+    if not _KEY.fullmatch(key):
+        raise InputError(f"{name} has the version {version}; allowed are such as 0.1.0.")
+    return key

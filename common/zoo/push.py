@@ -1,0 +1,86 @@
+"""Bundles on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+from monai.bundle import push_to_hf_hub
+
+from ..errors import InputError
+from .archives import unpack_archive
+from .contract import config
+from .pack import pack
+
+
+class Upload(NamedTuple):
+    """What goes to the Hub."""
+
+    repo: str
+    version: str
+    files: dict[str, int]  # paths in the repository, and bytes
+
+
+def push(bundle: str | Path, repo: str, dry_run: bool = True, private: bool = True) -> Upload:
+    """Upload what `pack` packs, as one commit with the version as its tag.
+
+    The bundle's docs/README.md becomes the model card. Files of earlier versions that this one has
+    not are removed from the repository, not from its history.
+
+    Args:
+        bundle: its folder.
+        repo: the repository, as owner/name; it is made if there is none.
+        dry_run: only tell what would be uploaded. Nothing is asked of the Hub.
+        private: whether a repository that is made is private.
+
+    Raises:
+        InputError: the bundle does not pass `verify`, the version is there already, huggingface_hub
+            is not installed, or the Hub refuses.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repo)):
+        raise InputError(f"repo is {repo!r}; allowed is a repository as owner/name.")
+    if not dry_run and find_spec("huggingface_hub") is None:
+        raise InputError('push needs huggingface_hub: pip install "monai-mamba-bundles[hub]".')
+    with TemporaryDirectory() as temporary:
+        folder = unpack_archive(pack(bundle, temporary).archive, Path(temporary) / "unpacked")
+        files = {
+            file.relative_to(folder).as_posix(): file.stat().st_size
+            for file in sorted(folder.rglob("*"))
+            if file.is_file()
+        }
+        upload = Upload(repo, config(folder, "metadata")["version"], files)
+        if not dry_run:
+            _upload(folder, upload, private)
+    return upload
+
+
+def _upload(folder: Path, upload: Upload, private: bool) -> None:
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        try:
+            tags = [tag.name for tag in HfApi().list_repo_refs(upload.repo).tags]
+        except RepositoryNotFoundError:
+            tags = []
+        if upload.version in tags:
+            raise InputError(
+                f"{upload.repo} has version {upload.version} already; a version does not change "
+                "once it is released: raise it in metadata.json."
+            )
+        push_to_hf_hub(
+            repo=upload.repo,
+            name=folder.name,
+            bundle_dir=str(folder.parent),
+            private=private,
+            version=upload.version,
+            delete_patterns="*",
+            commit_message=f"Version {upload.version}",
+        )
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{upload.repo} cannot be uploaded to ({reason}).") from error

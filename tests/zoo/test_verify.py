@@ -1,0 +1,311 @@
+import hashlib
+import pickle
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import InputError
+from common.zoo import verify
+from common.zoo.contract import READING, RUNNING
+from common.zoo.verify import check_verified
+
+from .conftest import NAME, edit
+
+CHECKS = {check.__name__: check for check in (*READING, *RUNNING)}
+
+
+def failures(path: Path) -> dict[str, list[str]]:
+    return {name: found for name, found in verify(path) if found}
+
+
+def test_sound_bundles_pass_all_checks(packed: Path, bundle: Path):
+    assert dict(verify(bundle)) == {name: [] for name in CHECKS}
+    assert dict(verify(packed)) == {name: [] for name in ("checksum", "archive", *CHECKS)}
+    with pytest.raises(InputError, match=r"There is no .*none; allowed is a bundle's folder"):
+        list(verify(packed.parent / "none"))
+
+
+class Malicious:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, (str(self.file), "w")
+
+
+def rename(bundle: Path, name: str) -> None:
+    bundle.rename(bundle.with_name(name))
+
+
+def set_id(config: str, id_: str, value: object) -> Callable[[Path], None]:
+    """Give an id of a config another value; remove it if that is None."""
+
+    def change(content: Any) -> None:
+        *parents, last = id_.split("#")
+        for key in parents:
+            content = content[int(key) if isinstance(content, list) else key]
+        if value is None:
+            del content[last]
+        else:
+            content[int(last) if isinstance(content, list) else last] = value
+
+    return lambda bundle: edit(bundle, config, change)
+
+
+PREPROCESSING = "preprocessing#transforms"
+IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pred"))
+
+
+@pytest.mark.parametrize(
+    ("check", "change", "sentence"),
+    [
+        ("name_and_files", lambda b: rename(b, "lungs"), "the name is 'lungs'"),
+        (
+            "name_and_files",
+            lambda b: rename(b, "lung_deepedit_segmentation"),
+            "the name contains 'deepedit'",
+        ),
+        ("name_and_files", lambda b: (b / "LICENSE").unlink(), "LICENSE is missing"),
+        ("name_and_files", lambda b: (b / "models/a.pt").touch(), "models/a.pt would be loaded"),
+        ("metadata", set_id("metadata", "schema", "other.json"), "schema is 'other.json'"),
+        ("metadata", set_id("metadata", "version", "1.10.0"), "version is '1.10.0'"),
+        ("metadata", set_id("metadata", "version", "0.9.0"), "no entry for version 0.9.0"),
+        ("metadata", set_id("metadata", "organ", ""), "organ is missing or empty"),
+        ("metadata", set_id("metadata", "monai_version", None), "monai_version is None"),
+        ("metadata", set_id("metadata", "task", "lungs"), "contain 'segmentation'"),
+        ("metadata", set_id("metadata", "references", ["a book"]), "name no paper"),
+        (
+            "metadata",
+            set_id("metadata", "required_packages_version", None),
+            "required_packages_version is missing",
+        ),
+        ("metadata", lambda b: (b / "configs/metadata.json").write_text("{"), "cannot be read as"),
+        ("metadata", lambda b: (b / "configs/metadata.json").write_text("[]"), "holds a list"),
+        ("data_format", set_id("metadata", f"{IMAGE}#dtype", None), "inputs#image has no dtype"),
+        (
+            "data_format",
+            set_id("metadata", "network_data_format#inputs", {"scan": {}}),
+            "the first of inputs is 'scan'",
+        ),
+        (
+            "data_format",
+            set_id("metadata", f"{PRED}#num_channels", 3),
+            "outputs#pred#channel_def has 0, 1; allowed is 0 to 2",
+        ),
+        (
+            "data_format",
+            set_id("metadata", f"{PRED}#channel_def", {"0": "lung", "1": "other"}),
+            "channel 0 of pred is 'lung'",
+        ),
+        ("train_config", set_id("train", "seed", None), "train.json has no seed"),
+        (
+            "train_config",
+            set_id("train", "validate#handlers", "$list(@train#handlers)"),
+            "validate#handlers is no literal list",
+        ),
+        (
+            "train_config",
+            set_id("train", "train#dataset#data", None),
+            "no train#dataset#data, a list",
+        ),
+        (
+            "train_config",
+            set_id("train", "train#handlers#0", {"_target_": "ValidationHandler"}),
+            "needs one ValidationHandler",
+        ),
+        (
+            "train_config",
+            lambda b: edit(b, "train", lambda x: x["validate"]["handlers"].pop()),
+            "has to be a CheckpointSaver",
+        ),
+        ("inference_config", set_id("inference", "datalist", None), "has no datalist"),
+        ("inference_config", set_id("inference", "inferer", "@other"), "inferer has no _target_"),
+        (
+            "inference_config",
+            set_id("inference", "handlers#0#load_path", "model.pt"),
+            "has to be a CheckpointLoader of @checkpoint",
+        ),
+        (
+            "inference_config",
+            lambda b: edit(b, "inference", lambda x: x["postprocessing"]["transforms"].reverse()),
+            "needs Invertd before SaveImaged",
+        ),
+        (
+            "initialisation",
+            set_id("train", "initialize", [{"_target_": "print"}]),
+            "initialize of train.json has a component",
+        ),
+        ("plain_configs", set_id("inference", "device", "%train.json#device"), "has the macro"),
+        (
+            "plain_configs",
+            set_id("inference", "device", "$__import__('common').device"),
+            "reaches common by an expression at device",
+        ),
+        (
+            "plain_configs",
+            set_id("inference", "network_def#_target_", "common.networks.Unknown"),
+            "names common.networks.Unknown at network_def#_target_",
+        ),
+        (
+            "plain_configs",
+            set_id("inference", "network_def#_target_", "common.unknown.Network"),
+            "names common.unknown.Network",
+        ),
+        ("agreement", set_id("train", "image_size", [256, 256]), "image_size differs between"),
+        (
+            "agreement",
+            lambda b: edit(b, "inference", lambda x: x["preprocessing"]["transforms"].pop()),
+            "validate#preprocessing of evaluate.json differs",
+        ),
+        (
+            "overrides",
+            lambda b: edit(b, "evaluate", lambda x: x.update({"unknown#id": 1})),
+            "evaluate.json sets unknown#id",
+        ),
+        (
+            "overrides",
+            lambda b: (b / "configs/mr.json").write_text('{"validate#handlers": []}'),
+            "mr.json sets validate#handlers",
+        ),
+        ("code", set_id("train", "network_def#_requires_", None), "train.json has _requires_ None"),
+        (
+            "code",
+            set_id("inference", "network_def#_requires_#required", "9.0.0"),
+            "inference.json has _requires_ .*9.0.0.*; allowed is",
+        ),
+        ("code", lambda b: (b / "torch.py").touch(), "torch.py is code that a run might import"),
+        ("weights", set_id("metadata", "weights", {"models/model.pt": "0"}), "the metadata says 0"),
+        ("weights", set_id("metadata", "weights", {"a.pt": "0"}), "names a.pt; allowed is models"),
+        (
+            "weights",
+            lambda b: (b / "models/other.pth").write_bytes(b"no checkpoint"),
+            "other.pth cannot be read as a checkpoint",
+        ),
+        (
+            "properties",
+            set_id("train", "dataset_dir", None),
+            "train.json has not what MONAI needs: Property 'dataset_dir'",
+        ),
+        (
+            "properties",
+            set_id("train", "initialize", ["$open(@bundle_root + '/early', 'w').close()"]),
+            "train.json writes early before it is run",
+        ),
+        (
+            "network",
+            set_id("metadata", f"{PRED}#num_channels", 5),
+            "the network of train.json is not as the metadata says: output channel number `2`",
+        ),
+        (
+            "network",
+            set_id("inference", "network_def#init_filters", 16),
+            "model.pt is not of this LightMUNet",
+        ),
+    ],
+)
+def test_each_failure_has_its_sentence(
+    bundle: Path, check: str, change: Callable[[Path], object], sentence: str
+):
+    change(bundle)
+    (changed,) = bundle.parent.iterdir()
+    found = CHECKS[check](changed)
+    try:
+        sentences = " | ".join(found)
+    except (InputError, ValueError) as error:  # what verify reports as a check that fails
+        sentences = f"cannot be checked: {error}"
+    assert re.search(sentence, sentences)
+
+
+def test_missing_weights(bundle: Path):
+    (bundle / "models/model.pt").unlink()
+    assert failures(bundle) == {}
+    set_id("metadata", "weights", {"models/model.pt": "0" * 64})(bundle)
+    (sentence,) = failures(bundle)["weights"]
+    assert sentence.startswith("models/model.pt is missing, and metadata.json says that the")
+
+
+def test_malicious_weights_are_not_run(bundle: Path, tmp_path: Path):
+    with (bundle / "models/model.pt").open("wb") as file:
+        pickle.dump({"weight": Malicious(tmp_path / "run")}, file)
+    (sentence,) = failures(bundle)["weights"]
+    assert "model.pt cannot be read as a checkpoint" in sentence
+    torch.save({"weight": Malicious(tmp_path / "run")}, bundle / "models/model.pt")
+    (sentence,) = failures(bundle)["weights"]
+    assert "model.pt cannot be read as a checkpoint" in sentence
+    assert not (tmp_path / "run").exists()
+
+
+def test_expressions_do_not_run_where_reading_finds_failures(bundle: Path, tmp_path: Path):
+    set_id("inference", "network_def#spatial_dims", f"$open({str(tmp_path / 'run')!r}, 'w')")(
+        bundle
+    )
+    found = failures(bundle)
+    assert found == {"agreement": ["network_def differs between train.json and inference.json"]}
+    assert not (tmp_path / "run").exists()
+
+
+def test_checks_that_break_off_are_failures(bundle: Path):
+    edit(bundle, "evaluate", lambda x: x.update({"validate#preprocessing": []}))
+    (sentence,) = failures(bundle)["agreement"]
+    assert sentence.startswith("it cannot be checked (TypeError")
+    with pytest.raises(InputError, match="is no sound bundle: agreement: it cannot be checked"):
+        check_verified(bundle)
+
+
+def repacked(archive: Path, target: Path, change: Callable[[str, bytes], bytes | None]) -> Path:
+    """An archive as somebody else may have made it from another."""
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as new:
+        for name in source.namelist():
+            content = change(name.partition("/")[2], source.read(name))
+            if content is not None:
+                new.writestr(name, content)
+    return target
+
+
+def test_archives_with_another_common(packed: Path, tmp_path: Path):
+    def other_file(name: str, content: bytes) -> bytes | None:
+        if name == "common/errors.py":
+            return content + b"\nprint()\n"
+        return None if name == "common/files.py" else content
+
+    found = failures(repacked(packed, tmp_path / "a.zip", other_file))
+    assert list(found) == ["code"]
+    changed, missing = found["code"]
+    assert changed.startswith("common/errors.py is not that of the common")
+    assert missing == "common/files.py is missing"
+
+
+def test_archives_are_what_their_checksum_says(packed: Path, tmp_path: Path):
+    archive, checksum = tmp_path / packed.name, tmp_path / f"{packed.name}.sha256"
+    shutil.copy(packed, archive)
+    checksum.write_text(Path(f"{packed}.sha256").read_text())
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 1
+    archive.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    (sentence,) = failures(archive)["checksum"]
+    assert sentence.startswith(f"{archive.name} has SHA-256 {found}, and {checksum.name} says ")
+    checksum.unlink()
+    (sentence,) = failures(archive)["archive"]
+    assert "cannot be unpacked (Bad CRC-32" in sentence
+    checksum.write_text("")
+    assert "says " in failures(archive)["checksum"][0]
+
+
+def test_archives_of_others_are_checked_before_they_are_unpacked(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(f"{NAME}/../../evil", "")
+    (sentence,) = failures(tmp_path / "a.zip")["archive"]
+    assert "which may lead outside the folder" in sentence
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.writestr("anything/readme.txt", "")
+    found = failures(tmp_path / "b.zip")
+    assert "the name is 'anything'" in found["name_and_files"][0]
+    assert found["metadata"][0].startswith("it cannot be checked (")
+    assert "properties" not in found
