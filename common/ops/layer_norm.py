@@ -8,21 +8,21 @@ that is there already: page faults of fresh memory take as long as the work.
 from __future__ import annotations
 
 import ctypes
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from . import cpp, native
 from .mamba_mixer_cpp import CHUNK
+from .selective_scan import plain
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     """norm(x), of the last axis."""
     if not _in_cpp(x, norm.weight, norm.bias):
         return norm(x)
-    y = torch.empty_like(x)
-    _run(x, norm, y)
-    return y
+    return _layer_norm_cpp(cast(Tensor, plain(x)), norm.weight, norm.bias, norm.eps)
 
 
 def residual_norm_linear(
@@ -39,16 +39,63 @@ def residual_norm_linear(
         skip: tokens of x's shape, if any.
         scale: one number, (1,); none is 1.
     """
-    weights = [norm.weight, norm.bias, linear.weight, linear.bias]
-    weights += [] if scale is None else [scale]
-    if not _in_cpp(x, *weights) or (skip is not None and not _in_cpp(skip)):
+    weights = (norm.weight, norm.bias, linear.weight, linear.bias)
+    given = [tensor for tensor in (skip, scale) if tensor is not None]
+    if not _in_cpp(x, *weights, *given):
         if skip is not None:
             x = x.add_(skip) if scale is None else x.addcmul_(skip, scale)
         return linear(norm(x))
-    out = x
+    x = cast(Tensor, plain(x))
+    out = None
     if linear.out_features != x.shape[-1]:
         out = x.new_empty((*x.shape[:-1], linear.out_features))
-    rows, out_rows = x.view(-1, x.shape[-1]), out.view(-1, out.shape[-1])
+    _residual_norm_linear_cpp(x, plain(skip), scale, *weights, norm.eps, out)
+    return x if out is None else out
+
+
+def _in_cpp(x: Tensor, *others: Tensor | None) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and x.device.type == "cpu"
+        and x.shape[-1] > 0
+        and all(
+            y is not None and y.dtype == torch.float32 and y.is_contiguous() for y in (x, *others)
+        )
+        and native.why_unavailable() is None
+    )
+
+
+@torch.library.custom_op("monai_mamba::layer_norm_cpp", mutates_args=(), device_types="cpu")
+def _layer_norm_cpp(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    y = torch.empty_like(x)
+    _run(x, weight, bias, eps, y)
+    return y
+
+
+@_layer_norm_cpp.register_fake
+def _(x, weight, bias, eps):
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op(
+    "monai_mamba::residual_norm_linear_cpp", mutates_args=("x", "out"), device_types="cpu"
+)
+def _residual_norm_linear_cpp(
+    x: Tensor,
+    skip: Tensor | None,
+    scale: Tensor | None,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    out: Tensor | None,
+) -> None:
+    """To `out`, or where that is None to x itself."""
+    rows = x.view(-1, x.shape[-1])
+    out_rows = rows if out is None else out.view(-1, out.shape[-1])
     skip_rows = None if skip is None else skip.view(rows.shape)
     step = max(1, CHUNK // x.shape[-1])  # what lies between stays in the processor's cache
     buffer = x.new_empty((min(step, len(rows)), x.shape[-1]))
@@ -56,22 +103,14 @@ def residual_norm_linear(
         here = slice(start, start + step)
         part = rows[here]
         y = buffer[: len(part)]
-        _run(part, norm, y, None if skip_rows is None else skip_rows[here], scale)
-        torch.addmm(linear.bias, y, linear.weight.t(), out=out_rows[here])
-    return out
+        beside = None if skip_rows is None else skip_rows[here]
+        _run(part, norm_weight, norm_bias, eps, y, beside, scale)
+        torch.addmm(bias, y, weight.t(), out=out_rows[here])
 
 
-def _in_cpp(x: Tensor, *weights: Tensor | None) -> bool:
-    return (
-        not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and x.device.type == "cpu"
-        and x.is_contiguous()
-        and x.shape[-1] > 0
-        and all(y is not None and y.dtype == torch.float32 for y in (x, *weights))
-        and native.why_unavailable() is None
-    )
+@_residual_norm_linear_cpp.register_fake
+def _(x, skip, scale, norm_weight, norm_bias, weight, bias, eps, out):
+    return None
 
 
 class _LayerNorm(ctypes.Structure):
@@ -87,7 +126,9 @@ class _LayerNorm(ctypes.Structure):
 
 def _run(
     x: Tensor,
-    norm: nn.LayerNorm,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
     y: Tensor,
     skip: Tensor | None = None,
     scale: Tensor | None = None,
@@ -100,9 +141,9 @@ def _run(
         x=x.data_ptr(),
         skip=None if skip is None else skip.data_ptr(),
         scale=None if scale is None else scale.data_ptr(),
-        weight=norm.weight.data_ptr(),
-        bias=norm.bias.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=bias.data_ptr(),
         y=y.data_ptr(),
-        eps=norm.eps,
+        eps=eps,
     )
     cpp._run("layer_norm_forward", arguments)

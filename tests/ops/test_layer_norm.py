@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 from common.ops import cpp, layer_norm, native, residual_norm_linear
 from common.ops.mamba_mixer_cpp import CHUNK
@@ -92,3 +94,16 @@ def test_equal_bits_twice():
             residual_norm_linear(x.clone(), norm, linear, skip, scale) for _ in range(2)
         )
     assert torch.equal(first, again)
+
+
+def test_fake_tensors_and_those_of_monai():
+    norm, linear, scale = make(8, 5)
+    x, skip = torch.randn(2, 1, 9, 8)
+    with torch.no_grad():
+        expected = residual_norm_linear(x.clone(), norm, linear, skip, scale)
+        image = residual_norm_linear(MetaTensor(x.clone()), norm, linear, MetaTensor(skip), scale)
+        assert torch.equal(torch.as_tensor(image), expected)
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = mode.from_tensor(x)
+            assert layer_norm(fake, norm).shape == x.shape
+            assert residual_norm_linear(fake, norm, linear).shape == expected.shape
