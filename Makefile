@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+LABEL := $(VENV)-label
 BUNDLE := bundles/liver_ct_lightm_unet_segmentation
 RUN := $(BIN)/python -W ignore -m monai.bundle run
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-label lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m common phantom --output demo/data --cases 8 --seed 0 --size 96
@@ -29,6 +30,9 @@ test: $(VENV)/installed
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow
 
+test-label: $(LABEL)/installed
+	$(LABEL)/bin/python -m pytest tests/test_monai_label.py
+
 lint: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -39,5 +43,12 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --editable ".[test]" --constraint constraints.txt
 	touch $@
 
+# All of constraints-label.txt and nothing else: pip need not resolve MONAI Label's wishes.
+$(LABEL)/installed: pyproject.toml constraints-label.txt
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL)/bin/python -m pip install --quiet --no-deps --requirement constraints-label.txt
+	$(LABEL)/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(LABEL) demo build *.egg-info

@@ -15,6 +15,7 @@ from monai.transforms import (
     InvertibleTransform,
     LoadImaged,
     MapTransform,
+    Spacingd,
     SpatialPadd,
     SpatialResample,
 )
@@ -41,12 +42,14 @@ class LoadCheckedImaged(LoadImaged):
         loaded = dict(data)
         for key in self.key_iterator(loaded):
             try:
-                loaded[key] = self._loader(data[key], reader)
+                image = self._loader(data[key], reader)
             except Exception as error:
                 raise InputError(
                     f"The {key} {_names(data[key])} cannot be read ({first_line(error)}); allowed "
                     "are complete image files, such as NIfTI or PNG."
                 ) from error
+            # MONAI Label has the reader give the metadata beside the image, where they are as well.
+            loaded[key] = image[0] if isinstance(image, tuple) else image
         return loaded
 
 
@@ -210,6 +213,20 @@ class AdjacentSlicesd(MapTransform):
             at = [(torch.arange(depth) + offset).clamp(0, depth - 1) for offset in offsets]
             stacked[key] = torch.cat([volume[..., index] for index in at]) if at[1:] else volume
         return stacked
+
+
+class OwnKeysSpacingd(Spacingd):
+    """MONAI's `Spacingd`, of which other entries of the data are none of its business.
+
+    MONAI 1.6 takes every entry whose name begins with a key's, such as MONAI Label's `image_path`
+    beside `image`, for metadata, and fails at it.
+    """
+
+    def __call__(
+        self, data: Mapping[Hashable, Any], lazy: bool | None = None
+    ) -> dict[Hashable, Any]:
+        own = {key: data[key] for key in self.key_iterator(dict(data))}
+        return dict(data) | super().__call__(own, lazy=lazy)
 
 
 class RelativeSpacingd(MapTransform, InvertibleTransform):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.handlers import CheckpointSaver
 
 from common.zoo.contract import READING, RUNNING, Check, Config, config, ids, nested, spatial_dims
 
@@ -200,3 +201,72 @@ def test_differences_are_seen():
         "train#dataloader#shuffle",
         f"validate#handlers#{len(first['validate']['handlers'])}#_target_",
     }
+
+
+def set_panel(parsed: ConfigParser, **options: Any) -> None:
+    """As MONAI Label does with what its users choose."""
+    parsed["displayable_configs"].update(options)
+    parsed.parse()
+
+
+def set_options(parsed: ConfigParser, **options: Any) -> None:
+    """As the command line does: --overlap 0.25."""
+    parsed.update(options)
+
+
+@pytest.mark.parametrize("give", [set_panel, set_options])
+def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[..., None]):
+    parsed = parser(bundle, "inference", handlers=[])
+    panel = parsed["displayable_configs"]
+    off: Config = {"test_time_flips": False, "keep_largest_component": False}
+    slides = parsed["inferer"]["inferer"]["_target_"] == "SlidingWindowInferer"
+    assert panel == ({"overlap": 0.5} if slides else {}) | off
+
+    def steps() -> list[str]:
+        chain = parsed.get_parsed_content("postprocessing").transforms
+        return [type(step).__name__ for step in chain]
+
+    assert parsed.get_parsed_content("inferer").axes == []
+    assert "KeepLargestConnectedComponentd" not in steps()
+
+    parsed = parser(bundle, "inference", handlers=[])
+    give(parsed, **dict.fromkeys(off, True), **({"overlap": 0.125} if slides else {}))
+    inferer = parsed.get_parsed_content("inferer")
+    train = config(bundle, "train")["train"]["preprocessing"]["transforms"]
+    flips = [step for step in train if isinstance(step, dict) and step["_target_"] == "RandFlipd"]
+    assert inferer.axes == [step["spatial_axis"] for step in flips], "what training has seen"
+    assert getattr(inferer.inferer, "overlap", None) == 0.125 or not slides
+    assert steps()[-2:] == ["KeepLargestConnectedComponentd", "SaveImaged"]
+
+
+def test_network_of_epistemic_scoring(bundle: Path):
+    """MONAI Label gives it `dropout`, and takes one map of logits in training mode."""
+    network = parser(bundle, "inference", **{"network_def#dropout": 0.2})
+    built = network.get_parsed_content("network_def").train()
+    image = torch.rand(2, 1, *[32] * spatial_dims(bundle))
+    with torch.no_grad():
+        first, second = built(image), built(image)
+    assert first.shape[2:] == image.shape[2:]
+    assert not torch.equal(first, second)
+
+
+def test_weights_are_kept_where_nothing_is_left_to_validate_on(bundle: Path, tmp_path: Path):
+    """As in MONAI Label, whose users train on their first case."""
+    case = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "b.nii.gz")}
+    for validation, expected in (([], 1), ([case], 0)):
+        data = {"train#dataset#data": [case], "validate#dataset#data": validation}
+        caches = {"train#dataset#cache_num": 0, "validate#dataset#cache_num": 0}
+        parsed = parser(bundle, "train", output_dir=str(tmp_path), **data, **caches)
+        handlers = parsed.get_parsed_content("train#handlers")
+        savers = [handler for handler in handlers if isinstance(handler, CheckpointSaver)]
+        assert len(savers) == expected
+
+
+def test_every_process_validates(bundle: Path):
+    """Of several, all but the first have the handlers before StatsHandler, whatever is inserted."""
+    handlers = [handler["_target_"] for handler in config(bundle, "train")["train"]["handlers"]]
+    before = set(handlers[: handlers.index("StatsHandler")])
+    assert "ValidationHandler" in before
+    assert before.isdisjoint({"TensorBoardStatsHandler", "CheckpointSaver"})
+    chosen = config(bundle, "multi_gpu_train")["train#trainer#train_handlers"]
+    assert ".index('StatsHandler')" in chosen

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd
+from monai.transforms import Compose, EnsureChannelFirstd, Invertd, Orientationd, Spacingd
 from PIL import Image
 
 from common.errors import InputError
@@ -19,6 +19,7 @@ from common.transforms import (
     MergeMasksd,
     NestedLabelsd,
     NestedRegionsd,
+    OwnKeysSpacingd,
     PadToPatchd,
     RelativeSpacingd,
 )
@@ -294,3 +295,29 @@ def test_nested_regions_and_back():
     probabilities = torch.tensor([[0.4, 0.6, 0.6, 0.5], [0.9, 0.1, 0.6, 0.6]])
     labels = NestedLabelsd("pred")({"pred": probabilities})["pred"]
     assert labels.tolist() == [[0, 1, 2, 0]]
+
+
+def test_loads_beside_metadata_as_monai_label_asks(tmp_path: Path):
+    """MONAI Label sets the loader's image_only to False, and takes transforms one by one."""
+    values = scan()
+    load = LoadCheckedImaged("image")
+    load._loader.image_only = False
+    loaded = EnsureChannelFirstd("image")(load({"image": write(tmp_path / "a.nii.gz", values)}))
+    assert isinstance(loaded["image"], MetaTensor)
+    np.testing.assert_array_equal(loaded["image"][0], values)
+
+
+def test_spacing_leaves_other_entries_alone(tmp_path: Path):
+    path = write(tmp_path / "a.nii.gz", scan())
+    load = Compose([LoadCheckedImaged("image"), EnsureChannelFirstd("image")])
+    loaded = load({"image": path, "image_path": path})
+    spacing = OwnKeysSpacingd("image", pixdim=(4.0, 4.0, 3.0), mode="bilinear")
+    resampled = spacing(loaded)
+    assert resampled["image_path"] == path
+    expected = Spacingd("image", pixdim=(4.0, 4.0, 3.0), mode="bilinear")(
+        {"image": loaded["image"]}
+    )
+    assert torch.equal(resampled["image"], expected["image"])
+    back = spacing.inverse(resampled)["image"]
+    assert back.shape == loaded["image"].shape
+    assert torch.equal(back.affine, loaded["image"].affine)

@@ -144,9 +144,10 @@ class CodebookMambaUNet(nn.Module):
     """Codebook Mamba U-Net for 3D images.
 
     In training, images (b, in_channels, ...) give a `CodebookOutput`, whose parts
-    `common.losses.CodebookMambaLoss` takes; in evaluation, and scripted, they give the logits
-    (b, out_channels, ...) alone. Without a codebook they give the logits alone always. (In MONAI's
-    trainer, postprocessing starts with ``Lambdad`` keys "pred", func
+    `common.losses.CodebookMambaLoss` takes; in evaluation, scripted, and in training mode without
+    gradients (Monte Carlo dropout), they give the logits (b, out_channels, ...) alone. Without a
+    codebook they give the logits alone always. (In MONAI's trainer, postprocessing starts with
+    ``Lambdad`` keys "pred", func
     ``lambda pred: pred if isinstance(pred, torch.Tensor) else pred[0]``.)
 
     Any size works that is at least 2 ** len(widths) along each axis.
@@ -163,6 +164,7 @@ class CodebookMambaUNet(nn.Module):
         codebook: False leaves it out (table 1's CB).
         multi_scale: False has two 3-wide convolutions as encoder block (table 1's MCE).
         global_mixer: "mamba"; "attention" (table 3); or None for neither (table 1's GFR).
+        dropout: probability that a channel of the mixer's output is dropped, in training.
         backend: backend of the selective scan.
 
     Raises:
@@ -182,6 +184,7 @@ class CodebookMambaUNet(nn.Module):
         codebook: bool = True,
         multi_scale: bool = True,
         global_mixer: GlobalMixer | None = "mamba",
+        dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
@@ -203,6 +206,8 @@ class CodebookMambaUNet(nn.Module):
                 f"prototype_dim is {prototype_dim}; allowed with attention are multiples of "
                 f"{_HEADS}."
             )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
         block = MultiScaleBlock if multi_scale else ConvBlock
         sizes = [in_channels, *widths, prototype_dim]
         self.encoder = nn.ModuleList(block(a, b) for a, b in pairwise(sizes))
@@ -217,6 +222,7 @@ class CodebookMambaUNet(nn.Module):
             self.mixer = MambaMixer(prototype_dim, backend)
         elif global_mixer == "attention":
             self.mixer = AttentionMixer(prototype_dim)
+        self.dropout = nn.Dropout3d(dropout)
         self.decoder = nn.ModuleList(DecoderLevel(a, b) for a, b in pairwise(sizes[:0:-1]))
         self.head = nn.Conv3d(widths[0], out_channels, 1)
 
@@ -235,6 +241,7 @@ class CodebookMambaUNet(nn.Module):
 
     def decode(self, x: Tensor, maps: list[Tensor]) -> Tensor:
         """Logits from the bottleneck's map after the mixer, and the maps of `encode`."""
+        x = self.dropout(x)
         for i, level in enumerate(self.decoder):
             x = level(x, maps[len(maps) - 2 - i])
         return self.head(x)
@@ -255,7 +262,7 @@ class CodebookMambaUNet(nn.Module):
             return self.decode(self.mixer(maps[-1]), maps)
         quantised, loss, codes = self.codebook(maps[-1])
         logits = self.decode(self.mixer(quantised), maps)
-        if torch.jit.is_scripting() or not self.training:
+        if torch.jit.is_scripting() or not (self.training and torch.is_grad_enabled()):
             return logits
         return CodebookOutput(logits, loss, codes)
 

@@ -172,9 +172,9 @@ class ELANResMSCAUNet(nn.Module):
     """ELANRes-MSCA-UNet, volumes (b, in_channels, h, w, depth) to logits of equal size.
 
     One output channel is the logit of a sigmoid; several are those of a softmax over the
-    background, which is the first, and the classes. In training mode the output is the list of the
-    decoder's four scales, finest first, each at the image's size; in evaluation, and scripted, the
-    finest alone.
+    background, which is the first, and the classes. In training the output is the list of the
+    decoder's four scales, finest first, each at the image's size; in evaluation, scripted, and in
+    training mode without gradients (Monte Carlo dropout), the finest alone.
 
     Any size works that is at least 16 along each axis.
 
@@ -185,6 +185,7 @@ class ELANResMSCAUNet(nn.Module):
         branches: parallel 3-wide convolutions, beside the identity.
         elanres: False has the plain U-Net's blocks instead (table 3).
         msca: False leaves the attention out (table 3); without both, this is a 3D U-Net.
+        dropout: probability that a channel of the bottleneck's map is dropped, in training.
 
     Raises:
         ValueError: an argument is not as above; or, at a call, an image is too small.
@@ -198,6 +199,7 @@ class ELANResMSCAUNet(nn.Module):
         branches: int = 2,
         elanres: bool = True,
         msca: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         for name, value in (("in_channels", in_channels), ("out_channels", out_channels)):
@@ -207,6 +209,8 @@ class ELANResMSCAUNet(nn.Module):
             raise ValueError(f"widths is {tuple(widths)}; allowed are five even numbers from 2.")
         if branches < 2:
             raise ValueError(f"branches is {branches}; allowed are whole numbers from 2.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
         block = ELANResBlock if elanres else ConvBlock
 
         def encoder_level(a: int, b: int) -> nn.Module:
@@ -216,6 +220,7 @@ class ELANResMSCAUNet(nn.Module):
         sizes = [in_channels, *widths]
         self.encoder = nn.ModuleList(encoder_level(a, b) for a, b in pairwise(sizes))
         self.pool = nn.MaxPool3d(2)
+        self.dropout = nn.Dropout3d(dropout)
         self.decoder = nn.ModuleList(
             DecoderLevel(block(a + b, b, branches)) for a, b in pairwise(widths[::-1])
         )
@@ -250,7 +255,7 @@ class ELANResMSCAUNet(nn.Module):
 
     def decode(self, maps: list[Tensor]) -> list[Tensor]:
         """The decoder's maps, coarsest first, from those of `encode`."""
-        x = maps[-1]
+        x = self.dropout(maps[-1])
         decoded: list[Tensor] = []
         for i, level in enumerate(self.decoder):
             x = level(x, maps[len(maps) - 2 - i])
@@ -264,7 +269,7 @@ class ELANResMSCAUNet(nn.Module):
         return logits[::-1]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        if not torch.jit.is_scripting() and self.training:
+        if not torch.jit.is_scripting() and self.training and torch.is_grad_enabled():
             return self.multiscale_logits(x)
         return self.heads[-1](self.decode(self.encode(x))[-1])
 

@@ -83,8 +83,9 @@ class LCMambaNet(nn.Module):
     """LCMambaNet, images (b, in_channels, h, w) to logits (b, out_channels, h, w).
 
     One channel is the logit of a sigmoid, as in the released code; several are those of a softmax
-    over the background, which is the first, and the classes. In training mode the output is the
-    list of all four scales' logits, finest first, each at the image's size.
+    over the background, which is the first, and the classes. In training the output is the list of
+    all four scales' logits, finest first, each at the image's size; in training mode without
+    gradients (Monte Carlo dropout), as in evaluation, the finest alone.
 
     Any size works: the image is padded to a multiple of 32 by its edge, the logits are cropped.
 
@@ -95,6 +96,7 @@ class LCMambaNet(nn.Module):
         extra_blocks: VSS blocks on each of the encoder's maps, the paper's N; None is 0 for "T"
             and 1 for "S".
         attention: False refines by plain convolution instead (table 5).
+        dropout: probability that a channel of a decoder map is dropped, in training.
         backend: backend of the scans.
 
     Raises:
@@ -108,6 +110,7 @@ class LCMambaNet(nn.Module):
         out_channels: int = 1,
         extra_blocks: int | None = None,
         attention: bool = True,
+        dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
@@ -119,6 +122,8 @@ class LCMambaNet(nn.Module):
             extra_blocks = _EXTRA_BLOCKS[variant]
         if extra_blocks < 0:
             raise ValueError(f"extra_blocks is {extra_blocks}; allowed are whole numbers from 0.")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
         self.encoder = VMambaEncoder(
             in_channels,
             depths=_DEPTHS[variant],
@@ -128,6 +133,7 @@ class LCMambaNet(nn.Module):
         self.laterals = nn.ModuleList(
             Lateral(c, extra_blocks, backend) for c in self.encoder.channels
         )
+        self.dropout = nn.Dropout2d(dropout)
         self.coarse_head = nn.Conv2d(_WIDTH, out_channels, 1)
         self.refinements = nn.ModuleList(  # of the 1/16 map first
             LiverCancerAttention(out_channels, backend)
@@ -142,7 +148,7 @@ class LCMambaNet(nn.Module):
         x = F.pad(x, [0, -width % 32, 0, -height % 32], mode="replicate")
         maps: list[Tensor] = self.encoder(x)
         for i, lateral in enumerate(self.laterals):
-            maps[i] = lateral(maps[i])
+            maps[i] = self.dropout(lateral(maps[i]))
         logits = self.coarse_head(maps[-1])
         scales = [logits]
         for i, refine in enumerate(self.refinements):
@@ -153,7 +159,7 @@ class LCMambaNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         logits = self.multiscale_logits(x)
-        if self.training:
+        if self.training and torch.is_grad_enabled():
             return logits
         return logits[0]
 

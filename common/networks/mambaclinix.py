@@ -203,8 +203,8 @@ class MambaClinix(nn.Module):
     one or more: instance norm needs two voxels in the deepest map.
 
     In training with `deep_supervision`, `forward` gives a list of logits, finest first, one per
-    stage but the deepest, each at its stage's size; else the finest alone. TorchScript compiles
-    the network in eval mode.
+    stage but the deepest, each at its stage's size; else, and in training mode without gradients
+    (Monte Carlo dropout), the finest alone. TorchScript compiles the network in eval mode.
 
     Args:
         in_channels: channels of the image.
@@ -219,6 +219,7 @@ class MambaClinix(nn.Module):
             ablations of table 4.
         drop_path: probability that a sample skips an HGCN's branches in training, at the deepest
             stage; it grows linearly from 0 at the first.
+        dropout: probability that a channel of the bottleneck's map is dropped, in training.
         backend: backend of the selective scan.
 
     Raises:
@@ -235,6 +236,7 @@ class MambaClinix(nn.Module):
         deep_supervision: bool = True,
         layers: Sequence[StageLayer] | None = None,
         drop_path: float = 0.5,
+        dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
@@ -243,6 +245,8 @@ class MambaClinix(nn.Module):
             hgcns = math.ceil(stages / 2)
             layers = [s + 2 if s < hgcns else "mamba" for s in range(stages)]
         _check(in_channels, out_channels, features, strides, kernel_sizes, layers, drop_path)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
         last_hgcn = max((s for s, layer in enumerate(layers) if isinstance(layer, int)), default=-1)
 
         def stage_layer(s: int) -> nn.Module:
@@ -269,6 +273,7 @@ class MambaClinix(nn.Module):
             for s in range(stages)
         )
         self.bottleneck = ResidualBlock(features[-1], features[-1], kernel_sizes[-1], nn.Identity())
+        self.dropout = nn.Dropout3d(dropout)
         self.decoder = nn.ModuleList(
             DecoderStage(features[s + 1], features[s], kernel_sizes[s])
             for s in reversed(range(stages - 1))
@@ -289,7 +294,7 @@ class MambaClinix(nn.Module):
 
     def decode(self, maps: list[Tensor]) -> list[Tensor]:
         """The decoder's maps, deepest first, from those of `encode`."""
-        x = self.bottleneck(maps[-1])
+        x = self.dropout(self.bottleneck(maps[-1]))
         decoded: list[Tensor] = []
         for i, stage in enumerate(self.decoder):
             x = stage(x, maps[len(maps) - 2 - i])
@@ -302,7 +307,8 @@ class MambaClinix(nn.Module):
         return [head(y) for head, y in zip(self.heads, maps, strict=True)][::-1]
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        if not torch.jit.is_scripting() and self.training and self.deep_supervision:
+        supervised = self.training and self.deep_supervision and torch.is_grad_enabled()
+        if not torch.jit.is_scripting() and supervised:
             return self.multiscale_logits(x)
         return self.heads[-1](self.decode(self.encode(x))[-1])
 
