@@ -44,17 +44,16 @@ def overlay(
 
 def convert(checkpoint: str, network: str, output: str) -> None:
     """Rename a checkpoint of a paper's released code for the network of that name here."""
-    import torch
-
     from .zoo import convert_checkpoint, load_state_dict
 
-    converted = convert_checkpoint(load_state_dict(checkpoint), network)
-    try:
-        with replacing(output) as partial:
-            torch.save(converted, partial)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"The checkpoint {output} cannot be written ({error}).") from error
-    _say(f"{len(converted)} parameters are in {output}")
+    _save(convert_checkpoint(load_state_dict(checkpoint), network), output)
+
+
+def join(liver: str, tumor: str, output: str) -> None:
+    """Join a cascade's checkpoints, one from --stage liver, one from --stage tumor, into one."""
+    from .zoo import join_stages
+
+    _save(join_stages(liver, tumor), output)
 
 
 def plan(
@@ -147,13 +146,24 @@ def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None
 
 def main() -> None:
     try:
-        verbs = (phantom, overlay, convert, plan, doctor, codebook, repeat)
+        verbs = (phantom, overlay, convert, join, plan, doctor, codebook, repeat)
         fire.Fire({verb.__name__: verb for verb in verbs}, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")
+
+
+def _save(weights: dict[str, Any], output: str) -> None:
+    import torch
+
+    try:
+        with replacing(output) as partial:
+            torch.save(weights, partial)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"The checkpoint {output} cannot be written ({error}).") from error
+    _say(f"{len(weights)} parameters are in {output}")
 
 
 def _say(line: str) -> None:

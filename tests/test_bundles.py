@@ -36,6 +36,7 @@ FAMILIES: dict[str, list[str]] = {
         "liver_ct_lightm_unet_segmentation",
         "liver_tumor_ct_mambaclinix_segmentation",
         "liver_tumor_ct_codebook_mamba_segmentation",
+        "liver_tumor_ct_elanres_msca_segmentation",
     ],
     "2D": ["lung_cxr_lightm_unet_segmentation"],
     "2D slices": ["liver_tumor_ct_lcmambanet_segmentation"],
@@ -83,6 +84,30 @@ MAY_DIFFER_IN = {
         "postprocessing#transforms#0": "two sigmoid channels instead of a softmax",
         "postprocessing#transforms#2": "two sigmoid channels instead of a softmax",
     },
+    "liver_tumor_ct_elanres_msca_segmentation": {
+        "stage": "it trains two networks, one after the other",
+        "margin": "around the liver, where the second network looks",
+        "reparameterize": "its networks can be folded",
+        "in_plane_factor": "its spacing is relative to the scan's own",
+        "slice_spacing": "its spacing is relative to the scan's own",
+        "split": "the paper's",
+        "deep_supervision": "the coarser scales' weight decays",
+        "train#preprocessing#transforms": "it crops to the body, and to the liver for tumours",
+        "train#postprocessing": "one sigmoid channel instead of a softmax; the finest scale",
+        "train#key_metric#train_mean_dice#include_background": "no channel is the background's",
+        "validate#preprocessing#transforms": "it crops to the body, and to the liver for tumours",
+        "validate#inferer": "two networks, in evaluation; padding is air",
+        "validate#postprocessing": "two sigmoid channels instead of a softmax",
+        "validate#key_metric#val_mean_dice#include_background": "no channel is the background's",
+        "validate#additional_metrics": "no channel is the background's; the paper's metrics",
+        "validate#handlers#2#output_transform": "one sigmoid channel instead of a softmax",
+        "validate#handlers#2#metric_details": "the paper's metrics",
+        "preprocessing#transforms": "it crops to the body",
+        "inferer": "two networks; padding is air",
+        "postprocessing#transforms#0": "two sigmoid channels instead of a softmax",
+        "postprocessing#transforms#2": "two sigmoid channels instead of a softmax",
+        "run": "the stage is checked, and the other one's network kept",
+    },
 }
 
 Config = dict[str, Any]
@@ -121,6 +146,11 @@ def nested(bundle: Path) -> bool:
     """Whether the output is a sigmoid per class, each within the one before; no background."""
     steps = config(bundle, "inference")["postprocessing"]["transforms"]
     return any(step["_target_"] == "common.transforms.NestedLabelsd" for step in steps)
+
+
+def staged(bundle: Path) -> bool:
+    """Whether it trains a cascade, stage by stage: then the classes are those of the stages."""
+    return "stage" in config(bundle, "train")
 
 
 def parser(bundle: Path, name: str, **override: Any) -> ConfigParser:
@@ -283,7 +313,8 @@ def test_train_and_inference_agree(bundle: Path):
             found = re.fullmatch(r"@train#preprocessing#transforms#(\d+)", str(step))
             step = train["train"]["preprocessing"]["transforms"][int(found[1])] if found else step
             if isinstance(step, dict):
-                if step["keys"] == "label":
+                # What one stage of a cascade does alone is the inferer's part in inference.
+                if step["keys"] == "label" or (staged(bundle) and "_disabled_" in step):
                     continue
                 step = {k: v for k, v in step.items() if k not in ("label_key", "num_classes")}
                 step["keys"] = "image"
@@ -309,6 +340,8 @@ def test_other_files_override_what_train_and_inference_have(bundle: Path):
 @pytest.mark.parametrize("name", DELTAS)
 def test_deltas_change_what_exists(bundle: Path, name: str):
     known = ids(config(bundle, "train")).keys() | {"finalize"}  # MONAI's own, empty if absent
+    if name == "evaluate":
+        known |= config(bundle, "inference").keys()  # what evaluation has of it, and training not
     for key in config(bundle, name):
         assert key in known, key
 
@@ -319,6 +352,7 @@ def test_shared_files_are_equal(bundle: Path):
 
 
 def test_network_takes_and_gives_what_the_metadata_says(bundle: Path):
+    whole = {"stage": None} if staged(bundle) else {}  # one stage's network is half of a cascade
     for name in ("train", "inference"):
         verify_net_in_out(
             "network_def",
@@ -326,16 +360,20 @@ def test_network_takes_and_gives_what_the_metadata_says(bundle: Path):
             config_file=str(bundle / f"configs/{name}.json"),
             device="cpu",
             n=2,
+            **whole,
         )
 
 
 @pytest.mark.parametrize("name", ["train", "inference"])
 def test_classes_and_channels_by_one_override_each(bundle: Path, name: str):
-    network = parser(bundle, name, in_channels=4, num_classes=7).get_parsed_content("network_def")
+    whole = {"stage": None} if staged(bundle) else {}
+    classes = 3 if staged(bundle) else 7
+    override = {"in_channels": 4, "num_classes": classes} | whole
+    network = parser(bundle, name, **override).get_parsed_content("network_def")
     dims = spatial_dims(bundle)
     with torch.no_grad():
         channels = network.eval()(torch.zeros(1, 4, *[32] * dims)).shape[1]
-    assert channels == 7 - nested(bundle)
+    assert channels == classes - nested(bundle)
 
 
 def test_epochs_by_override(bundle: Path):
