@@ -60,17 +60,16 @@ def overlay(
 
 def convert(checkpoint: str, network: str, output: str) -> None:
     """Rename a checkpoint of a paper's released code for the network of that name here."""
-    import torch
-
     from .zoo import convert_checkpoint, load_state_dict
 
-    converted = convert_checkpoint(load_state_dict(checkpoint), network)
-    try:
-        with replacing(output) as partial:
-            torch.save(converted, partial)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"The checkpoint {output} cannot be written ({error}).") from error
-    _say(f"{len(converted)} parameters are in {output}")
+    _save(convert_checkpoint(load_state_dict(checkpoint), network), output)
+
+
+def join(liver: str, tumor: str, output: str) -> None:
+    """Join a cascade's checkpoints, one from --stage liver, one from --stage tumor, into one."""
+    from .zoo import join_stages
+
+    _save(join_stages(liver, tumor), output)
 
 
 def plan(
@@ -252,7 +251,7 @@ def zoo_push(name: str, repo: str, dry_run: bool = True, private: bool = True) -
 
 def main() -> None:
     try:
-        verbs = (phantom, ircadb, overlay, convert, plan, doctor, codebook, repeat)
+        verbs = (phantom, ircadb, overlay, convert, join, plan, doctor, codebook, repeat)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): verb for verb in zoo}}
         fire.Fire({verb.__name__: verb for verb in verbs} | groups, name="common")
@@ -267,6 +266,17 @@ def _quieten_monai() -> None:
     """Leave out what MONAI logs and warns of at each call; its errors come as exceptions."""
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"monai\.")
+
+
+def _save(weights: dict[str, Any], output: str) -> None:
+    import torch
+
+    try:
+        with replacing(output) as partial:
+            torch.save(weights, partial)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"The checkpoint {output} cannot be written ({error}).") from error
+    _say(f"{len(weights)} parameters are in {output}")
 
 
 def _say(line: str) -> None:

@@ -168,7 +168,19 @@ class CheckInputd(MapTransform):
 
 
 class PadToPatchd(SpatialPadd):
-    """MONAI's `SpatialPadd` up to the training patch; says so in the log."""
+    """MONAI's `SpatialPadd` up to the training patch; says so in the log.
+
+    Args:
+        keys: keys of the volumes.
+        spatial_size: voxels of the patch.
+        value: what the volumes are padded with.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, spatial_size: Sequence[int], value: float = 0.0
+    ) -> None:
+        super().__init__(keys, spatial_size, value=value)
+        self.value = value
 
     def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict:
         first = data[self.first_key(dict(data))]
@@ -176,10 +188,11 @@ class PadToPatchd(SpatialPadd):
         if any(size < wanted for size, wanted in zip(first.shape[1:], patch, strict=True)):
             _logger.warning(
                 "The image %s is %s voxels at the working spacing, smaller than the patch %s: "
-                "it is padded with zeros.",
+                "it is padded with %s.",
                 _source(first),
                 _size(first.shape[1:]),
                 _size(patch),
+                f"{self.value:g}" if self.value else "zeros",
             )
         return super().__call__(data, lazy=lazy)
 
@@ -238,7 +251,7 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
     Args:
         keys: keys of the volumes, MetaTensors (channels, h, w, depth).
         in_plane_factor: voxels along h and w for each one that was there; 0.5 halves them.
-        slice_spacing: mm along depth.
+        slice_spacing: mm along depth; None keeps the slices as they are.
         mode: "bilinear", "nearest", or the order of a spline, 3 being cubic; one for all keys or
             one for each.
 
@@ -250,12 +263,12 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
         self,
         keys: KeysCollection,
         in_plane_factor: float,
-        slice_spacing: float,
+        slice_spacing: float | None,
         mode: str | int | Sequence[str | int] = "bilinear",
     ) -> None:
         super().__init__(keys)
         for name, value in (("in_plane_factor", in_plane_factor), ("slice_spacing", slice_spacing)):
-            if value <= 0:
+            if value is not None and value <= 0:
                 raise InputError(f"{name} is {value}; allowed are positive numbers.")
         self.in_plane_factor = in_plane_factor
         self.slice_spacing = slice_spacing
@@ -266,7 +279,8 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
         resampled = dict(data)
         for key, mode in self.key_iterator(resampled, self.mode):
             volume = resampled[key]
-            slices = float(volume.pixdim[2]) / self.slice_spacing
+            spacing = float(volume.pixdim[2])
+            slices = spacing / (self.slice_spacing or spacing)
             ratios = (self.in_plane_factor, self.in_plane_factor, slices)
             # The first voxels coincide; the last ones as nearly as may be, the odd one left out.
             size = [

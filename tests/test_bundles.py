@@ -14,7 +14,17 @@ import torch
 from monai.bundle import ConfigParser
 from monai.handlers import CheckpointSaver
 
-from common.zoo.contract import READING, RUNNING, Check, Config, config, ids, nested, spatial_dims
+from common.zoo.contract import (
+    READING,
+    RUNNING,
+    Check,
+    Config,
+    config,
+    ids,
+    nested,
+    spatial_dims,
+    staged,
+)
 
 from .conftest import REPOSITORY, shared
 
@@ -25,6 +35,7 @@ FAMILIES: dict[str, list[str]] = {
         "liver_ct_lightm_unet_segmentation",
         "liver_tumor_ct_mambaclinix_segmentation",
         "liver_tumor_ct_codebook_mamba_segmentation",
+        "liver_tumor_ct_elanres_msca_segmentation",
     ],
     "2D": ["lung_cxr_lightm_unet_segmentation"],
     "2D slices": ["liver_tumor_ct_lcmambanet_segmentation"],
@@ -71,6 +82,30 @@ MAY_DIFFER_IN = {
         "preprocessing#transforms": "it clips before it resamples",
         "postprocessing#transforms#0": "two sigmoid channels instead of a softmax",
         "postprocessing#transforms#2": "two sigmoid channels instead of a softmax",
+    },
+    "liver_tumor_ct_elanres_msca_segmentation": {
+        "stage": "it trains two networks, one after the other",
+        "margin": "around the liver, where the second network looks",
+        "reparameterize": "its networks can be folded",
+        "in_plane_factor": "its spacing is relative to the scan's own",
+        "slice_spacing": "its spacing is relative to the scan's own",
+        "split": "the paper's",
+        "train#handlers": "the coarser scales' weight decays",
+        "train#preprocessing#transforms": "it crops to the body, and to the liver for tumours",
+        "train#postprocessing": "one sigmoid channel instead of a softmax; the finest scale",
+        "train#key_metric#train_mean_dice#include_background": "no channel is the background's",
+        "validate#preprocessing#transforms": "it crops to the body, and to the liver for tumours",
+        "validate#inferer": "two networks, in evaluation; padding is air",
+        "validate#postprocessing": "two sigmoid channels instead of a softmax",
+        "validate#key_metric#val_mean_dice#include_background": "no channel is the background's",
+        "validate#additional_metrics": "no channel is the background's; the paper's metrics",
+        "validate#handlers#2#output_transform": "one sigmoid channel instead of a softmax",
+        "validate#handlers#2#metric_details": "the paper's metrics",
+        "preprocessing#transforms": "it crops to the body",
+        "inferer": "two networks; padding is air",
+        "postprocessing#transforms#0": "two sigmoid channels instead of a softmax",
+        "postprocessing#transforms#2": "two sigmoid channels instead of a softmax",
+        "run": "the stage is checked, and the other one's network kept",
     },
 }
 
@@ -127,11 +162,14 @@ def test_shared_files_are_equal(bundle: Path):
 
 @pytest.mark.parametrize("name", ["train", "inference"])
 def test_classes_and_channels_by_one_override_each(bundle: Path, name: str):
-    network = parser(bundle, name, in_channels=4, num_classes=7).get_parsed_content("network_def")
+    whole = {"stage": None} if staged(bundle) else {}
+    classes = 3 if staged(bundle) else 7
+    override = {"in_channels": 4, "num_classes": classes} | whole
+    network = parser(bundle, name, **override).get_parsed_content("network_def")
     dims = spatial_dims(bundle)
     with torch.no_grad():
         channels = network.eval()(torch.zeros(1, 4, *[32] * dims)).shape[1]
-    assert channels == 7 - nested(bundle)
+    assert channels == classes - nested(bundle)
 
 
 def test_epochs_by_override(bundle: Path):
@@ -203,6 +241,15 @@ def test_differences_are_seen():
     }
 
 
+def flips_of(inferer: Any) -> Any:
+    """The part of an inferer, or of its config, that flips: a cascade's is within it."""
+    within = inferer["inferer"] if isinstance(inferer, dict) else inferer.inferer
+    cascade = "CascadeInferer" in (
+        inferer["_target_"] if isinstance(inferer, dict) else repr(type(inferer))
+    )
+    return within if cascade else inferer
+
+
 def set_panel(parsed: ConfigParser, **options: Any) -> None:
     """As MONAI Label does with what its users choose."""
     parsed["displayable_configs"].update(options)
@@ -219,19 +266,19 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
     parsed = parser(bundle, "inference", handlers=[])
     panel = parsed["displayable_configs"]
     off: Config = {"test_time_flips": False, "keep_largest_component": False}
-    slides = parsed["inferer"]["inferer"]["_target_"] == "SlidingWindowInferer"
+    slides = flips_of(parsed["inferer"])["inferer"]["_target_"] == "SlidingWindowInferer"
     assert panel == ({"overlap": 0.5} if slides else {}) | off
 
     def steps() -> list[str]:
         chain = parsed.get_parsed_content("postprocessing").transforms
         return [type(step).__name__ for step in chain]
 
-    assert parsed.get_parsed_content("inferer").axes == []
+    assert flips_of(parsed.get_parsed_content("inferer")).axes == []
     assert "KeepLargestConnectedComponentd" not in steps()
 
     parsed = parser(bundle, "inference", handlers=[])
     give(parsed, **dict.fromkeys(off, True), **({"overlap": 0.125} if slides else {}))
-    inferer = parsed.get_parsed_content("inferer")
+    inferer = flips_of(parsed.get_parsed_content("inferer"))
     train = config(bundle, "train")["train"]["preprocessing"]["transforms"]
     flips = [step for step in train if isinstance(step, dict) and step["_target_"] == "RandFlipd"]
     assert inferer.axes == [step["spatial_axis"] for step in flips], "what training has seen"
@@ -264,7 +311,8 @@ def test_weights_are_kept_where_nothing_is_left_to_validate_on(bundle: Path, tmp
 
 def test_every_process_validates(bundle: Path):
     """Of several, all but the first have the handlers before StatsHandler, whatever is inserted."""
-    handlers = [handler["_target_"] for handler in config(bundle, "train")["train"]["handlers"]]
+    steps = ids(config(bundle, "train")["train"]["handlers"])
+    handlers = [step for id_, step in steps.items() if re.fullmatch(r"\d+#_target_", id_)]
     before = set(handlers[: handlers.index("StatsHandler")])
     assert "ValidationHandler" in before
     assert before.isdisjoint({"TensorBoardStatsHandler", "CheckpointSaver"})

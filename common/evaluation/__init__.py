@@ -2,6 +2,7 @@
 
 from .codebook import draw_prototypes, write_code_maps
 from .metrics import (
+    ConfusionRate,
     HausdorffDistanceInMM,
     PerClassMetric,
     RelativeVolumeDifference,
@@ -12,6 +13,7 @@ from .overlay import dice_per_class, draw_overlay
 from .repeats import Spread, read_metrics, spread_over_seeds, write_spread
 
 __all__ = [
+    "ConfusionRate",
     "HausdorffDistanceInMM",
     "PerClassMetric",
     "RelativeVolumeDifference",

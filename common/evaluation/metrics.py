@@ -13,10 +13,12 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import (
+    ConfusionMatrixMetric,
     CumulativeIterationMetric,
     HausdorffDistanceMetric,
     MeanIoU,
     SurfaceDistanceMetric,
+    compute_confusion_matrix_metric,
 )
 from torch import Tensor
 
@@ -67,6 +69,25 @@ class RelativeVolumeDifference(CumulativeIterationMetric):
     def _compute_tensor(self, y_pred: Tensor, y: Tensor) -> Tensor:
         predicted, true = (x.flatten(2).double().sum(-1) for x in (y_pred, y))
         return torch.where(true > 0, (predicted - true) / true, torch.nan)
+
+    def aggregate(self) -> Tensor:
+        return torch.as_tensor(self.get_buffer()).nanmean(0)
+
+
+class ConfusionRate(ConfusionMatrixMetric):
+    """A rate of MONAI's ``ConfusionMatrixMetric`` for each case and channel, such as "precision".
+
+    MONAI's keeps counts, of which the rate is made last, so that a mean over cases is of counts.
+    NaN where the rate is 0 / 0: recall of a class that the label lacks, precision of one that the
+    prediction lacks.
+    """
+
+    def __init__(self, metric_name: str, include_background: bool = True) -> None:
+        super().__init__(include_background, metric_name)
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        counts = super()._compute_tensor(y_pred, y)
+        return compute_confusion_matrix_metric(self.metric_name[0], counts)
 
     def aggregate(self) -> Tensor:
         return torch.as_tensor(self.get_buffer()).nanmean(0)

@@ -1,5 +1,6 @@
 """Networks, one file per paper."""
 
+from .cascade import LiverTumourCascade
 from .codebook_mamba_unet import CodebookMambaUNet
 from .elanres_msca_unet import ELANResMSCAUNet
 from .lcmambanet import LCMambaNet
@@ -12,6 +13,7 @@ __all__ = [
     "ELANResMSCAUNet",
     "LCMambaNet",
     "LightMUNet",
+    "LiverTumourCascade",
     "MambaClinix",
     "VMambaEncoder",
 ]

@@ -1,6 +1,7 @@
 """Checkpoints and bundles of the model zoo."""
 
 from .bundles import load_trained
+from .cascade import check_stage, join_stages, keep_other_stage
 from .checkpoints import check_checkpoint, convert_checkpoint, load_encoder, load_state_dict
 from .index import write_index
 from .install import install
@@ -12,10 +13,13 @@ from .versions import check_version
 
 __all__ = [
     "check_checkpoint",
+    "check_stage",
     "check_version",
     "convert_checkpoint",
     "find_bundle",
     "install",
+    "join_stages",
+    "keep_other_stage",
     "load_encoder",
     "load_state_dict",
     "load_trained",

@@ -82,6 +82,11 @@ def nested(bundle: Path) -> bool:
     return "common.transforms.NestedLabelsd" in _targets(bundle, "postprocessing#transforms")
 
 
+def staged(bundle: Path) -> bool:
+    """Whether it trains a cascade, stage by stage: a stage's network is half of what it is."""
+    return "stage" in config(bundle, "train")
+
+
 def shipped(package: Path = _PACKAGE) -> dict[str, Path]:
     """What of this package, or of a copy of it, a packed bundle carries: paths in it, and files."""
     sources = (*package.rglob("*.py"), *package.glob("ops/csrc/*"))
@@ -247,7 +252,8 @@ def agreement(bundle: Path) -> Iterator[str]:
             found = re.fullmatch(r"@train#preprocessing#transforms#(\d+)", str(step))
             step = train["train"]["preprocessing"]["transforms"][int(found[1])] if found else step
             if isinstance(step, dict):
-                if step["keys"] == "label":
+                # What one stage of a cascade does alone is the inferer's part in inference.
+                if step["keys"] == "label" or (staged(bundle) and "_disabled_" in step):
                     continue
                 step = {k: v for k, v in step.items() if k not in ("label_key", "num_classes")}
                 step["keys"] = "image"
@@ -272,6 +278,8 @@ def overrides(bundle: Path) -> Iterator[str]:
             continue
         # finalize is MONAI's own, empty if absent. What is no delta, a user gives after any other.
         known = train | {"finalize"} if file.stem in DELTAS else both
+        if file.stem == "evaluate":  # of a cascade, which evaluates as it infers
+            known |= config(bundle, "inference").keys()
         for key in config(bundle, file.stem):
             if key not in known:
                 yield f"{file.name} sets {key}, which the configs that it changes have not"
@@ -357,6 +365,7 @@ def properties(bundle: Path) -> Iterator[str]:
 
 def network(bundle: Path) -> Iterator[str]:
     """The network takes and gives what the metadata says; weights fit it."""
+    whole = {"stage": "$None"} if staged(bundle) else {}  # MONAI leaves out None
     for name in ("train", "inference"):
         try:
             verify_net_in_out(
@@ -365,6 +374,7 @@ def network(bundle: Path) -> Iterator[str]:
                 config_file=str(bundle / f"configs/{name}.json"),
                 device="cpu",
                 n=2,
+                **whole,
             )
         except (ValueError, RuntimeError) as error:
             yield f"the network of {name}.json is not as the metadata says: {error}"
