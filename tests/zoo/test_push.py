@@ -15,11 +15,16 @@ import pytest
 
 from common.errors import InputError
 from common.zoo import pack, push
+from common.zoo.archives import unpack_archive
 
-from .conftest import release, serving
+from .conftest import NAME, release, serving
 
 REPO = "someone/lungs"
 COMMIT = "1" * 40
+
+
+def address(handler: BaseHTTPRequestHandler) -> str:
+    return f"http://{handler.headers['Host']}"
 
 
 class Hub:
@@ -36,8 +41,10 @@ class Hub:
         if handler.headers["Authorization"] != "Bearer secret":
             self.answer(handler, 401, {"error": "no token"})
         elif path == "api/repos/create":
-            self.private = json.loads(body).get("private", False)
-            self.answer(handler, 200, {"url": f"https://hub/{REPO}", "id": REPO})
+            self.private = json.loads(body)["visibility"] == "private"
+            self.answer(handler, 200, {"url": f"{address(handler)}/{REPO}", "id": REPO})
+        elif path == "api/validate-yaml":  # of the model card
+            self.answer(handler, 200, {"errors": [], "warnings": []})
         elif self.private is None:
             self.answer(handler, 404, {}, {"X-Error-Code": "RepoNotFound"})
         elif path == f"api/models/{REPO}/refs":
@@ -51,7 +58,7 @@ class Hub:
             self.answer(handler, 200, {"files": modes})
         elif path == f"api/models/{REPO}/commit/main":
             self.commit([json.loads(line) for line in body.splitlines()])
-            url = f"https://hub/{REPO}/commit/{COMMIT}"
+            url = f"{address(handler)}/{REPO}/commit/{COMMIT}"
             self.answer(handler, 200, {"commitUrl": url, "commitOid": COMMIT})
         elif path.startswith(f"api/models/{REPO}/tag/"):
             self.tags.append(json.loads(body)["tag"])
@@ -160,8 +167,8 @@ def test_pushed_bundles_are_on_the_hub_and_back(bundle: Path, tmp_path: Path):
         assert all(hub.files[name] == file.read_bytes() for name, file in expected.items())
 
         place = ["--repo", REPO, "--name", NAME, "--bundle_dir", tmp_path / "back"]
-        source = ["monai.bundle", "download", "--source", "huggingface_hub", *place]
-        done = run(tmp_path, address, *source)
+        source = ["download", "--source", "huggingface_hub", "--version", "0.2.0", *place]
+        done = run(tmp_path, address, "monai.bundle", *source)
         assert done.returncode == 0, done.stdout + done.stderr
         for name, content in hub.files.items():
             assert (tmp_path / "back" / NAME / name).read_bytes() == content

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from common.errors import InputError, input_error_in
 from common.zoo import check_version
 from common.zoo.archives import unpack_archive
 
-from .conftest import NAME, edit
+from .conftest import edit
 
 
 def test_this_version_is_allowed_and_no_other():
@@ -52,5 +51,3 @@ for folder in {[str(folder) for folder in folders]}:
     assert done.stdout == "LightMUNet\n"
     assert f"needs version 9.0.0 of the package common, and {common.__version__}" in done.stderr
     assert f"from {folders[0] / 'common'}" in done.stderr
-    assert json.loads((folders[0] / "configs/metadata.json").read_text())["version"]
-    assert folders[0].name == NAME
