@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -90,6 +92,30 @@ def test_inference_restores_every_grid(trained: Path, dataset: Path, tmp_path: P
         np.testing.assert_allclose(mask.affine, expected.affine, atol=1e-4)
         assert mask.get_data_dtype() == np.uint8
         assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
+
+
+def test_evaluator_alone_as_docs_slicer_has_it(trained: Path, dataset: Path, tmp_path: Path):
+    """The page's Python, but for Slicer's own functions; in a process with another folder."""
+    page = (REPOSITORY / "docs/slicer.md").read_text()
+    (code,) = re.findall(r"```python\n(from monai.*?)```", page, re.S)
+    scan = tmp_path / "scan.nii.gz"
+    shutil.copy(min((dataset / "imagesTr").iterdir()), scan)
+    paths = {"/path/to/scan.nii.gz": scan, "/path/to/masks": tmp_path}
+    paths["/path/to/bundles/liver_ct_lightm_unet_segmentation"] = tmp_path / "bundle"
+    shutil.copytree(BUNDLE / "configs", tmp_path / "bundle/configs")
+    shutil.copytree(trained / "models", tmp_path / "bundle/models")
+    for path, ours in paths.items():
+        code = code.replace(path, str(ours))
+    small = "".join(f"parser[{name!r}] = {value}\n" for name, value in SMALL.items())
+    run = 'parser.get_parsed_content("evaluator").run()'
+    assert run in code
+    code = code.replace(run, small + run).replace("slicer.util.loadSegmentation", "print")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    mask = nib.load(done.stdout.splitlines()[-1])
+    assert mask.shape == nib.load(scan).shape
 
 
 def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
