@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 path = Path(__file__).parent / "common" / "ops" / "native.py"
 spec = importlib.util.spec_from_file_location("native", path)
@@ -17,20 +18,20 @@ spec.loader.exec_module(native)
 
 
 class BuildLibrary(build_ext):
-    """A plain shared library, so its name does not depend on the version of Python."""
+    """A plain shared library, compiled as on first use: Python's own flags make other code."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split("."))) + ".so"
 
+    def build_extension(self, ext: Extension) -> None:
+        output = Path(self.get_ext_fullpath(ext.name))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            native.compile_with_any(output)
+        except native.BuildError as error:
+            raise CompileError(str(error)) from error
 
-library = Extension(
-    "common.ops._selective_scan",
-    ["common/ops/csrc/selective_scan.cpp"],
-    depends=[str(path) for path in sorted(Path("common/ops/csrc").glob("*.h"))],
-    define_macros=[("SOURCE_HASH", f'"{native.source_hash()}"')],
-    extra_compile_args=list(native.FLAGS),
-    extra_link_args=["-pthread"],
-    language="c++",
-    optional=True,
-)
+
+sources = sorted(str(path) for path in Path("common/ops/csrc").iterdir())
+library = Extension("common.ops._selective_scan", sources, optional=True)
 setup(ext_modules=[library], cmdclass={"build_ext": BuildLibrary})

@@ -66,3 +66,8 @@ def explain_input_errors() -> None:
 
     sys.excepthook = hook
     logging.setLogRecordFactory(factory)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, as far as it fits into a sentence of ours."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")

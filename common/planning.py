@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from .data import check_output_folder, labelled_cases
-from .errors import InputError
+from .errors import InputError, first_line
 from .files import replacing
 
 _NAME = "Dataset001_Planned"
@@ -98,7 +98,7 @@ def nnunet_plans(
                 fingerprint_extractor.DatasetFingerprintExtractor(_NAME, processes).run()
             except Exception as error:
                 raise InputError(
-                    f"nnU-Net cannot take the data set's fingerprint ({_first_line(error)}); "
+                    f"nnU-Net cannot take the data set's fingerprint ({first_line(error)}); "
                     "allowed are complete images, each with a label map of its size and some "
                     "foreground among them."
                 ) from error
@@ -217,7 +217,7 @@ def _channel_files(file: str, folder: Path) -> list[str]:
             nib.save(channel, path)
     except Exception as error:
         raise InputError(
-            f"The image {file} cannot be read ({_first_line(error)}); allowed are complete NIfTI "
+            f"The image {file} cannot be read ({first_line(error)}); allowed are complete NIfTI "
             "files."
         ) from error
     return paths
@@ -254,7 +254,3 @@ def _as_json(overrides: Mapping[str, Any]) -> str:
     """One id a line, as a person would write it."""
     lines = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in overrides.items()]
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")

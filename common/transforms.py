@@ -11,6 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import PILReader
 from monai.transforms import (
+    Crop,
     InvertibleTransform,
     LoadImaged,
     MapTransform,
@@ -20,7 +21,8 @@ from monai.transforms import (
 from monai.utils import TraceKeys, ensure_tuple_rep
 from torch import Tensor
 
-from .errors import InputError
+from .body import AIR_HU, body_mask
+from .errors import InputError, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class LoadCheckedImaged(LoadImaged):
                 loaded[key] = self._loader(data[key], reader)
             except Exception as error:
                 raise InputError(
-                    f"The {key} {_names(data[key])} cannot be read ({_first_line(error)}); allowed "
+                    f"The {key} {_names(data[key])} cannot be read ({first_line(error)}); allowed "
                     "are complete image files, such as NIfTI or PNG."
                 ) from error
         return loaded
@@ -270,6 +272,81 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
         return inverted
 
 
+class BodyCropd(MapTransform, InvertibleTransform):
+    """Crop a CT to the body, and make air of what else is in the box: table, sheets, single arms.
+
+    Only `source_key`'s voxels change; labels are cropped to the same box. An image in which no
+    body stands out from air keeps its size, with a warning. What counts as body: `body_mask`.
+    The inverse, through `Invertd`, pads with background to the grid that there was.
+
+    Args:
+        keys: keys of what is cropped, (channels, h, w, depth), oriented "RAS" or otherwise with
+            the last axis from head to foot or back.
+        source_key: key of the CT, MetaTensor in HU; its first channel shows the body.
+        margin: mm around the body that the box keeps, within the scan.
+        allow_missing_keys: whether a key may be missing.
+
+    Raises:
+        InputError: margin is negative, or the source is not a volume.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        source_key: Hashable = "image",
+        margin: float = 6.0,
+        allow_missing_keys: bool = False,
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if margin < 0:
+            raise InputError(f"margin is {margin}; allowed are mm from 0.")
+        self.source_key = source_key
+        self.margin = margin
+        self.crop = Crop()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        cropped = dict(data)
+        source = cropped[self.source_key]
+        if source.ndim != 4:
+            raise InputError(
+                f"The image {_source(source)} is {source.ndim - 1}D; allowed are 3D images, whose "
+                "body can be found."
+            )
+        spacing = source.pixdim.tolist()
+        body = body_mask(source[0].as_tensor(), spacing)
+        if body is None or body.all():
+            _logger.warning(
+                "The image %s, of values %g to %g, is not cropped: no body stands out from air in "
+                "it, as it does in a CT in HU.",
+                _source(source),
+                float(source.min()),
+                float(source.max()),
+            )
+            body = torch.ones_like(source[0].as_tensor(), dtype=torch.bool)
+        box = self._box(body, spacing)
+        for key in self.key_iterator(cropped):
+            cropped[key] = self.crop(cropped[key], box)
+            if key == self.source_key:
+                cropped[key] = cropped[key].masked_fill(~body[box], AIR_HU)
+        return cropped
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        inverted = dict(data)
+        for key in self.key_iterator(inverted):
+            inverted[key] = self.crop.inverse(inverted[key])
+        return inverted
+
+    def _box(self, body: Tensor, spacing: Sequence[float]) -> tuple[slice, ...]:
+        box = []
+        for axis, mm in enumerate(spacing):
+            others = [other for other in range(3) if other != axis]
+            inside = body.any(others[1]).any(others[0]).nonzero()
+            around = math.ceil(self.margin / mm)
+            start = max(int(inside.min()) - around, 0)
+            box.append(slice(start, min(int(inside.max()) + 1 + around, body.shape[axis])))
+        return tuple(box)
+
+
 class NestedRegionsd(MapTransform):
     """Label maps (1, ...) of nested classes to a channel per region, (num_classes - 1, ...).
 
@@ -329,7 +406,3 @@ def _names(files: Any) -> str:
 
 def _size(shape: Sequence[int]) -> str:
     return " x ".join(str(int(n)) for n in shape)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")

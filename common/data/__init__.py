@@ -1,6 +1,7 @@
 """Data lists and splits, writers, and synthetic data."""
 
 from .cases import check_output_folder, image_files, labelled_cases, split_cases
+from .ircadb import write_ircadb
 from .writers import AtomicNibabelWriter, AtomicPILWriter
 
 __all__ = [
@@ -10,4 +11,5 @@ __all__ = [
     "image_files",
     "labelled_cases",
     "split_cases",
+    "write_ircadb",
 ]

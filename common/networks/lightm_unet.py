@@ -16,7 +16,7 @@ from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import Tensor, nn
 
 from ..blocks import Mamba
-from ..ops import Backend
+from ..ops import Backend, layer_norm, residual_norm_linear
 
 _GROUPS = 8  # of every group norm
 
@@ -84,12 +84,17 @@ class MambaLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         shape = x.shape[2:]
         tokens = x.flatten(2).transpose(1, 2)  # (b, l, c)
-        mixed = self.mix(self.norm(tokens), list(shape))
-        if self.residual:
-            scale = self.skip_scale
-            mixed = mixed.add_(tokens) if scale is None else mixed.addcmul_(tokens, scale)
+        skip, scale = (tokens, self.skip_scale) if self.residual else (None, None)
+        if torch.jit.is_scripting():  # it has to run where this package is not installed
+            mixed = self.mix(self.norm(tokens), list(shape))
+            if skip is not None:
+                mixed = mixed + skip if scale is None else mixed.addcmul_(skip, scale)
+            mixed = self.proj(self.norm(mixed))
+        else:
+            mixed = self.mix(layer_norm(tokens, self.norm), list(shape))
+            mixed = residual_norm_linear(mixed, self.norm, self.proj, skip, scale)
         # In this order: for one item, torch takes the strides of the other for another layout.
-        return self.proj(self.norm(mixed)).unflatten(1, shape).movedim(-1, 1)
+        return mixed.unflatten(1, shape).movedim(-1, 1)
 
 
 class ConvLayer(MambaLayer):

@@ -17,8 +17,9 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 SOURCE = Path(__file__).with_name("csrc") / "selective_scan.cpp"
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-pthread")
@@ -27,6 +28,9 @@ HOW_TO_GET = (
     "Install a C++17 compiler (on Debian and Ubuntu `apt install g++`, on macOS "
     "`xcode-select --install`, with conda `conda install cxx-compiler`), or name one in $CXX."
 )
+
+
+_T = TypeVar("_T")
 
 
 class BuildError(Exception):
@@ -85,13 +89,21 @@ def _find_or_build() -> tuple[ctypes.CDLL | None, str | None]:
             return _load(path), None
         except OSError:  # of another platform, or of an earlier source
             continue
+    try:
+        return _with_any_compiler(_from_cache_or_build), None
+    except BuildError as error:
+        return None, str(error)
+
+
+def _with_any_compiler(build: Callable[[list[str]], _T]) -> _T:
+    """What the first compiler builds that can."""
     reasons = []
     for compiler in _compilers():
         try:
-            return _from_cache_or_build(compiler), None
+            return build(compiler)
         except (OSError, BuildError) as error:
             reasons.append(f"{shlex.join(compiler)}: {error}.")
-    return None, " ".join(reasons) or "there is no C++ compiler on the PATH."
+    raise BuildError(" ".join(reasons) or "there is no C++ compiler on the PATH.")
 
 
 def _compilers() -> Iterator[list[str]]:
@@ -149,6 +161,15 @@ def _build(compiler: list[str], folder: Path, key: str) -> ctypes.CDLL:
     finally:
         built.unlink(missing_ok=True)
     return _load(final)
+
+
+def compile_with_any(output: Path) -> None:
+    """Compile the library into a file with whatever compiler there is, for setup.py.
+
+    Raises:
+        BuildError: there is none that can; the message says why.
+    """
+    _with_any_compiler(lambda compiler: compile_library(compiler, output))
 
 
 def compile_library(compiler: list[str], output: Path) -> None:

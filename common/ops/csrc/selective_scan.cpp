@@ -70,6 +70,16 @@ struct Conv {
     View y;
     View dy, dx, dweight, dbias;
 };
+
+// y = (r - mean(r)) / sqrt(var(r) + eps) weight + bias of each row r = x + scale skip; x, skip and
+// y are dense, and y may be x. Must agree with _LayerNorm in layer_norm.py.
+struct LayerNorm {
+    int64_t rows, width;
+    int32_t threads, isa;
+    const float *x, *skip, *scale, *weight, *bias;  // skip: or null; scale: a number, or null for 1
+    float* y;
+    float eps;
+};
 }
 
 #ifndef SOURCE_HASH
@@ -301,6 +311,7 @@ namespace portable {
 #endif
 #include "selective_scan_kernels.h"
 #include "causal_conv1d_kernels.h"
+#include "layer_norm_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace portable
@@ -318,6 +329,7 @@ namespace avx2 {
 #define MAXN 8
 #include "selective_scan_kernels.h"
 #include "causal_conv1d_kernels.h"
+#include "layer_norm_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace avx2
@@ -334,6 +346,7 @@ namespace avx512 {
 #define MAXN 16
 #include "selective_scan_kernels.h"
 #include "causal_conv1d_kernels.h"
+#include "layer_norm_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace avx512
@@ -351,6 +364,7 @@ struct Isa {
     decltype(&portable::backward_task) backward;
     decltype(&portable::conv_forward_task) conv_forward;
     decltype(&portable::conv_backward_task) conv_backward;
+    decltype(&portable::layer_norm_task) layer_norm;
 };
 
 int best_isa() {
@@ -362,8 +376,9 @@ int best_isa() {
 #endif
 }
 
-#define ISA(width, name) \
-    {width, name::forward_task, name::backward_task, name::conv_forward_task, name::conv_backward_task}
+#define ISA(width, name)                                                                              \
+    {width, name::forward_task, name::backward_task, name::conv_forward_task, name::conv_backward_task, \
+     name::layer_norm_task}
 
 Isa choose_isa(int highest) {
 #if defined(__x86_64__)
@@ -624,6 +639,14 @@ void conv_backward(const Conv& conv) {
         }
 }
 
+void layer_norm(const LayerNorm& norm) {
+    const Isa isa = choose_isa(norm.isa);
+    const int64_t rows = ceil_div(1 << 14, norm.width);  // of a task
+    parallel(norm.threads, norm.threads, 0, ceil_div(norm.rows, rows), [&](int64_t i, Arena) {
+        isa.layer_norm(norm, i * rows, std::min(norm.rows, (i + 1) * rows));
+    });
+}
+
 template <class Arguments>
 int guarded(void (*run)(const Arguments&), const Arguments* arguments) {
     try {
@@ -642,6 +665,8 @@ extern "C" int selective_scan_backward(const Scan* scan) { return guarded(backwa
 
 extern "C" int causal_conv1d_forward(const Conv* conv) { return guarded(conv_forward, conv); }
 extern "C" int causal_conv1d_backward(const Conv* conv) { return guarded(conv_backward, conv); }
+
+extern "C" int layer_norm_forward(const LayerNorm* norm) { return guarded(layer_norm, norm); }
 
 extern "C" void selective_scan_expect_writes(float* data, int64_t floats) {
     expect_writes(data, floats);

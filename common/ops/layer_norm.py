@@ -1,0 +1,108 @@
+"""Layer norm of tokens, alone and between a residual and a linear layer.
+
+torch's spends most of its time on what it does once per row, and tokens of the finest level are
+rows of 32 numbers. So where nobody asks for gradients, on the CPU, these are done in C++, in memory
+that is there already: page faults of fresh memory take as long as the work.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+
+from . import cpp, native
+from .mamba_mixer_cpp import CHUNK
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """norm(x), of the last axis."""
+    if not _in_cpp(x, norm.weight, norm.bias):
+        return norm(x)
+    y = torch.empty_like(x)
+    _run(x, norm, y)
+    return y
+
+
+def residual_norm_linear(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    linear: nn.Linear,
+    skip: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """linear(norm(x + scale * skip)), tokens (b, l, c) to (b, l, c'); x may be overwritten.
+
+    Args:
+        x: tokens.
+        skip: tokens of x's shape, if any.
+        scale: one number, (1,); none is 1.
+    """
+    weights = [norm.weight, norm.bias, linear.weight, linear.bias]
+    weights += [] if scale is None else [scale]
+    if not _in_cpp(x, *weights) or (skip is not None and not _in_cpp(skip)):
+        if skip is not None:
+            x = x.add_(skip) if scale is None else x.addcmul_(skip, scale)
+        return linear(norm(x))
+    out = x
+    if linear.out_features != x.shape[-1]:
+        out = x.new_empty((*x.shape[:-1], linear.out_features))
+    rows, out_rows = x.view(-1, x.shape[-1]), out.view(-1, out.shape[-1])
+    skip_rows = None if skip is None else skip.view(rows.shape)
+    step = max(1, CHUNK // x.shape[-1])  # what lies between stays in the processor's cache
+    buffer = x.new_empty((min(step, len(rows)), x.shape[-1]))
+    for start in range(0, len(rows), step):
+        here = slice(start, start + step)
+        part = rows[here]
+        y = buffer[: len(part)]
+        _run(part, norm, y, None if skip_rows is None else skip_rows[here], scale)
+        torch.addmm(linear.bias, y, linear.weight.t(), out=out_rows[here])
+    return out
+
+
+def _in_cpp(x: Tensor, *weights: Tensor | None) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and x.shape[-1] > 0
+        and all(y is not None and y.dtype == torch.float32 for y in (x, *weights))
+        and native.why_unavailable() is None
+    )
+
+
+class _LayerNorm(ctypes.Structure):
+    """The arguments of layer_norm_forward, in csrc/selective_scan.cpp's order."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "width")),
+        *((name, ctypes.c_int32) for name in ("threads", "isa")),
+        *((name, ctypes.c_void_p) for name in ("x", "skip", "scale", "weight", "bias", "y")),
+        ("eps", ctypes.c_float),
+    )
+
+
+def _run(
+    x: Tensor,
+    norm: nn.LayerNorm,
+    y: Tensor,
+    skip: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> None:
+    arguments = _LayerNorm(
+        rows=x.numel() // x.shape[-1],
+        width=x.shape[-1],
+        threads=torch.get_num_threads(),
+        isa=cpp._highest_isa,
+        x=x.data_ptr(),
+        skip=None if skip is None else skip.data_ptr(),
+        scale=None if scale is None else scale.data_ptr(),
+        weight=norm.weight.data_ptr(),
+        bias=norm.bias.data_ptr(),
+        y=y.data_ptr(),
+        eps=norm.eps,
+    )
+    cpp._run("layer_norm_forward", arguments)
