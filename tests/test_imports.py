@@ -25,7 +25,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "inferers": (BASE, FRAMEWORKS),
     "optimizers": (BASE, {"torch"}),
     "planning": (BASE | {"data"}, FRAMEWORKS | {"nnunetv2"}),
-    "zoo": (BASE, {"torch", "monai"}),
+    "zoo": (BASE, {"torch", "monai", "tqdm", "onnxruntime"}),
     "doctor": ({"__version__", "ops"}, {"torch"}),
     "errors": (set(), set()),
     "files": (set(), set()),

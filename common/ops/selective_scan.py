@@ -167,7 +167,7 @@ def fastest(u: Tensor, A: Tensor, return_last_state: bool = False) -> Backend:
 
 def exporting() -> bool:
     """Whether torch.export traces this."""
-    return hasattr(torch.compiler, "is_exporting") and torch.compiler.isexporting()
+    return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
 @torch.compiler.assume_constant_result
