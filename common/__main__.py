@@ -131,6 +131,33 @@ def codebook(
     _say(f"picture:    {picture}")
 
 
+def export(
+    format: str,
+    checkpoint: str,
+    output: str,
+    config_file: str = "configs/inference.json",
+    **overrides: Any,
+) -> None:
+    """Write a trained network as "torchscript", "torch_export" or "onnx" (extra: onnx).
+
+    Run it in the bundle's folder, or name its config_file; what the training changed there has to
+    be changed here too. The file is kept if its logits are the network's. Images have the bundle's
+    patch_size (--patch_size "[96,96,96]" for another); in TorchScript, any.
+    """
+    import time
+
+    from .zoo import export_network, load_for_export
+
+    network, size, config, metadata = load_for_export(config_file, checkpoint, overrides)
+    files = {"inference.json": config}
+    start = time.perf_counter()
+    difference = export_network(network, size, format, output, metadata, files)
+    _say(f"largest difference: {difference:.2g}")
+    _say(f"image:              {' x '.join(map(str, size))}, any batch size")
+    _say(f"seconds:            {time.perf_counter() - start:.0f}")
+    _say(f"{format + ':':19} {output}")
+
+
 def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None:
     """Train and evaluate a bundle with each of several seeds; report each metric's mean and spread.
 
@@ -251,7 +278,7 @@ def zoo_push(name: str, repo: str, dry_run: bool = True, private: bool = True) -
 
 def main() -> None:
     try:
-        verbs = (phantom, ircadb, overlay, convert, join, plan, doctor, codebook, repeat)
+        verbs = (phantom, ircadb, overlay, convert, join, plan, doctor, codebook, export, repeat)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): verb for verb in zoo}}
         fire.Fire({verb.__name__: verb for verb in verbs} | groups, name="common")

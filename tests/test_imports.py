@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "planning": (BASE | {"data"}, FRAMEWORKS | {"nnunetv2"}),
     "zoo": (
         BASE | {"__version__"},
-        {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},
+        {"torch", "monai", "tqdm", "huggingface_hub", "httpx", "onnxruntime"},
     ),
     "doctor": ({"__version__", "ops"}, {"torch"}),
     "errors": (set(), set()),

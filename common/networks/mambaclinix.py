@@ -17,7 +17,7 @@ from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
 from ..blocks import Mamba
-from ..ops import Backend
+from ..ops import Backend, exporting
 
 StageLayer = int | Literal["mamba"] | None
 
@@ -119,7 +119,8 @@ class MambaLayer(nn.Module):
 
     @torch.jit.unused
     def _mix_without_autocast(self, tokens: Tensor) -> Tensor:
-        if not torch.amp.is_autocast_available(tokens.device.type):  # of the meta device, say
+        # The meta device, say, has no autocast; and a program that has one cannot be saved.
+        if exporting() or not torch.amp.is_autocast_available(tokens.device.type):
             return self.mix(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
             return self.mix(tokens)

@@ -3,12 +3,13 @@
 from .chunked import selective_scan_chunked
 from .layer_norm import layer_norm, residual_norm_linear
 from .mamba_mixer import mamba_mixer, mamba_mixer_chunked
-from .selective_scan import BACKENDS, Backend, fastest_backend, selective_scan, why_not
+from .selective_scan import BACKENDS, Backend, exporting, fastest_backend, selective_scan, why_not
 from .selective_scan_2d import selective_scan_2d, selective_scan_2d_chunked
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "exporting",
     "fastest_backend",
     "layer_norm",
     "mamba_mixer",

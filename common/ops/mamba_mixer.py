@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .chunked import selective_scan_chunked
 from .mamba_mixer_cpp import mamba_mixer_cpp
-from .selective_scan import Backend, fastest, plain, selective_scan
+from .selective_scan import Backend, chosen, plain, selective_scan
 
 
 def mamba_mixer(
@@ -55,7 +55,7 @@ def mamba_mixer(
         RuntimeError: the named backend is missing; the message says what to install.
     """
     _check(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
-    if backend == "cpp" or (backend == "auto" and fastest(x, A) == "cpp"):
+    if chosen(backend, x, A) == "cpp":
         return mamba_mixer_cpp(
             cast(Tensor, plain(x)),
             in_proj,

@@ -13,6 +13,7 @@ from torch import Tensor
 from . import mamba_ssm_scan, native, triton_scan
 from .chunked import selective_scan_chunked, selective_scan_chunked_backward
 from .cpp import selective_scan_cpp
+from .exported import selective_scan_exported
 from .mamba_ssm_scan import selective_scan_mamba_ssm
 from .reference import selective_scan_reference
 from .triton_scan import selective_scan_triton
@@ -101,10 +102,11 @@ def selective_scan(
         RuntimeError: the named backend is missing; the message says what to install.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, backend)
-    if backend == "auto":
-        backend = fastest(u, A, return_last_state)
+    backend = chosen(backend, u, A, return_last_state)
     scan: Callable[..., tuple[Tensor, Tensor]] = _selective_scan
-    if backend == "reference":
+    if exporting():
+        scan = selective_scan_exported
+    elif backend == "reference":
         scan = selective_scan_reference
     elif backend == "cpp":
         scan = selective_scan_cpp
@@ -121,7 +123,7 @@ def plain(x: Tensor | None) -> Tensor | None:
     """x as a torch.Tensor: MONAI's MetaTensor, say, goes through Python at every operation."""
     if x is None or type(x) in (Tensor, torch.nn.Parameter):
         return x
-    if _exporting():  # then x stands for a tensor, and is no subclass of another kind
+    if exporting():  # then x stands for a tensor, and is no subclass of another kind
         return x
     return x.as_subclass(Tensor)
 
@@ -144,17 +146,27 @@ def fastest_backend(device: str, dtype: torch.dtype) -> Backend:
     return next(backend for backend in _SCOPES if why_not(backend, device, dtype) is None)
 
 
+def chosen(backend: Backend, u: Tensor, A: Tensor, return_last_state: bool = False) -> Backend:
+    """The backend that is named, or the fastest for these arguments.
+
+    In torch.export it is "torch" whichever is named, as in TorchScript: what is exported runs on
+    other machines, which may have neither a compiler nor this package.
+    """
+    if exporting():
+        return "torch"
+    return fastest(u, A, return_last_state) if backend == "auto" else backend
+
+
 def fastest(u: Tensor, A: Tensor, return_last_state: bool = False) -> Backend:
     """What "auto" is for these arguments. Warns once where that is slower than need be, by far."""
-    if _exporting():
-        return "torch"  # what is exported runs on other machines, and they may have no compiler
     on_gpu = u.device.type == "cuda" and u.dtype != torch.float64
     if on_gpu and not return_last_state and mamba_ssm_scan.is_fastest(u, A):
         return "mamba_ssm"
     return _fastest_or_warn(u.device.type, u.dtype)
 
 
-def _exporting() -> bool:
+def exporting() -> bool:
+    """Whether torch.export traces this."""
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
 
 
@@ -171,7 +183,7 @@ def _fastest_or_warn(device: str, dtype: torch.dtype) -> Backend:
                 f"The selective scan runs in plain PyTorch, many times slower: {' '.join(reasons)} "
                 "`python -m common doctor` says more.",
                 RuntimeWarning,
-                stacklevel=4,  # the caller of selective_scan
+                stacklevel=5,  # the caller of selective_scan
             )
     return backend
 

@@ -15,7 +15,7 @@ from .selective_scan import (
     BACKENDS,
     Backend,
     check_floating_point,
-    fastest,
+    chosen,
     plain,
     selective_scan,
 )
@@ -59,7 +59,7 @@ def selective_scan_2d(
     """
     _check(u, delta, A, B, C, D, delta_bias, backend)
     scan: Callable[..., Tensor] = functools.partial(_composition, backend=backend)
-    if backend == "cpp" or (backend == "auto" and fastest(u, A) == "cpp"):
+    if chosen(backend, u, A) == "cpp":
         scan = selective_scan_2d_cpp
     tensors = (plain(x) for x in (u, delta, A, B, C, D, delta_bias))
     return scan(*tensors, delta_softplus)

@@ -1,0 +1,239 @@
+"""Trained networks as files that run without this package: TorchScript, torch.export, ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data.torchscript_utils import save_net_with_metadata
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from tqdm import tqdm
+
+from ..errors import InputError
+from ..files import replacing
+
+FORMS = ("torchscript", "torch_export", "onnx")
+TOLERANCE = 1e-4  # of a logit; of the largest one, where that is above 1
+_OPSET = 18
+
+
+def export_network(
+    network: nn.Module,
+    size: Sequence[int],
+    form: str,
+    output: str | Path,
+    metadata: Mapping[str, Any] | None = None,
+    configs: Mapping[str, Any] | None = None,
+) -> float:
+    """Write a network in one of the `FORMS`, once its logits have been compared with the network's.
+
+    The image is (b, channels, *size), any b; TorchScript takes other sizes too. The network is in
+    eval mode and on the CPU afterwards.
+
+    Args:
+        network: from an image to logits, or in training to more.
+        size: of an image along each axis.
+        form: "torchscript" keeps metadata and configs in the file, as MONAI's ``ckpt_export``;
+            "torch_export" is read by ``torch.export.load``; "onnx" has the input "image" and the
+            output "pred" (extra: onnx).
+        output: the file.
+        metadata, configs: a bundle's metadata, and its configs by file name.
+
+    Returns:
+        The largest difference of a logit, for an image of noise.
+
+    Raises:
+        InputError: the form is another, a package for it is missing, the size does not suit the
+            network, the difference is above `TOLERANCE`, or the file cannot be written.
+    """
+    _check_form(form)
+    network = network.cpu().eval()
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, _in_channels(network), *size, generator=generator)
+    with torch.no_grad(), tqdm(total=3, desc="eager") as progress:
+        try:
+            expected = network(image)
+        except (ValueError, RuntimeError) as error:
+            raise InputError(
+                f"size is {list(size)}, which the network refuses ({error}); allowed is a size "
+                "that it was made for."
+            ) from error
+        progress.update()
+        progress.set_description("export")
+        try:
+            with replacing(output) as partial:
+                if form == "torchscript":
+                    _write_torchscript(network, partial, metadata, configs)
+                else:
+                    program = _program(network, image)
+                    {"torch_export": _write_program, "onnx": _write_onnx}[form](program, partial)
+                progress.update()
+                progress.set_description("check")
+                difference = (_RUN[form](partial, image) - expected).abs().max().item()
+                allowed = TOLERANCE * max(1, expected.abs().max().item())
+                if not difference <= allowed:
+                    raise InputError(
+                        f"The {form} differs from the network by {difference:.2g} in a logit; "
+                        f"allowed is {allowed:.2g}, so {output} is not written."
+                    )
+                progress.update()
+        except OSError as error:
+            raise InputError(f"The export {output} cannot be written ({error}).") from error
+    return difference
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise InputError(f"format is {form!r}; allowed are {', '.join(FORMS)}.")
+    if form != "torchscript" and not hasattr(torch.compiler, "is_exporting"):
+        raise InputError(f"torch is {torch.__version__}; allowed for {form} is one from 2.8.")
+    packages = ("onnx", "onnxscript", "onnxruntime") if form == "onnx" else ()
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"format is onnx, but {' and '.join(missing)} cannot be imported; "
+            "`pip install onnx onnxscript onnxruntime` installs all that it needs."
+        )
+
+
+def _in_channels(network: nn.Module) -> int:
+    """Of the image: what the first convolution takes."""
+    for module in network.modules():
+        if isinstance(module, _ConvNd):
+            return module.in_channels
+    raise InputError(f"{type(network).__name__} has no convolution; allowed is one that has.")
+
+
+def _program(network: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
+    pair = image.expand(2, *image.shape[1:])  # what is traced with one item would be for one only
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    return torch.export.export(network, (pair,), dynamic_shapes=batch)
+
+
+def _write_torchscript(
+    network: nn.Module,
+    path: Path,
+    metadata: Mapping[str, Any] | None,
+    configs: Mapping[str, Any] | None,
+) -> None:
+    files = {name: json.dumps(config).encode() for name, config in (configs or {}).items()}
+    with path.open("wb") as stream:
+        save_net_with_metadata(
+            torch.jit.script(network),
+            stream,
+            include_config_vals=False,
+            meta_values=metadata,
+            more_extra_files=files,
+        )
+
+
+def _write_program(program: torch.export.ExportedProgram, path: Path) -> None:
+    with path.open("wb") as stream:
+        torch.export.save(program, stream)
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
+    program = program.run_decompositions(
+        {
+            torch.ops.aten.group_norm.default: _group_norm,
+            torch.ops.aten.instance_norm.default: _instance_norm,
+        }
+    )
+    with _quiet("onnx_ir"):  # it warns of each scan that has no output but its state
+        exported = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=_OPSET,
+            input_names=["image"],
+            output_names=["pred"],
+            verbose=False,
+        )
+    assert exported is not None
+    exported.save(path)
+
+
+@contextlib.contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+# onnxruntime sums a whole volume in one float: logits would differ by 1e-3. Summed axis by axis,
+# they are as exact as torch's.
+def _group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Tensor:
+    y = _normalised(x.unflatten(1, [groups, -1]), x.dim() - 1, eps).flatten(1, 2)
+    return _affine(y, weight, bias)
+
+
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    if not use_input_stats:
+        return NotImplemented
+    return _affine(_normalised(x, x.dim() - 2, eps), weight, bias)
+
+
+def _normalised(x: Tensor, axes: int, eps: float) -> Tensor:
+    """Over the last so many axes."""
+    mean = x
+    for axis in range(1, axes + 1):
+        mean = mean.mean(-axis, keepdim=True)
+    x = x - mean
+    variance = x * x
+    for axis in range(1, axes + 1):
+        variance = variance.mean(-axis, keepdim=True)
+    return x * torch.rsqrt(variance + eps)
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """Per channel."""
+    ones = [1] * (x.dim() - 2)
+    if weight is not None:
+        x = x * weight.view(-1, *ones)
+    return x if bias is None else x + bias.view(-1, *ones)
+
+
+def _run_torchscript(path: Path, image: Tensor) -> Tensor:
+    return torch.jit.load(path)(image)
+
+
+def _run_program(path: Path, image: Tensor) -> Tensor:
+    with path.open("rb") as stream:
+        return torch.export.load(stream).module()(image)
+
+
+def _run_onnx(path: Path, image: Tensor) -> Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(["pred"], {"image": image.numpy()})[0])
+
+
+_RUN = {"torchscript": _run_torchscript, "torch_export": _run_program, "onnx": _run_onnx}

@@ -1,0 +1,167 @@
+"""Every network in every form, read by a process that has neither this package nor MONAI."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.errors import InputError
+from common.networks import (
+    CodebookMambaUNet,
+    ELANResMSCAUNet,
+    LCMambaNet,
+    LightMUNet,
+    MambaClinix,
+    lcmambanet,
+)
+from common.zoo import FORMS, export, export_network
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
+    "LightMUNet-2D": (lambda: LightMUNet(2, 2, 3, 16, (1, 1), (1,)), [24, 16]),
+    "LightMUNet-3D": (lambda: LightMUNet(3, 1, 3, 16, (1, 1), (1,)), [24, 16, 8]),
+    "MambaClinix": (
+        lambda: MambaClinix(1, 3, (8, 16, 32), ((1, 1, 1), (2, 2, 2), (2, 2, 1)), ((3, 3, 3),) * 3),
+        [16, 16, 12],
+    ),
+    "LCMambaNet": (lambda: LCMambaNet("T", 1, 3), [40, 32]),
+    "CodebookMambaUNet": (lambda: CodebookMambaUNet(1, 2, (4, 8), 8, 8), [16, 20, 12]),
+    "ELANResMSCAUNet": (lambda: ELANResMSCAUNet(1, 2, (4, 4, 4, 4, 4)), [32, 16, 16]),
+}
+LOADER = """
+import sys
+import numpy as np
+{read}
+for name in sys.argv[1:]:
+    with np.load(name + ".npz") as case:
+        image, expected = case["image"], case["expected"]
+    difference = np.abs(run(name, image) - expected).max()
+    assert difference <= 1e-4 * max(1, np.abs(expected).max()), (name, difference)
+assert not {{"common", "monai", *{absent}}} & set(sys.modules), sys.modules.keys()
+"""
+READ = {
+    "torchscript": """
+import torch
+def run(name, image):
+    return torch.jit.load(name)(torch.from_numpy(image)).detach().numpy()
+""",
+    "torch_export": """
+import torch
+def run(name, image):
+    return torch.export.load(name).module()(torch.from_numpy(image)).detach().numpy()
+""",
+    "onnx": """
+import onnxruntime
+def run(name, image):
+    session = onnxruntime.InferenceSession(name, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": image})[0]
+""",
+}
+
+
+def build(name: str) -> tuple[nn.Module, list[int]]:
+    torch.manual_seed(0)
+    network, size = NETWORKS[name]
+    return network().eval(), size
+
+
+def runs_elsewhere(form: str, names: Sequence[str], folder: Path) -> None:
+    ending = {"torchscript": ".ts", "torch_export": ".pt2", "onnx": ".onnx"}[form]
+    files = [str(folder / f"{name}{ending}") for name in names]
+    for name, file in zip(names, files, strict=True):
+        network, size = build(name)
+        export_network(network, size, form, file)
+        if form == "torchscript":  # takes any size
+            size = [x + 8 for x in size]
+        channels = 2 if name == "LightMUNet-2D" else 1
+        image = torch.rand(3, channels, *size)  # and all of them, any batch
+        with torch.no_grad():
+            np.savez(f"{file}.npz", image=image.numpy(), expected=network(image).numpy())
+    absent = {"torch"} if form == "onnx" else set()
+    program = LOADER.format(read=READ[form], absent=absent or "()")
+    command = [sys.executable, "-W", "ignore", "-c", program, *files]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={})
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(lcmambanet._DEPTHS, "T", (1, 1, 1, 1))
+
+
+def test_smallest_network_in_every_form(tmp_path: Path):
+    for form in FORMS:
+        runs_elsewhere(form, ["CodebookMambaUNet"], tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_other_networks(form: str, tmp_path: Path):
+    runs_elsewhere(form, [name for name in NETWORKS if name != "CodebookMambaUNet"], tmp_path)
+
+
+class Shifted(nn.Module):
+    """A network that gives another answer when it is scripted."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return y + self.shift if torch.jit.is_scripting() else y
+
+
+@pytest.mark.parametrize("shift", [2e-3, float("nan")])
+def test_different_logits_are_refused(shift: float, tmp_path: Path):
+    file = tmp_path / "model.ts"
+    file.write_text("earlier")
+    with pytest.raises(InputError, match=r"differs from the network by (0\.002|nan)"):
+        export_network(Shifted(shift), [4, 4], "torchscript", file)
+    assert file.read_text() == "earlier"
+    assert list(tmp_path.iterdir()) == [file]
+    export_network(Shifted(1e-6), [4, 4], "torchscript", file)
+    assert file.read_bytes().startswith(b"PK")
+
+
+def test_bad_input_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    network, _ = build("ELANResMSCAUNet")
+    with pytest.raises(InputError, match="format is 'tensorrt'; allowed are torchscript"):
+        export_network(network, [16] * 3, "tensorrt", tmp_path / "model")
+    with pytest.raises(InputError, match=r"size is \[8, 8, 8\].*allowed is 16 and more"):
+        export_network(network, [8] * 3, "torchscript", tmp_path / "model")
+    with pytest.raises(InputError, match=r"/none/model cannot be written"):
+        export_network(Shifted(0), [4, 4], "torchscript", tmp_path / "none/model")
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"onnxscript .* cannot be imported; `pip install onnx"):
+        export_network(network, [16] * 3, "onnx", tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("groups", [None, 1, 4])
+def test_norms_summed_axis_by_axis(groups: int | None):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(2, 8, 3, 5, 4, generator=generator, dtype=torch.float64)
+    weight, bias = torch.rand(2, 8, generator=generator, dtype=torch.float64)
+    if groups is None:
+        expected = torch.instance_norm(x, weight, bias, None, None, True, 0.0, 1e-5, False)
+        found = export._instance_norm(x, weight, bias, None, None, True, 0.0, 1e-5, False)
+    else:
+        expected = torch.group_norm(x, groups, weight, bias)
+        found = export._group_norm(x, groups, weight, bias)
+    torch.testing.assert_close(found, expected)
+
+
+def test_norm_of_a_volume_is_as_exact_in_onnx(tmp_path: Path):
+    norm = nn.Sequential(nn.Conv3d(1, 4, 1), nn.ReLU(), nn.InstanceNorm3d(4, affine=True))
+    with torch.no_grad():
+        norm[0].weight.fill_(0.1)
+        norm[0].bias.fill_(2.0)  # far from zero, where onnxruntime's own is off by 1e-2
+    export_network(norm, [64, 64, 64], "onnx", tmp_path / "norm.onnx")
