@@ -59,9 +59,7 @@ class CascadeInferer(SlidingWindowInferer):
             raise InputError(f"margin is {margin}; allowed are whole numbers from 0.")
         self.reparameterize = reparameterize
 
-    def __call__(  # type: ignore[override]
-        self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any
-    ) -> Tensor:
+    def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """The logits of both stages.
 
         Args:
@@ -97,8 +95,9 @@ class CascadeInferer(SlidingWindowInferer):
         start, end = generate_spatial_bounding_box(
             component[None], margin=self.margin, allow_smaller=True
         )
-        box = (..., *map(slice, start, end))
-        tumour[box] = super().__call__(volume[box], network.tumour, *args, **kwargs).float()
+        h, w, d = (slice(a, b) for a, b in zip(start, end, strict=True))
+        inside = super().__call__(volume[..., h, w, d], network.tumour, *args, **kwargs)
+        tumour[..., h, w, d] = inside.float()
         return torch.cat([liver, tumour], 1)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class LiverTumourCascade(nn.Module):
                     f"The network {name} is {type(network).__name__}, which has no convolutions "
                     "to fold; allowed is ELANResMSCAUNet."
                 )
-            folded.add_module(name, network.reparameterize())
+            folded.add_module(name, cast(Any, network).reparameterize())
         return folded.eval()
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:

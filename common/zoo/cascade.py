@@ -49,9 +49,7 @@ def keep_other_stage(network: nn.Module, path: str | Path, stage: str) -> None:
     own = network.state_dict()
     _check_both_stages(own, f"The network {type(network).__name__}")
     if not Path(path).is_file():
-        _logger.info(
-            f"There is no {path} yet: it will hold the {other} network untrained."
-        )
+        _logger.info(f"There is no {path} yet: it will hold the {other} network untrained.")
         return
     weights = load_state_dict(path)
     _check_both_stages(weights, f"The checkpoint {path}")

@@ -32,7 +32,9 @@ def test_a_stage_trains_its_network_alone(stage, name: str, other: str):
     torch.manual_seed(0)
     cascade = LiverTumourCascade(network(), network(), stage).train()
     before = {key: x.clone() for key, x in cascade.state_dict().items()}
-    optimiser = torch.optim.Adam([p for p in cascade.parameters() if p.requires_grad], weight_decay=1)
+    optimiser = torch.optim.Adam(
+        [p for p in cascade.parameters() if p.requires_grad], weight_decay=1
+    )
     scales = cascade(torch.randn(1, 1, 32, 16, 16))
     assert [x.shape for x in scales] == [(1, 1, 32, 16, 16)] * 4
     sum(x.square().mean() for x in scales).backward()
