@@ -49,6 +49,8 @@ COLLECTION: dict[str, Callable[[list[int]], nn.Module]] = {
     "LCMambaNet": _of(2, lambda: networks.LCMambaNet("T", 1, CLASSES)),
     "MambaClinix": _of(3, lambda: networks.MambaClinix(1, CLASSES)),
     "CodebookMambaUNet": _of(3, lambda: networks.CodebookMambaUNet(1, CLASSES)),
+    "ELANResMSCAUNet": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES)),
+    "ELANResMSCAUNetFolded": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES).reparameterize()),
 }
 MONAI: dict[str, Callable[[list[int]], nn.Module]] = {
     "SegResNet": lambda size: nets.SegResNet(len(size), 32, 1, CLASSES),

@@ -128,8 +128,9 @@ class CascadeInferer(Inferer):
         start, end = generate_spatial_bounding_box(
             component[None], margin=self.margin, allow_smaller=True
         )
-        box: Any = (..., *map(slice, start, end))
-        tumour[box] = self.inferer(volume[box], network.tumour, *args, **kwargs).float()
+        h, w, d = (slice(a, b) for a, b in zip(start, end, strict=True))
+        inside = self.inferer(volume[..., h, w, d], network.tumour, *args, **kwargs)
+        tumour[..., h, w, d] = inside.float()
         return torch.cat([liver, tumour], 1)
 
 

@@ -133,6 +133,11 @@ def test_small_volumes_are_padded_with_a_word(tmp_path: Path, caplog: pytest.Log
     caplog.clear()
     pad({"image": padded})
     assert not caplog.text
+    with caplog.at_level(logging.WARNING, logger="common.transforms"):
+        air = PadToPatchd("image", (16, 8, 8), value=-1)({"image": loaded["image"]})["image"]
+    assert "it is padded with -1." in caplog.text
+    assert (air[0, :4] == -1).all()
+    assert torch.equal(air[0, 4:12], loaded["image"][0])
 
 
 def test_adjacent_slices_are_channels():
@@ -230,6 +235,21 @@ def test_spacing_relative_in_plane():
         shared = done[key][..., ::3].as_tensor()
         torch.testing.assert_close(shared, data[key][:, ::2, ::2].as_tensor(), atol=1e-4, rtol=1e-4)
     assert set(done["label"].unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("spacing", [0.45, 6.0])
+def test_slices_stay_as_they_are(spacing: float):
+    item = {"image": volume(spacing=spacing)}
+    keep = Compose([RelativeSpacingd("image", 0.5, None, mode=3)])
+    done = keep(item)["image"]
+    assert done.shape == (1, 6, 5, 9)
+    torch.testing.assert_close(done.pixdim.tolist(), [1.4, 1.8, spacing])
+    torch.testing.assert_close(
+        done.as_tensor(), item["image"][:, ::2, ::2].as_tensor(), atol=1e-4, rtol=1e-4
+    )
+    back = Invertd("pred", keep, orig_keys="image")({"image": done, "pred": done.clone()})["pred"]
+    assert back.shape == item["image"].shape
+    torch.testing.assert_close(back.affine, item["image"].affine)
 
 
 def test_cubic_between_slices_but_within_the_volumes_values():

@@ -77,9 +77,9 @@ class RelativeVolumeDifference(CumulativeIterationMetric):
 class ConfusionRate(ConfusionMatrixMetric):
     """A rate of MONAI's ``ConfusionMatrixMetric`` for each case and channel, such as "precision".
 
-    MONAI's keeps counts, of which the rate is made last, so that a mean over cases is of counts.
-    NaN where the rate is 0 / 0: recall of a class that the label lacks, precision of one that the
-    prediction lacks.
+    MONAI's keeps counts, of which it makes the rate last; `PerClassMetric` and a table of cases
+    want each case's. NaN where the rate is 0 / 0: recall of a class that the label lacks, precision
+    of one that the prediction lacks.
     """
 
     def __init__(self, metric_name: str, include_background: bool = True) -> None:

@@ -7,6 +7,7 @@ from monai.data import MetaTensor
 from monai.metrics import DiceMetric
 
 from common.evaluation import (
+    ConfusionRate,
     HausdorffDistanceInMM,
     PerClassMetric,
     RelativeVolumeDifference,
@@ -91,3 +92,28 @@ def test_distances_of_each_case_are_in_its_own_millimetres():
     metric = SurfaceDistanceInMM(include_background=True, symmetric=True)
     metric([PREDICTION[1:2], PREDICTION[1:2]], [LABEL[1:2], coarse])
     assert torch.as_tensor(metric.get_buffer()).flatten().tolist() == [6, 10]
+
+
+def test_rates_of_each_case():
+    """Means are of the cases' rates, not a rate of summed counts, and scalars reach the log."""
+    label = torch.zeros(3, 4, 4)
+    label[0, :2] = 1
+    label[1, 0] = 1
+    prediction = torch.zeros(3, 4, 4)
+    prediction[0] = 1
+    prediction[2, 0] = 1
+    other = torch.zeros(3, 4, 4)
+    other[0, 0] = 1
+    expected = {
+        "precision": ([0.5, math.nan, 0.0], [1.0, math.nan, math.nan], [0.75, math.nan, 0.0]),
+        "recall": ([1.0, 0.0, math.nan], [0.5, 0.0, math.nan], [0.75, 0.0, math.nan]),
+    }
+    for name, (*cases, mean) in expected.items():
+        engine = Engine(lambda _, batch: batch)
+        engine.state.metric_details = {}
+        PerClassMetric(ConfusionRate(name), lambda x: x).attach(engine, name)
+        metrics = engine.run([([prediction], [label]), ([other], [label])]).metrics
+        assert [metrics[f"{name}_class_{i}"] for i in (1, 2, 3)] == pytest.approx(mean, nan_ok=True)
+        assert engine.state.metric_details[name].tolist() == [
+            pytest.approx(case, nan_ok=True) for case in cases
+        ]
