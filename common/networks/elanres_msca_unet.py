@@ -1,10 +1,10 @@
 """ELANRes-MSCA-UNet: parallel convolutions that fold into one, and multi-scale strip attention.
 
-The paper is "ELANRes-MSCA-UNet" for the liver and its tumours in CT; strip attention follows
-SegNeXt (Guo et al. 2022, arXiv:2209.08575), re-parameterisation RepVGG (Ding et al. 2021,
-arXiv:2101.03697), and the stacking ELAN (Wang et al. 2022, arXiv:2211.04800). Its authors released
-no code. What the paper leaves open is chosen here: the widths, two stacked convolutions on half of
-a block's channels, attention after each block of the encoder, and the MLP's expansion.
+The paper is Song et al. 2025, doi:10.3390/s25061814, for the liver and its tumours in CT; strip
+attention follows SegNeXt (Guo et al. 2022, arXiv:2209.08575), re-parameterisation RepVGG (Ding et
+al. 2021, arXiv:2101.03697), and the stacking ELAN (Wang et al. 2022, arXiv:2211.04800). Its authors
+released no code. What the paper leaves open is chosen here: the widths, two stacked convolutions on
+half of a block's channels, attention after each block of the encoder, and the MLP's expansion.
 """
 
 from __future__ import annotations
