@@ -31,6 +31,9 @@ _logger = logging.getLogger(__name__)
 class LoadCheckedImaged(LoadImaged):
     """MONAI's `LoadImaged`, for files that a user chose.
 
+    An image that is in memory stays as it is: MONAI Deploy reads images itself, and leaves out the
+    transforms that it knows as loaders by their names.
+
     Raises:
         InputError: a file is missing, or cannot be read to its end as an image.
     """
@@ -41,6 +44,8 @@ class LoadCheckedImaged(LoadImaged):
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         loaded = dict(data)
         for key in self.key_iterator(loaded):
+            if isinstance(data[key], Tensor):
+                continue
             try:
                 image = self._loader(data[key], reader)
             except Exception as error:

@@ -68,6 +68,21 @@ def test_networks():
     assert "Goal" in text
 
 
+def test_exports():
+    text = run(
+        "exports", "--only", "CodebookMambaUNet", "--forms", "torchscript", "--size", 16, 16, 8
+    )
+    assert "allowed is 16 and more" in cells(text, "CodebookMambaUNet", "torchscript")[2]
+    text = run(
+        "exports", "--only", "CodebookMambaUNet", "--forms", "torchscript", "--size", 16, 16, 16
+    )
+    row = cells(text, "CodebookMambaUNet", "torchscript")
+    assert row[2] == "16 x 16 x 16"
+    assert float(row[3]) < 1e-4
+    assert float(row[4]) > 0
+    assert float(row[5]) > 4  # 1.27 M parameters
+
+
 def test_flops_of_a_layer(monkeypatch):
     def layers(size: list[int]) -> nn.Module:
         return nn.Conv2d(1, 5, 3, padding=1, bias=False)

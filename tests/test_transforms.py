@@ -62,6 +62,11 @@ def test_good_case_passes_unchanged(tmp_path: Path):
     np.testing.assert_array_equal(loaded["label"][0], values > 0)
 
 
+def test_image_in_memory_stays(tmp_path: Path):
+    image = check(write(tmp_path / "image.nii.gz", scan()))["image"]
+    assert LoadCheckedImaged("image")({"image": image})["image"] is image
+
+
 def test_channels_of_a_4d_file(tmp_path: Path):
     image = write(tmp_path / "image.nii.gz", scan((8, 9, 10, 2)))
     assert check(image, in_channels=2)["image"].shape == (2, 8, 9, 10)

@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import json
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def export_network(
         try:
             with replacing(output) as partial:
                 if form == "torchscript":
-                    _write_torchscript(network, partial, metadata, configs)
+                    _write_torchscript(
+                        network, partial, f"{Path(output).stem}.ts", metadata, configs
+                    )
                 else:
                     program = _program(network, image)
                     {"torch_export": _write_program, "onnx": _write_onnx}[form](program, partial)
@@ -120,18 +123,22 @@ def _program(network: nn.Module, image: Tensor) -> torch.export.ExportedProgram:
 def _write_torchscript(
     network: nn.Module,
     path: Path,
+    name: str,
     metadata: Mapping[str, Any] | None,
     configs: Mapping[str, Any] | None,
 ) -> None:
     files = {name: json.dumps(config).encode() for name, config in (configs or {}).items()}
-    with path.open("wb") as stream:
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        # torch names the archive's folder after the file, and MONAI Deploy looks for that name.
+        named = Path(folder) / name
         save_net_with_metadata(
             torch.jit.script(network),
-            stream,
+            str(named),
             include_config_vals=False,
             meta_values=metadata,
             more_extra_files=files,
         )
+        named.replace(path)
 
 
 def _write_program(program: torch.export.ExportedProgram, path: Path) -> None:

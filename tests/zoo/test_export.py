@@ -48,13 +48,15 @@ assert not {{"common", "monai", *{absent}}} & set(sys.modules), sys.modules.keys
 READ = {
     "torchscript": """
 import torch
+torch.set_grad_enabled(False)
 def run(name, image):
-    return torch.jit.load(name)(torch.from_numpy(image)).detach().numpy()
+    return torch.jit.load(name)(torch.from_numpy(image)).numpy()
 """,
     "torch_export": """
 import torch
+torch.set_grad_enabled(False)
 def run(name, image):
-    return torch.export.load(name).module()(torch.from_numpy(image)).detach().numpy()
+    return torch.export.load(name).module()(torch.from_numpy(image)).numpy()
 """,
     "onnx": """
 import onnxruntime
