@@ -352,7 +352,7 @@ def test_shared_files_are_equal(bundle: Path):
 
 
 def test_network_takes_and_gives_what_the_metadata_says(bundle: Path):
-    whole = {"stage": None} if staged(bundle) else {}  # one stage's network is half of a cascade
+    whole = {"stage": "$None"} if staged(bundle) else {}  # one stage's network is half of a cascade
     for name in ("train", "inference"):
         verify_net_in_out(
             "network_def",
@@ -366,7 +366,7 @@ def test_network_takes_and_gives_what_the_metadata_says(bundle: Path):
 
 @pytest.mark.parametrize("name", ["train", "inference"])
 def test_classes_and_channels_by_one_override_each(bundle: Path, name: str):
-    whole = {"stage": None} if staged(bundle) else {}
+    whole = {"stage": "$None"} if staged(bundle) else {}
     classes = 3 if staged(bundle) else 7
     override = {"in_channels": 4, "num_classes": classes} | whole
     network = parser(bundle, name, **override).get_parsed_content("network_def")
