@@ -162,7 +162,7 @@ def test_shared_files_are_equal(bundle: Path):
 
 @pytest.mark.parametrize("name", ["train", "inference"])
 def test_classes_and_channels_by_one_override_each(bundle: Path, name: str):
-    whole = {"stage": None} if staged(bundle) else {}
+    whole = {"stage": "$None"} if staged(bundle) else {}
     classes = 3 if staged(bundle) else 7
     override = {"in_channels": 4, "num_classes": classes} | whole
     network = parser(bundle, name, **override).get_parsed_content("network_def")
