@@ -161,9 +161,17 @@ def _outputs(u: Tensor, A: Tensor, B: Tensor, save_states: bool) -> tuple[Tensor
     saved = u.new_empty(0)
     if save_states:
         groups = B.shape[1] if B.dim() == 4 else 1
-        padded = (d // groups + PAD - 1) // PAD * PAD * groups
-        saved = u.new_empty((batch, (length + TILE - 1) // TILE, padded, n))
+        saved = _states_between(u, batch, length, d // groups, groups, n)
     return _like(u), u.new_empty((batch, d, n)), saved
+
+
+def _states_between(
+    x: Tensor, batch: int, length: int, group_channels: int, groups: int, n: int
+) -> Tensor:
+    """Memory for the states between tiles: zeros where padding would be left as it was found."""
+    padded = (group_channels + PAD - 1) // PAD * PAD
+    shape = (batch, (length + TILE - 1) // TILE, padded * groups, n)
+    return x.new_empty(shape) if padded == group_channels else x.new_zeros(shape)
 
 
 def _gradients(

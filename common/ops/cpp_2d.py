@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import cpp
-from .cpp import PAD, TILE, _run, _Scan, _to_single, _view
+from .cpp import _run, _Scan, _states_between, _to_single, _view
 
 
 def selective_scan_2d_cpp(
@@ -117,8 +117,7 @@ def _outputs(u: Tensor, A: Tensor, save_states: bool) -> tuple[Tensor, Tensor]:
     batch, d, height, width = u.shape
     saved = u.new_empty(0)
     if save_states:
-        tiles, padded = (height * width + TILE - 1) // TILE, (d + PAD - 1) // PAD * PAD
-        saved = u.new_empty((4, batch * tiles * padded * A.shape[2]))
+        saved = _states_between(u, 4 * batch, height * width, d, 1, A.shape[2]).view(4, -1)
     return torch.empty_like(u), saved
 
 

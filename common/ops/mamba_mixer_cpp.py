@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import cpp
-from .cpp import PAD, TILE, _arguments, _expect_writes, _run, _View, _view
+from .cpp import TILE, _arguments, _expect_writes, _run, _states_between, _View, _view
 
 # Elements of a chunk's u, that is tokens times channels: a few such tensors fit the cache together.
 CHUNK = 1 << 18
@@ -203,8 +203,7 @@ def _outputs(x: Tensor, A: Tensor, out_proj: Tensor, save_states: bool) -> tuple
     d, n = A.shape
     saved = x.new_empty(0)
     if save_states:
-        padded = (d + PAD - 1) // PAD * PAD
-        saved = x.new_empty((batch, (length + TILE - 1) // TILE, padded, n))
+        saved = _states_between(x, batch, length, d, 1, n)
     return x.new_empty((batch, length, out_proj.shape[0])), saved
 
 
