@@ -53,6 +53,7 @@ def test_selective_scan():
         assert pscan[1:] == [">= 150", "not measured"]
 
 
+@pytest.mark.slow
 def test_networks():
     names = ("LightMUNet", "SegResNet", "SwinUNETR")
     text = run("networks", "--size", 40, 40, "--only", *names, "--rounds", 1)
@@ -68,6 +69,7 @@ def test_networks():
     assert "Goal" in text
 
 
+@pytest.mark.slow
 def test_exports():
     text = run(
         "exports", "--only", "CodebookMambaUNet", "--forms", "torchscript", "--size", 16, 16, 8

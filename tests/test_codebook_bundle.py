@@ -128,7 +128,7 @@ def test_one_command_trains_with_several_seeds(dataset: Path, tmp_path: Path):
     "ablations",
     [
         {"network_def#codebook": False, "loss#beta": 0, "network_def#global_mixer": "attention"},
-        {"network_def#multi_scale": False, "network_def#global_mixer": None, "loss#alpha": 0},
+        {"network_def#multi_scale": False, "network_def#global_mixer": "$None", "loss#alpha": 0},
     ],
     ids=["no codebook", "codebook alone"],
 )
@@ -137,6 +137,8 @@ def test_ablations_by_an_override_each(dataset: Path, tmp_path: Path, ablations:
     weights = torch.load(tmp_path / "models/model.pt", weights_only=True)
     assert all(torch.isfinite(x).all() for x in weights.values())
     assert ("codebook.prototypes" in weights) == ("network_def#codebook" not in ablations)
+    mixers = {name.split(".")[1] for name in weights if name.startswith("mixer.")}
+    assert mixers == ({"attention"} if "network_def#codebook" in ablations else set())
 
 
 @pytest.mark.slow

@@ -50,6 +50,7 @@ def test_phantom_then_overlay(tmp_path: Path):
     assert (tmp_path / "o.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_converted_checkpoint_loads(tmp_path: Path):
     case = GoldenCase("lightm_unet_2d")
     torch.save({"network_weights": case.state_dict}, tmp_path / "theirs.pth")
@@ -66,6 +67,7 @@ def test_converted_checkpoint_loads(tmp_path: Path):
     assert "cannot be written" in message
 
 
+@pytest.mark.slow
 def test_codebook_of_a_trained_network(tmp_path: Path):
     arguments = {"in_channels": 1, "widths": [2, 2, 2, 2], "prototype_dim": 8}
     config = {

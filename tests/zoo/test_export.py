@@ -18,6 +18,7 @@ from common.networks import (
     ELANResMSCAUNet,
     LCMambaNet,
     LightMUNet,
+    LiverTumourCascade,
     MambaClinix,
     lcmambanet,
 )
@@ -33,6 +34,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
     "LCMambaNet": (lambda: LCMambaNet("T", 1, 3), [40, 32]),
     "CodebookMambaUNet": (lambda: CodebookMambaUNet(1, 2, (4, 8), 8, 8), [16, 20, 12]),
     "ELANResMSCAUNet": (lambda: ELANResMSCAUNet(1, 2, (4, 4, 4, 4, 4)), [32, 16, 16]),
+    "LiverTumourCascade": (
+        lambda: LiverTumourCascade(nn.Conv3d(1, 1, 3), nn.Conv3d(1, 1, 3)),
+        [8] * 3,
+    ),
 }
 LOADER = """
 import sys
@@ -97,6 +102,7 @@ def shallow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lcmambanet._DEPTHS, "T", (1, 1, 1, 1))
 
 
+@pytest.mark.slow
 def test_smallest_network_in_every_form(tmp_path: Path):
     for form in FORMS:
         runs_elsewhere(form, ["CodebookMambaUNet"], tmp_path)
