@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import threading
+from multiprocessing.dummy import DummyProcess
 from types import TracebackType
 from typing import Any
 
@@ -52,6 +54,7 @@ def explain_input_errors() -> None:
             previous_hook(kind, error, traceback)
         else:
             sys.stderr.write(f"error: {sentence}\n")
+            _wait_for_pools()
 
     def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = previous_factory(*args, **kwargs)
@@ -66,6 +69,13 @@ def explain_input_errors() -> None:
 
     sys.excepthook = hook
     logging.setLogRecordFactory(factory)
+
+
+def _wait_for_pools() -> None:
+    """Let CacheDataset's threads end the case each is at: one inside torch at exit aborts it."""
+    for thread in threading.enumerate():
+        if isinstance(thread, DummyProcess):
+            thread.join(timeout=60)
 
 
 def first_line(error: BaseException) -> str:
