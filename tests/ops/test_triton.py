@@ -262,7 +262,7 @@ def test_old_triton(monkeypatch):
 
 def test_package_imports_without_triton():
     code = "import sys; sys.modules['triton'] = sys.modules['mamba_ssm'] = None; import common.ops"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def cuda(dtype=torch.float32, d=64) -> SimpleNamespace:
