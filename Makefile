@@ -24,11 +24,14 @@ SHORT := --max_epochs 40 --val_interval 5 --batch_size 1 --flip_prob 0 --optimiz
 	"{'_target_': 'torch.optim.AdamW', 'params': '\$$@network.parameters()', 'lr': 0.003}"
 HELD_OUT := demo/data/imagesTs/liver_008.nii.gz
 
+# Two processes, each with a file's tests at a time and one thread for what does not choose its own.
+TWO := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(TWO) -m "not slow"
 
 test-slow: $(VENV)/installed
-	$(BIN)/python -m pytest -m slow
+	$(TWO) -m slow
 
 test-label: $(LABEL)/installed
 	$(LABEL)/bin/python -m pytest tests/test_monai_label.py
