@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from common.data.phantom import write_phantom
+from common.networks import MambaClinix
 from common.planning import write_plan
 
 from . import running
 from .conftest import REPOSITORY
-from .running import succeed
+from .running import check_export_of_monai, succeed
 from .test_bundles import parser
 
 BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_mambaclinix_segmentation"
@@ -180,12 +181,7 @@ def test_two_processes(dataset: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_export_of_monai(trained: Path, tmp_path: Path):
-    config, meta = (str(BUNDLE / f"configs/{name}.json") for name in ("inference", "metadata"))
-    exported, weights = tmp_path / "model.ts", trained / "models/model.pt"
-    paths = ["--filepath", str(exported), "--ckpt_file", str(weights)]
-    files = ["--meta_file", meta, "--config_file", config]
-    small = running.overrides(SMALL)
-    succeed(["ckpt_export", "network_def", *paths, *files, *small], cwd=tmp_path)
-    y = torch.jit.load(exported)(torch.zeros(1, 1, 24, 16, 9))
-    assert y.shape == (1, 3, 24, 16, 9)
+def test_export_of_monai(trained: Path):
+    sizes = {name.removeprefix("network_def#"): x for name, x in SMALL.items() if "#" in name}
+    network, checkpoint = MambaClinix(1, 3, **sizes), trained / "models/model.pt"
+    check_export_of_monai(BUNDLE, checkpoint, SMALL, network, 24, 16, 9)
