@@ -25,7 +25,7 @@ SHORT := --max_epochs 40 --val_interval 5 --batch_size 1 --flip_prob 0 --optimiz
 HELD_OUT := demo/data/imagesTs/liver_008.nii.gz
 
 # Two processes, each with a file's tests at a time and one thread for what does not choose its own.
-# Threads that wait by spinning would take the processor from the other process: 10 times as long.
+# Threads that wait by spinning would take the processor from the other process.
 TWO := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test: $(VENV)/installed

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -55,29 +54,37 @@ def sentence(arguments: Sequence[str]) -> str:
 
 
 def check_export_of_monai(
-    bundle: Path, checkpoint: Path, small: dict[str, object], network: nn.Module, *size: int
+    folder: Path,
+    bundle: Path,
+    checkpoint: Path,
+    small: dict[str, object],
+    network: nn.Module,
+    *size: int,
 ) -> None:
     """The bundle's ckpt_export gives the network's logits in a process without our packages.
 
     Args:
+        folder: where its files go.
         small: options that make of the bundle's network the one given.
         size: of an image to compare; two samples of one channel.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        meta, config = (str(bundle / f"configs/{name}.json") for name in ("metadata", "inference"))
-        paths = ["--filepath", str(folder / "model.ts"), "--ckpt_file", str(checkpoint)]
-        files = ["--meta_file", meta, "--config_file", config]
-        succeed(["ckpt_export", "network_def", *paths, *files, *overrides(small)], cwd=folder)
-        network.load_state_dict(torch.load(checkpoint, weights_only=True))
-        x = torch.rand(2, 1, *size, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            torch.save({"x": x, "y": network.eval()(x)}, folder / "expected.pt")
-        program = """
+    meta, config = (str(bundle / f"configs/{name}.json") for name in ("metadata", "inference"))
+    paths = ["--filepath", str(folder / "model.ts"), "--ckpt_file", str(checkpoint)]
+    files = ["--meta_file", meta, "--config_file", config]
+    succeed(["ckpt_export", "network_def", *paths, *files, *overrides(small)], cwd=folder)
+    network.load_state_dict(torch.load(checkpoint, weights_only=True))
+    network.eval()
+    x = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y, exact = network(x), network.double()(x.double())
+    torch.save({"x": x, "y": y, "exact": exact}, folder / "expected.pt")
+    program = """
 import sys, torch
 expected = torch.load("expected.pt")
 network = torch.jit.load("model.ts")
 torch.testing.assert_close(network(expected["x"]), expected["y"], rtol=1e-4, atol=1e-4)
+y = network.double()(expected["x"].double())
+torch.testing.assert_close(y, expected["exact"], rtol=1e-9, atol=1e-9)
 assert not {"common", "monai"} & set(sys.modules)
 """
-        subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=folder)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=folder)

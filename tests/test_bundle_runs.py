@@ -15,10 +15,11 @@ import pytest
 import torch
 
 from common.data.phantom import write_phantom
+from common.networks import LightMUNet
 
 from . import running
 from .conftest import REPOSITORY, shared
-from .running import overrides, sentence, succeed
+from .running import check_export_of_monai, overrides, sentence, succeed
 
 BUNDLE = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
 SMALL = {
@@ -197,28 +198,9 @@ def test_exports_and_checks_of_monai(trained: Path, tmp_path: Path):
     verified = succeed(["verify_net_in_out", "network_def", *files, "--n", "2", *small])
     assert "data shape of network is verified with no error" in verified
 
-    exported, weights = tmp_path / "model.ts", trained / "models/model.pt"
-    paths = ["--filepath", str(exported), "--ckpt_file", str(weights)]
-    succeed(["ckpt_export", "network_def", *paths, *files, *small], cwd=tmp_path)
-    from common.networks import LightMUNet
-
-    arguments = {"init_filters": 8, "blocks_down": (1, 1), "blocks_up": (1,)}
-    network = LightMUNet(3, 1, 3, **arguments).eval()
-    network.load_state_dict(torch.load(weights, weights_only=True))
-    x = torch.randn(1, 1, 24, 16, 9, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        exact = network.double()(x.double())
-        torch.save({"x": x, "y": network.float()(x), "exact": exact}, tmp_path / "expected.pt")
-    program = f"""
-import sys, torch
-expected = torch.load({str(tmp_path / "expected.pt")!r})
-network = torch.jit.load({str(exported)!r})
-torch.testing.assert_close(network(expected["x"]), expected["y"], rtol=1e-4, atol=1e-4)
-y = network.double()(expected["x"].double())
-torch.testing.assert_close(y, expected["exact"], rtol=1e-9, atol=1e-9)
-assert not {{"common", "monai"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, cwd=tmp_path)
+    network = LightMUNet(3, 1, 3, init_filters=8, blocks_down=(1, 1), blocks_up=(1,))
+    checkpoint = trained / "models/model.pt"
+    check_export_of_monai(tmp_path, BUNDLE, checkpoint, SMALL, network, 24, 16, 9)
 
 
 def test_loads_from_elsewhere(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

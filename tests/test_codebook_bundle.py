@@ -173,6 +173,6 @@ def test_two_processes(dataset: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_export_of_monai(trained: Path):
+def test_export_of_monai(trained: Path, tmp_path: Path):
     network, checkpoint = CodebookMambaUNet(1, **NETWORK), trained / "models/model.pt"
-    check_export_of_monai(BUNDLE, checkpoint, SMALL, network, 32, 40, 17)
+    check_export_of_monai(tmp_path, BUNDLE, checkpoint, SMALL, network, 32, 40, 17)

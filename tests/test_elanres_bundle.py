@@ -215,7 +215,7 @@ def test_two_processes(dataset: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_export_of_monai(trained: dict[str, Path]):
+def test_export_of_monai(trained: dict[str, Path], tmp_path: Path):
     cascade = LiverTumourCascade(network(), network())
     checkpoint = trained["tumor"] / "models/model.pt"
-    check_export_of_monai(BUNDLE, checkpoint, SMALL, cascade, 32, 40, 17)
+    check_export_of_monai(tmp_path, BUNDLE, checkpoint, SMALL, cascade, 32, 40, 17)

@@ -130,6 +130,6 @@ def test_published_encoder(dataset: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_export_of_monai(trained: Path):
+def test_export_of_monai(trained: Path, tmp_path: Path):
     checkpoint = trained / "models/model.pt"
-    check_export_of_monai(BUNDLE, checkpoint, SMALL, LCMambaNet("T", 1, 3), 40, 33)
+    check_export_of_monai(tmp_path, BUNDLE, checkpoint, SMALL, LCMambaNet("T", 1, 3), 40, 33)

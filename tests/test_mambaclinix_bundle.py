@@ -181,7 +181,7 @@ def test_two_processes(dataset: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_export_of_monai(trained: Path):
+def test_export_of_monai(trained: Path, tmp_path: Path):
     sizes = {name.removeprefix("network_def#"): x for name, x in SMALL.items() if "#" in name}
     network, checkpoint = MambaClinix(1, 3, **sizes), trained / "models/model.pt"
-    check_export_of_monai(BUNDLE, checkpoint, SMALL, network, 24, 16, 9)
+    check_export_of_monai(tmp_path, BUNDLE, checkpoint, SMALL, network, 24, 16, 9)

@@ -364,10 +364,12 @@ def test_without_a_compiler(tiny, tmp_path, monkeypatch, compiler):
 def test_library_beside_the_package(tiny, monkeypatch):
     beside = native.SOURCE.parent.parent / "_selective_scan.so"
     beside.write_bytes(b"stale")
-    forget_and_load()  # not that one
+    forget_and_load()
+    assert native.location() != beside
     native.compile_library(next(native._compilers()), beside)
     monkeypatch.setattr(native, "_compilers", lambda: pytest.fail("looked for a compiler"))
     forget_and_load()
+    assert native.location() == beside
 
 
 def test_native_needs_only_the_standard_library():
