@@ -23,6 +23,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "body": (set(), {"torch", "numpy", "scipy"}),
     "transforms": (BASE | {"body"}, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),
+    "distributed": (set(), {"torch"}),
     "optimizers": (BASE, {"torch"}),
     "planning": (BASE | {"data"}, FRAMEWORKS | {"nnunetv2"}),
     "zoo": (
