@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from common.blocks import Codebook
+from common.distributed import end_process_group
 
 
 def brute_force(sites: Tensor, prototypes: Tensor) -> Tensor:
@@ -159,14 +160,13 @@ def test_same_seed_same_training():
 def train_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/group", rank=rank, world_size=2)
-    # The network is gone before its group: the other way round, gloo at times never ends.
-    torch.save(prototypes_of_rank(rank), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def prototypes_of_rank(rank: int) -> list[Tensor]:
     torch.manual_seed(rank)
     network = DistributedDataParallel(Codebook(4, 3, init="data", restart_after=1))
+    torch.save(prototypes_in_training(network, rank), f"{folder}/{rank}.pt")
+    end_process_group(network)
+
+
+def prototypes_in_training(network: DistributedDataParallel, rank: int) -> list[Tensor]:
     codebook = network.module
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
 
