@@ -2,6 +2,16 @@
 
 from .codebook import Codebook
 from .mamba import Mamba
+from .norms import BatchNorm2d, BatchNorm3d, GroupNorm, InstanceNorm3d
 from .ss2d import SS2D, VSSBlock
 
-__all__ = ["SS2D", "Codebook", "Mamba", "VSSBlock"]
+__all__ = [
+    "SS2D",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "Codebook",
+    "GroupNorm",
+    "InstanceNorm3d",
+    "Mamba",
+    "VSSBlock",
+]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import Codebook, Mamba
+from ..blocks import Codebook, GroupNorm, InstanceNorm3d, Mamba
 from ..ops import Backend
 
 _HEADS = 8  # of the attention ablation; their number does not change its parameters
@@ -37,13 +37,6 @@ class CodebookOutput(NamedTuple):
     codes: Tensor
 
 
-class InstanceNorm(nn.InstanceNorm3d):
-    """Instance norm that takes a map of one voxel too, as a bottleneck's may be: to its bias."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.instance_norm(x, self.weight, self.bias, None, None, True, 0.0, self.eps, True)
-
-
 class ConvUnit(nn.Sequential):
     """Convolution, instance norm (whose bias is the unit's), ReLU."""
 
@@ -57,7 +50,7 @@ class ConvUnit(nn.Sequential):
                 dilation=dilation,
                 bias=False,
             ),
-            InstanceNorm(out_channels, affine=True),
+            InstanceNorm3d(out_channels),
             nn.ReLU(inplace=True),
         )
 
@@ -92,8 +85,7 @@ class MultiScaleBlock(nn.Module):
         )
         self.fuse = nn.Sequential(
             nn.Conv3d(3 * out_channels, out_channels, 1, bias=False),
-            nn.GroupNorm(1, out_channels),
-            nn.ReLU(inplace=True),
+            GroupNorm(1, out_channels, relu=True),
         )
 
     def forward(self, x: Tensor) -> Tensor:

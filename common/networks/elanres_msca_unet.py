@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..blocks import BatchNorm2d, BatchNorm3d
+
 _STACKED = 2  # convolutions in a row in an ELAN block
 _STRIPS = (7, 11, 21)
 _EXPANSION = 2  # of the MLP's hidden channels
@@ -30,7 +32,7 @@ class ConvUnit(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, kernel: int) -> None:
         super().__init__(
             nn.Conv3d(in_channels, out_channels, kernel, padding=kernel // 2, bias=False),
-            nn.BatchNorm3d(out_channels),
+            BatchNorm3d(out_channels),
             nn.ReLU(inplace=True),
         )
 
@@ -52,8 +54,8 @@ class ParallelConv(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv3d(channels, channels, 3, padding=1, bias=False) for _ in range(branches)
         )
-        self.norms = nn.ModuleList(nn.BatchNorm3d(channels) for _ in range(branches))
-        self.identity = nn.BatchNorm3d(channels)
+        self.norms = nn.ModuleList(BatchNorm3d(channels) for _ in range(branches))
+        self.identity = BatchNorm3d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.identity(x)
@@ -92,7 +94,7 @@ class ELANResBlock(nn.Module):
         self.stack = nn.ModuleList(ParallelConv(half, branches) for _ in range(_STACKED))
         self.fuse = nn.Sequential(
             nn.Conv3d(out_channels + _STACKED * half, out_channels, 1, bias=False),
-            nn.BatchNorm3d(out_channels),
+            BatchNorm3d(out_channels),
         )
         self.skip: nn.Module = nn.Identity()
         if in_channels != out_channels:
@@ -139,9 +141,9 @@ class MSCABlock(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         hidden = _EXPANSION * channels
-        self.attention = nn.Sequential(nn.BatchNorm2d(channels), StripAttention(channels))
+        self.attention = nn.Sequential(BatchNorm2d(channels), StripAttention(channels))
         self.mlp = nn.Sequential(
-            nn.BatchNorm2d(channels),
+            BatchNorm2d(channels),
             nn.Conv2d(channels, hidden, 1),
             _depthwise(hidden, 3, 3),
             nn.GELU(),

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import VSSBlock
+from ..blocks import BatchNorm2d, VSSBlock
 from ..ops import Backend
 from .vmamba import VMambaEncoder
 
@@ -32,7 +32,7 @@ class ConvNorm(nn.Sequential):
     def __init__(self, in_channels: int, kernel: int) -> None:
         super().__init__(
             nn.Conv2d(in_channels, _WIDTH, kernel, padding=kernel // 2, bias=False),
-            nn.BatchNorm2d(_WIDTH),
+            BatchNorm2d(_WIDTH),
         )
 
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import Tensor, nn
 
-from ..blocks import Mamba
+from ..blocks import GroupNorm, Mamba
 from ..ops import Backend, layer_norm, residual_norm_linear
 
 _GROUPS = 8  # of every group norm
@@ -122,14 +122,14 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, channels: int, layer1: nn.Module, layer2: nn.Module) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_GROUPS, channels)
+        self.norm1 = GroupNorm(_GROUPS, channels, relu=True)
         self.layer1 = layer1
-        self.norm2 = nn.GroupNorm(_GROUPS, channels)
+        self.norm2 = GroupNorm(_GROUPS, channels, relu=True)
         self.layer2 = layer2
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.layer1(self.norm1(x).relu_())
-        y = self.layer2(self.norm2(y).relu_())
+        y = self.layer1(self.norm1(x))
+        y = self.layer2(self.norm2(y))
         # In place saves time; TorchScript refuses it for views where there are gradients.
         return x + y if torch.jit.is_scripting() else y.add_(x)
 
@@ -151,16 +151,16 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, spatial_dims: int, channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(_GROUPS, channels)
+        self.norm1 = GroupNorm(_GROUPS, channels, relu=True)
         self.conv = DepthwiseSeparableConv(spatial_dims, channels, channels, 3, bias=False)
         self.skip_scale = nn.Parameter(torch.ones(1))
-        self.norm2 = nn.GroupNorm(_GROUPS, channels)
+        self.norm2 = GroupNorm(_GROUPS, channels, relu=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(self.norm1(x).relu_())
+        y = self.conv(self.norm1(x))
         scale = self.skip_scale
         y = torch.addcmul(y, x, scale) if torch.jit.is_scripting() else y.addcmul_(x, scale)
-        return self.norm2(y).relu_()
+        return self.norm2(y)
 
 
 class DecoderLevel(nn.Module):
@@ -184,11 +184,11 @@ class Head(nn.Module):
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(_GROUPS, in_channels)
+        self.norm = GroupNorm(_GROUPS, in_channels, relu=True)
         self.conv = DepthwiseSeparableConv(spatial_dims, in_channels, out_channels, 1, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(self.norm(x).relu_())
+        return self.conv(self.norm(x))
 
 
 class LightMUNet(nn.Module):

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
-from ..blocks import Mamba
+from ..blocks import InstanceNorm3d, Mamba
 from ..ops import Backend, exporting
 
 StageLayer = int | Literal["mamba"] | None
@@ -35,7 +35,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = _conv(in_channels, out_channels, kernel, stride, bias=bias)
-        self.norm = nn.InstanceNorm3d(out_channels, affine=True)
+        self.norm = InstanceNorm3d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))

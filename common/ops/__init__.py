@@ -3,14 +3,18 @@
 from .chunked import selective_scan_chunked
 from .layer_norm import layer_norm, residual_norm_linear
 from .mamba_mixer import mamba_mixer, mamba_mixer_chunked
+from .norms import batch_norm, group_norm, instance_norm
 from .selective_scan import BACKENDS, Backend, exporting, fastest_backend, selective_scan, why_not
 from .selective_scan_2d import selective_scan_2d, selective_scan_2d_chunked
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "batch_norm",
     "exporting",
     "fastest_backend",
+    "group_norm",
+    "instance_norm",
     "layer_norm",
     "mamba_mixer",
     "mamba_mixer_chunked",

@@ -1,6 +1,6 @@
 // The selective scan on a CPU, and the causal convolution before it, forward and backward, float32:
 // entry points, threads, and the choice of instruction set. The arithmetic is in
-// selective_scan_kernels.h and causal_conv1d_kernels.h.
+// selective_scan_kernels.h and causal_conv1d_kernels.h. Beside them stand layer and group norm.
 //
 // No torch, no Python, no OpenMP: tensors come as pointers with strides. Work is divided into tasks
 // of (batch, group, part of the group's channels, chunk of tokens). Which thread runs a task never
@@ -81,6 +81,8 @@ struct LayerNorm {
     float eps;
 };
 }
+
+#include "group_norm.h"
 
 #ifndef SOURCE_HASH
 #define SOURCE_HASH ""
@@ -312,6 +314,7 @@ namespace portable {
 #include "selective_scan_kernels.h"
 #include "causal_conv1d_kernels.h"
 #include "layer_norm_kernels.h"
+#include "group_norm_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace portable
@@ -330,6 +333,7 @@ namespace avx2 {
 #include "selective_scan_kernels.h"
 #include "causal_conv1d_kernels.h"
 #include "layer_norm_kernels.h"
+#include "group_norm_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace avx2
@@ -347,6 +351,7 @@ namespace avx512 {
 #include "selective_scan_kernels.h"
 #include "causal_conv1d_kernels.h"
 #include "layer_norm_kernels.h"
+#include "group_norm_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace avx512
@@ -365,6 +370,9 @@ struct Isa {
     decltype(&portable::conv_forward_task) conv_forward;
     decltype(&portable::conv_backward_task) conv_backward;
     decltype(&portable::layer_norm_task) layer_norm;
+    decltype(&portable::group_norm_sums) group_norm_sums, group_norm_normalise;
+    decltype(&portable::group_norm_gradient_sums) group_norm_gradient_sums;
+    decltype(&portable::group_norm_differentiate) group_norm_differentiate;
 };
 
 int best_isa() {
@@ -378,7 +386,8 @@ int best_isa() {
 
 #define ISA(width, name)                                                                              \
     {width, name::forward_task, name::backward_task, name::conv_forward_task, name::conv_backward_task, \
-     name::layer_norm_task}
+     name::layer_norm_task, name::group_norm_sums, name::group_norm_normalise,                       \
+     name::group_norm_gradient_sums, name::group_norm_differentiate}
 
 Isa choose_isa(int highest) {
 #if defined(__x86_64__)
@@ -647,6 +656,33 @@ void layer_norm(const LayerNorm& norm) {
     });
 }
 
+void norm_forward(const GroupNorm& norm) {
+    const Isa isa = choose_isa(norm.isa);
+    GroupNormPlan plan(norm);
+    auto all = [&](auto task) {
+        parallel(norm.threads, norm.threads, 0, plan.tasks(), [&](int64_t i, Arena) { task(plan, i); });
+    };
+    expect_writes(norm.y, norm.batch * norm.rows * norm.channels);
+    all(isa.group_norm_sums);
+    for (int64_t item = 0; item < norm.batch; ++item) plan.find_mean(item), plan.find_scale(item);
+    all(isa.group_norm_normalise);
+}
+
+void norm_backward(const GroupNorm& norm) {
+    const Isa isa = choose_isa(norm.isa);
+    GroupNormPlan plan(norm);
+    std::vector<double> dweight(norm.channels), dbias(norm.channels);
+    expect_writes(norm.dx, norm.batch * norm.rows * norm.channels);
+    for (int64_t item = 0; item < norm.batch; ++item) plan.find_scale(item);
+    parallel(norm.threads, norm.threads, plan.scratch_floats(), plan.tasks(),
+             [&](int64_t i, Arena arena) { isa.group_norm_gradient_sums(plan, i, arena); });
+    for (int64_t item = 0; item < norm.batch; ++item) plan.find_gradient(item, dweight, dbias);
+    parallel(norm.threads, norm.threads, 0, plan.tasks(),
+             [&](int64_t i, Arena) { isa.group_norm_differentiate(plan, i); });
+    for (int64_t c = 0; c < norm.channels; ++c)
+        norm.dweight[c] = float(dweight[c]), norm.dbias[c] = float(dbias[c]);
+}
+
 template <class Arguments>
 int guarded(void (*run)(const Arguments&), const Arguments* arguments) {
     try {
@@ -667,6 +703,9 @@ extern "C" int causal_conv1d_forward(const Conv* conv) { return guarded(conv_for
 extern "C" int causal_conv1d_backward(const Conv* conv) { return guarded(conv_backward, conv); }
 
 extern "C" int layer_norm_forward(const LayerNorm* norm) { return guarded(layer_norm, norm); }
+
+extern "C" int group_norm_forward(const GroupNorm* norm) { return guarded(norm_forward, norm); }
+extern "C" int group_norm_backward(const GroupNorm* norm) { return guarded(norm_backward, norm); }
 
 extern "C" void selective_scan_expect_writes(float* data, int64_t floats) {
     expect_writes(data, floats);

@@ -1,0 +1,65 @@
+"""torch's norms with `common.ops`' arithmetic; parameters, names and defaults are theirs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops import batch_norm, group_norm, instance_norm
+
+# TorchScript has to run where this package is not installed: there they are torch's, contiguous.
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group norm of maps (b, channels, ...), and a ReLU after it where `relu`."""
+
+    def __init__(self, groups: int, channels: int, relu: bool = False) -> None:
+        super().__init__(groups, channels)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            y = F.group_norm(x.contiguous(), self.num_groups, self.weight, self.bias, self.eps)
+            return y.relu_() if self.relu else y
+        else:
+            return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, self.relu)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """Instance norm of volumes (b, channels, d, h, w); one voxel becomes the bias."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return torch.instance_norm(
+                x, self.weight, self.bias, None, None, True, 0.0, self.eps, True
+            )
+        else:
+            return instance_norm(x, self.weight, self.bias, self.eps)
+
+
+class _BatchNorm(nn.modules.batchnorm._BatchNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        mean, var = self.running_mean, self.running_var
+        if torch.jit.is_scripting():  # in eval mode
+            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        else:
+            momentum, batches = self.momentum, self.num_batches_tracked
+            assert not (mean is None or var is None or momentum is None or batches is None)
+            if self.training:
+                batches.add_(1)
+            return batch_norm(
+                x, mean, var, self.weight, self.bias, self.training, momentum, self.eps
+            )
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """Batch norm of maps (b, channels, h, w)."""
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """Batch norm of volumes (b, channels, d, h, w)."""
