@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,12 +50,12 @@ class _BatchNorm(nn.modules.batchnorm._BatchNorm):
         if torch.jit.is_scripting():  # in eval mode
             return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         else:
-            momentum, batches = self.momentum, self.num_batches_tracked
-            assert not (mean is None or var is None or momentum is None or batches is None)
             if self.training:
-                batches.add_(1)
+                cast(Tensor, self.num_batches_tracked).add_(1)
+            running = cast(Tensor, mean), cast(Tensor, var)
+            momentum = cast(float, self.momentum)
             return batch_norm(
-                x, mean, var, self.weight, self.bias, self.training, momentum, self.eps
+                x, *running, self.weight, self.bias, self.training, momentum, self.eps
             )
 
 
