@@ -16,7 +16,13 @@ from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import Tensor, nn
 
 from ..blocks import GroupNorm, Mamba
-from ..ops import Backend, layer_norm, residual_norm_linear
+from ..ops import (
+    Backend,
+    depthwise_conv,
+    depthwise_conv_shifted,
+    layer_norm,
+    residual_norm_linear,
+)
 
 _GROUPS = 8  # of every group norm
 
@@ -50,6 +56,18 @@ class DepthwiseSeparableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return pointwise(self.depthwise(x), self.pointwise.weight, self.pointwise.bias)
+
+
+class Stem(DepthwiseSeparableConv):
+    """The same for the image: what its sums lose to rounding, the layers after it amplify."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.depthwise.weight
+        if torch.jit.is_scripting():
+            y = depthwise_conv_shifted(x, weight)
+        else:
+            y = depthwise_conv(x, weight)
+        return pointwise(y, self.pointwise.weight, None)
 
 
 class MambaLayer(nn.Module):
@@ -264,7 +282,7 @@ class LightMUNet(nn.Module):
                 down, [EncoderBlock(c, layer(c, c, i), layer(c, c, i)) for _ in range(blocks)]
             )
 
-        self.stem = DepthwiseSeparableConv(spatial_dims, in_channels, init_filters, 3, bias=False)
+        self.stem = Stem(spatial_dims, in_channels, init_filters, 3, bias=False)
         self.dropout = Dropout["dropout", spatial_dims](dropout)
         self.encoder = nn.ModuleList(encoder_level(i, n) for i, n in enumerate(blocks_down))
         self.decoder = nn.ModuleList(

@@ -1,6 +1,7 @@
 """Operations: the selective scan and its backends. Depends on torch only."""
 
 from .chunked import selective_scan_chunked
+from .depthwise_conv import depthwise_conv, depthwise_conv_shifted
 from .layer_norm import layer_norm, residual_norm_linear
 from .mamba_mixer import mamba_mixer, mamba_mixer_chunked
 from .norms import batch_norm, group_norm, instance_norm
@@ -11,6 +12,8 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "batch_norm",
+    "depthwise_conv",
+    "depthwise_conv_shifted",
     "exporting",
     "fastest_backend",
     "group_norm",

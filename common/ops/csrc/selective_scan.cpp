@@ -1,6 +1,7 @@
 // The selective scan on a CPU, and the causal convolution before it, forward and backward, float32:
 // entry points, threads, and the choice of instruction set. The arithmetic is in
-// selective_scan_kernels.h and causal_conv1d_kernels.h. Beside them stand layer and group norm.
+// selective_scan_kernels.h and causal_conv1d_kernels.h. Beside them stand layer and group norm
+// and a depthwise convolution.
 //
 // No torch, no Python, no OpenMP: tensors come as pointers with strides. Work is divided into tasks
 // of (batch, group, part of the group's channels, chunk of tokens). Which thread runs a task never
@@ -82,6 +83,7 @@ struct LayerNorm {
 };
 }
 
+#include "depthwise_conv.h"
 #include "group_norm.h"
 
 #ifndef SOURCE_HASH
@@ -315,6 +317,7 @@ namespace portable {
 #include "causal_conv1d_kernels.h"
 #include "layer_norm_kernels.h"
 #include "group_norm_kernels.h"
+#include "depthwise_conv_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace portable
@@ -334,6 +337,7 @@ namespace avx2 {
 #include "causal_conv1d_kernels.h"
 #include "layer_norm_kernels.h"
 #include "group_norm_kernels.h"
+#include "depthwise_conv_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace avx2
@@ -352,6 +356,7 @@ namespace avx512 {
 #include "causal_conv1d_kernels.h"
 #include "layer_norm_kernels.h"
 #include "group_norm_kernels.h"
+#include "depthwise_conv_kernels.h"
 #undef W
 #undef MAXN
 }  // namespace avx512
@@ -373,6 +378,7 @@ struct Isa {
     decltype(&portable::group_norm_sums) group_norm_sums, group_norm_normalise;
     decltype(&portable::group_norm_gradient_sums) group_norm_gradient_sums;
     decltype(&portable::group_norm_differentiate) group_norm_differentiate;
+    decltype(&portable::depthwise_conv_task) depthwise_conv, depthwise_conv_gradient;
 };
 
 int best_isa() {
@@ -387,7 +393,8 @@ int best_isa() {
 #define ISA(width, name)                                                                              \
     {width, name::forward_task, name::backward_task, name::conv_forward_task, name::conv_backward_task, \
      name::layer_norm_task, name::group_norm_sums, name::group_norm_normalise,                       \
-     name::group_norm_gradient_sums, name::group_norm_differentiate}
+     name::group_norm_gradient_sums, name::group_norm_differentiate,                               \
+     name::depthwise_conv_task, name::depthwise_conv_gradient_task}
 
 Isa choose_isa(int highest) {
 #if defined(__x86_64__)
@@ -683,6 +690,26 @@ void norm_backward(const GroupNorm& norm) {
         norm.dweight[c] = float(dweight[c]), norm.dbias[c] = float(dbias[c]);
 }
 
+void depthwise_forward(const DepthwiseConv& conv) {
+    const Isa isa = choose_isa(conv.isa);
+    DepthwiseConvPlan plan(conv);
+    parallel(conv.threads, conv.threads, 2 * conv.width + 16, plan.tasks(),
+             [&](int64_t i, Arena arena) { isa.depthwise_conv(plan, i, arena); });
+}
+
+void depthwise_gradient(const DepthwiseConv& conv) {
+    const Isa isa = choose_isa(conv.isa);
+    DepthwiseConvPlan plan(conv);
+    plan.sums.resize(plan.tasks() * plan.taps);
+    parallel(conv.threads, conv.threads, 0, plan.tasks(),
+             [&](int64_t i, Arena arena) { isa.depthwise_conv_gradient(plan, i, arena); });
+    std::vector<double> total(conv.channels * plan.taps);
+    for (int64_t task = 0; task < plan.tasks(); ++task)
+        for (int64_t tap = 0; tap < plan.taps; ++tap)
+            total[(plan.weight(task) - conv.weight) + tap] += plan.sums[task * plan.taps + tap];
+    for (size_t i = 0; i < total.size(); ++i) conv.weight[i] = float(total[i]);
+}
+
 template <class Arguments>
 int guarded(void (*run)(const Arguments&), const Arguments* arguments) {
     try {
@@ -706,6 +733,9 @@ extern "C" int layer_norm_forward(const LayerNorm* norm) { return guarded(layer_
 
 extern "C" int group_norm_forward(const GroupNorm* norm) { return guarded(norm_forward, norm); }
 extern "C" int group_norm_backward(const GroupNorm* norm) { return guarded(norm_backward, norm); }
+
+extern "C" int depthwise_conv_forward(const DepthwiseConv* conv) { return guarded(depthwise_forward, conv); }
+extern "C" int depthwise_conv_gradient(const DepthwiseConv* conv) { return guarded(depthwise_gradient, conv); }
 
 extern "C" void selective_scan_expect_writes(float* data, int64_t floats) {
     expect_writes(data, floats);
