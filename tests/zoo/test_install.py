@@ -256,8 +256,8 @@ def test_what_was_hashed_is_what_is_unpacked(
 
     monkeypatch.setattr(sys.modules["common.zoo.install"], "sha256", swapping)
     folder = install(NAME, index=index, output=output)
-    assert modes[0] == 0o600
     assert b"evil" not in (folder / "docs/README.md").read_bytes()
+    assert modes[0] == 0o600
     assert [x.name for x in output.iterdir()] == [NAME]
 
 
