@@ -213,6 +213,9 @@ def zoo_verify(path: str) -> None:
     _quieten_monai()
     failed = checks = 0
     for name, failures in verify(path):
+        if failures is None:
+            _say(f"no {name} beside it")
+            continue
         checks += 1
         failed += bool(failures)
         for failure in failures:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import nibabel as nib
@@ -26,6 +27,36 @@ def test_complete_or_not_at_all(tmp_path: Path):
         interrupted()
     assert file.read_text() == "first"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_nothing_is_written_through_what_lies_there(tmp_path: Path):
+    """A stranger who may write in the folder too plants links at names that can be foreseen."""
+    outside, file = tmp_path / "outside", tmp_path / "result.txt"
+    outside.write_text("precious")
+    (tmp_path / f".{os.getpid()}.result.txt").symlink_to(outside)
+    with replacing(file) as partial:
+        assert partial.name == file.name
+        partial.write_text("result")
+    assert outside.read_text() == "precious"
+    assert file.read_text() == "result"
+    assert not file.is_symlink()
+
+
+def test_links_and_folders_are_not_replaced(tmp_path: Path):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    (tmp_path / "dangling").symlink_to(tmp_path / "none")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("link", "dangling", "folder", "pipe"):
+        before = (tmp_path / name).lstat()
+        with (
+            pytest.raises(FileExistsError, match="only a file is replaced"),
+            replacing(tmp_path / name),
+        ):
+            pytest.fail("it was found only after the work was done")
+        assert (tmp_path / name).lstat() == before
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_writer_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -64,3 +95,32 @@ def test_folder_takes_anothers_place_or_leaves_it(tmp_path: Path):
         replace_folder(new, target)
     assert (target / "file").read_text() == "second"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_folders_that_cannot_be_put_back_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where the new one fails and the old one's place was taken meanwhile."""
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "file").write_text("precious")
+    planted = tmp_path / f".{os.getpid()}.target"
+    planted.mkdir()
+    (planted / "file").touch()
+    new = tmp_path / "new"
+    new.mkdir()
+    replace_folder(new, target)
+    assert list(target.iterdir()) == []
+    (target / "file").write_text("precious")
+    rename = Path.rename
+
+    def fails(self: Path, other: Path) -> Path:
+        if self == new:
+            (tmp_path / "target").write_text("another's")
+            raise OSError("no space")
+        return rename(self, other)
+
+    new.mkdir()
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="directory"):
+        replace_folder(new, target)
+    assert target.read_text() == "another's"
+    assert [x.read_text() for x in tmp_path.glob(".target*/*/file")] == ["precious"]

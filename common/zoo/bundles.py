@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from .checkpoints import check_checkpoint, load_state_dict
+from .contract import read_config
 
 
 class Trained(NamedTuple):
@@ -70,7 +70,7 @@ def load_for_export(
         network,
         list(parser.get_parsed_content(name)),
         {name: value for name, value in parser.config.items() if name != ConfigParser.meta_key},
-        json.loads(metadata.read_text()) if metadata.is_file() else None,
+        read_config(metadata) if metadata.is_file() else None,
     )
 
 
@@ -88,6 +88,8 @@ def _read_config(
             f"There is no config {file}; needed is a bundle's inference.json, by --config_file."
         )
     parser = ConfigParser()
+    if file.suffix.casefold() == ".json":
+        read_config(file)  # as MONAI reads it too, but with a sentence for what is wrong
     try:
         parser.read_config(file)
     except ValueError as error:

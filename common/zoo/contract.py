@@ -7,9 +7,10 @@ the expressions in them: only for bundles that one would run.
 
 from __future__ import annotations
 
+import configparser
 import importlib
-import json
 import re
+import reprlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +19,10 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 from .. import __version__
-from ..errors import InputError
-from .archives import sha256
+from ..errors import InputError, first_line
+from .archives import COMPILED, sha256
 from .checkpoints import check_checkpoint, load_state_dict
+from .strict_json import parse_json
 
 Config = dict[str, Any]
 Check = Callable[[Path], Iterator[str]]
@@ -38,7 +40,23 @@ FILES = [
 ]
 DELTAS = ["evaluate", "multi_gpu_train"]
 WEIGHTS = "models/model.pt"
-_WEIGHT_SUFFIXES = {".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle"}
+# What programs that store weights call their files.
+_WEIGHT_SUFFIXES = {
+    *("pt", "pth", "ckpt", "bin", "th", "t7", "tar", "safetensors"),
+    *("pkl", "pickle", "p", "pk", "dill", "joblib", "npy", "npz", "h5", "hdf5", "keras"),
+    *("ts", "jit", "torchscript", "ptl", "pte", "pt2", "mar", "nemo"),
+    *("onnx", "ort", "pb", "tflite", "engine", "plan", "trt", "gguf", "msgpack", "mlmodel"),
+}
+_SOURCE = re.compile(r"\.pyw?\Z", re.IGNORECASE)
+# What a logging.conf may set, and to what: some values are evaluated as Python.
+_LOGGING: dict[str, set[str]] = {
+    "class": {"StreamHandler", "logging.StreamHandler", "NullHandler", "logging.NullHandler"},
+    "args": {"()", "(sys.stdout,)", "(sys.stderr,)"},
+}
+_LOGGING_PLAIN = {
+    *("keys", "level", "handlers", "propagate", "qualname", "formatter"),
+    *("format", "datefmt", "style"),
+}
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -46,13 +64,22 @@ def config(bundle: Path, name: str) -> Config:
     """A config of a bundle as it stands in the file.
 
     Raises:
-        InputError: it is missing, or is no JSON object.
+        InputError: as `read_config`.
     """
-    file = bundle / f"configs/{name}.json"
+    return read_config(bundle / f"configs/{name}.json")
+
+
+def read_config(file: Path) -> Config:
+    """A JSON file with a config as it stands there.
+
+    Raises:
+        InputError: it is missing, or is no JSON object as `parse_json` wants it.
+    """
     try:
-        loaded = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} cannot be read as JSON ({error}).") from error
+        text = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error}).") from error
+    loaded = parse_json(text, str(file))
     if not isinstance(loaded, dict):
         raise InputError(f"{file} holds a {type(loaded).__name__}; allowed is a JSON object.")
     return loaded
@@ -87,10 +114,10 @@ def staged(bundle: Path) -> bool:
     return "stage" in config(bundle, "train")
 
 
-def shipped(package: Path = _PACKAGE) -> dict[str, Path]:
-    """What of this package, or of a copy of it, a packed bundle carries: paths in it, and files."""
-    sources = (*package.rglob("*.py"), *package.glob("ops/csrc/*"))
-    return {file.relative_to(package).as_posix(): file for file in sources}
+def shipped() -> dict[str, Path]:
+    """What of this package a packed bundle carries: paths in it, and files."""
+    sources = (*_PACKAGE.rglob("*.py"), *_PACKAGE.glob("ops/csrc/*"))
+    return {file.relative_to(_PACKAGE).as_posix(): file for file in sources}
 
 
 def _targets(bundle: Path, id_: str) -> list[str]:
@@ -108,8 +135,8 @@ def name_and_files(bundle: Path) -> Iterator[str]:
     for path in FILES:
         if not (bundle / path).is_file():
             yield f"{path} is missing"
-    for file in (bundle / "models").glob("*.pt"):
-        if len(file.name) < len("model.pt"):
+    for file in (bundle / "models").glob("*"):
+        if file.suffix.casefold() == ".pt" and len(file.name) < len("model.pt"):
             yield f"models/{file.name} would be loaded by MONAI Label: its name is the shortest"
 
 
@@ -118,7 +145,7 @@ def metadata(bundle: Path) -> Iterator[str]:
     version = str(meta.get("version"))
     if not str(meta.get("schema")).endswith("meta_schema_20240725.json"):
         yield f"schema is {meta.get('schema')!r}; allowed is meta_schema_20240725.json"
-    if not re.fullmatch(r"\d\.\d\.\d", version):
+    if not re.fullmatch(r"[0-9]\.[0-9]\.[0-9]", version):  # MONAI's tools compare them as text
         yield f"version is {version!r}; allowed are three digits with points, such as 0.1.0"
     if version not in meta.get("changelog", {}):
         yield f"changelog has no entry for version {version}"
@@ -297,20 +324,65 @@ def code(bundle: Path) -> Iterator[str]:
                 f"network_def of {name}.json has _requires_ {network.get('_requires_')}; allowed "
                 f"is {wanted}, the version that checks it"
             )
-    for file in sorted((*bundle.glob("*.py"), *bundle.glob("*/*.py"))):
-        if file.parent.name != "common":
-            yield f"{file.relative_to(bundle)} is code that a run might import; allowed is common's"
     copy = bundle / "common"
-    if copy.is_dir() and not copy.samefile(_PACKAGE):
-        theirs, ours = shipped(copy), shipped()
-        for path in sorted(theirs.keys() | ours.keys()):
-            if path not in theirs:
-                yield f"common/{path} is missing"
-            elif path not in ours or theirs[path].read_bytes() != ours[path].read_bytes():
-                yield (
-                    f"common/{path} is not that of the common {__version__} which checks it; to "
-                    "check a bundle with its own, run `python -m common zoo verify .` in its folder"
-                )
+    running = copy.is_dir() and copy.samefile(_PACKAGE)
+    ours = {f"common/{path}": file for path, file in shipped().items()}
+    theirs = _contents(bundle)
+    for path, file in theirs.items():
+        if path.startswith("common/") and running:
+            continue
+        if file.name == "__pycache__":
+            yield f"{path} is for compiled code, which runs in place of its source; remove it"
+        elif not path.startswith("common/"):
+            if _SOURCE.search(path) or COMPILED.search(path):
+                yield f"{path} is code that a run might import; allowed is common's"
+        elif path not in ours or file.read_bytes() != ours[path].read_bytes():
+            yield (
+                f"{path} is not that of the common {__version__} which checks it; to check a "
+                "bundle with its own, run `python -m common zoo verify .` in its folder"
+            )
+    if copy.is_dir() and not running:
+        for path in sorted(ours.keys() - theirs.keys()):
+            yield f"{path} is missing"
+
+
+def _contents(bundle: Path) -> dict[str, Path]:
+    """What Python may find in a bundle's folder: paths in it, and files.
+
+    Of a folder __pycache__ that is the folder alone; of a link to a folder, what is in that.
+    """
+    found = {}
+    for file in sorted(bundle.rglob("*")):
+        path = file.relative_to(bundle)
+        if "__pycache__" in path.parts:
+            path = Path(*path.parts[: path.parts.index("__pycache__") + 1])
+        elif file.is_dir():
+            linked = file.iterdir() if file.is_symlink() else ()
+            found.update({(path / inner.name).as_posix(): inner for inner in linked})
+            continue
+        found[path.as_posix()] = bundle / path
+    return found
+
+
+def logging_conf(bundle: Path) -> Iterator[str]:
+    """Logs go to the terminal: MONAI gives the file to logging.config, which evaluates parts."""
+    for file in sorted(bundle.rglob("*")):
+        if file.name.casefold() != "logging.conf" or not file.is_file():
+            continue
+        path, parser = file.relative_to(bundle).as_posix(), configparser.RawConfigParser()
+        try:
+            parser.read_string(file.read_text(encoding="ascii"))
+        except (ValueError, configparser.Error) as error:
+            yield f"{path} cannot be read as a logging.conf ({first_line(error)})"
+            continue
+        for section, values in parser.items():
+            for key, value in values.items():
+                allowed = _LOGGING.get(key, set())
+                if key not in _LOGGING_PLAIN and "".join(value.split()) not in allowed:
+                    yield (
+                        f"{path} sets {key} of {section} to {reprlib.repr(value)}, which might "
+                        f"run as code; allowed are {', '.join(sorted(allowed)) or 'other keys'}"
+                    )
 
 
 def weights(bundle: Path) -> Iterator[str]:
@@ -323,14 +395,25 @@ def weights(bundle: Path) -> Iterator[str]:
                 f"{name} is missing, and metadata.json says that the bundle has weights: put the "
                 f"file with SHA-256 {digest} there, or remove the entry from weights"
             )
-        elif (found := sha256(bundle / name)) != digest:
+        elif (found := sha256(bundle / name)) != str(digest).lower():
             yield f"{name} has SHA-256 {found}; the metadata says {digest}"
-    for file in sorted((bundle / "models").rglob("*")):
-        if file.suffix in _WEIGHT_SUFFIXES:
-            try:
-                load_state_dict(file)
-            except InputError as error:
-                yield str(error)
+    yield from unsafe_weights(bundle)
+
+
+def unsafe_weights(bundle: Path) -> Iterator[str]:
+    """Files anywhere in a bundle that are weights by their names, and hold more than tensors."""
+    for file in sorted(bundle.rglob("*")):
+        _, point, suffix = file.name.casefold().rpartition(".")
+        if not point or suffix not in _WEIGHT_SUFFIXES or not file.is_file():
+            continue
+        path = file.relative_to(bundle).as_posix()
+        try:
+            load_state_dict(file)
+        except InputError as error:
+            yield str(error)
+        else:
+            if path != WEIGHTS and path.casefold() == WEIGHTS:
+                yield f"{path} is {WEIGHTS} on some systems; allowed is that name alone"
 
 
 def properties(bundle: Path) -> Iterator[str]:
@@ -398,6 +481,7 @@ READING: list[Check] = [
     agreement,
     overrides,
     code,
+    logging_conf,
     weights,
 ]
 RUNNING: list[Check] = [properties, network]

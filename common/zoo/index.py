@@ -9,18 +9,23 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, urlparse
+from urllib.parse import quote
 
 from ..errors import InputError
 from ..files import replacing
-from .archives import check_archive, sha256
+from .archives import DAMAGE, check_archive, is_portable, sha256
 from .contract import config
+from .download import ADDRESSES, scheme
+from .strict_json import parse_json
+from .versions import SEMANTIC, is_prerelease, precedence
 
 Index = dict[str, dict[str, str]]
-_KEY = re.compile(r"([\w-]+)_v(\d+\.\d+\.\d+)")
+_KEY = re.compile(rf"([A-Za-z0-9_-]+)_v({SEMANTIC})")
+_MAX_METADATA = 10 << 20
 
 
 class Entry(NamedTuple):
@@ -38,22 +43,26 @@ def parse_index(text: str | bytes, where: str) -> Index:
     Raises:
         InputError: it is none.
     """
-    try:
-        index = json.loads(text)
-    except ValueError as error:
-        raise InputError(f"{where} cannot be read as JSON ({error}).") from error
+    index = parse_json(text, where)
     if not isinstance(index, dict):
         raise InputError(f"{where} holds a {type(index).__name__}; allowed is an index of bundles.")
     for key, entry in index.items():
+        found = _KEY.fullmatch(key)
         if (
-            not _KEY.fullmatch(key)
+            not found
+            or not is_portable(found[1])
             or not isinstance(entry, dict)
             or not isinstance(entry.get("source"), str)
             or not isinstance(entry.get("checksum", ""), str)
         ):
             raise InputError(
-                f"{where} has the entry {key!r}: {json.dumps(entry)}; allowed are names as "
-                "spleen_ct_segmentation_v0.1.0, with a source and a checksum."
+                f"{where} has the entry {reprlib.repr(key)}: {reprlib.repr(entry)}; allowed are "
+                "names as spleen_ct_segmentation_v0.1.0, with a source and a checksum."
+            )
+        # Of a version that is not released the source is a folder.
+        if "checksum" in entry and scheme(entry["source"]) is None:
+            raise InputError(
+                f"{where} has for {key} the source {reprlib.repr(entry['source'])}; {ADDRESSES}."
             )
     return index
 
@@ -61,18 +70,27 @@ def parse_index(text: str | bytes, where: str) -> Index:
 def find_entry(index: Index, name: str, version: str | None, where: str) -> Entry:
     """A bundle's entry: of that version, or of the newest that is released.
 
+    Of those that are released, one before a release, such as 1.0.0-rc.1, only if there is no other.
+    Its checksum is in lower case.
+
     Raises:
         InputError: the bundle or the version is not in the index.
     """
     entries = [
-        Entry(found[1], found[2], entry["source"], entry.get("checksum"))
+        Entry(found[1], found[2], entry["source"], _checksum(entry))
         for key, entry in index.items()
         if (found := _KEY.fullmatch(key)) and found[1] == name
     ]
     if not entries:
         names = sorted({found[1] for key in index if (found := _KEY.fullmatch(key))})
         raise InputError(f"{where} has no bundle {name}; it has {', '.join(names) or 'none'}.")
-    entries.sort(key=lambda entry: (entry.checksum is not None, version_numbers(entry.version)))
+    entries.sort(
+        key=lambda entry: (
+            entry.checksum is not None,
+            not is_prerelease(entry.version),
+            precedence(entry.version),
+        )
+    )
     if version is None:
         return entries[-1]
     for entry in entries:
@@ -82,8 +100,8 @@ def find_entry(index: Index, name: str, version: str | None, where: str) -> Entr
     raise InputError(f"{where} has no version {version} of {name}; it has {versions}.")
 
 
-def version_numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in version.split("."))
+def _checksum(entry: dict[str, str]) -> str | None:
+    return entry["checksum"].lower() if "checksum" in entry else None
 
 
 def write_index(
@@ -101,23 +119,23 @@ def write_index(
         bundles: a folder of bundles; of versions that are not released, their folders are listed.
 
     Raises:
-        InputError: an argument is missing or unusable; or a version is in the index already, with
-            another checksum: what was released does not change.
+        InputError: an argument is missing or unusable; a version is in the index already, with
+            another checksum: what was released does not change; or the index cannot be written.
     """
     output = Path(output)
     if zips is None and bundles is None:
         raise InputError("Neither zips nor bundles is given; needed is one of them or both.")
     index = parse_index(output.read_bytes(), str(output)) if output.is_file() else {}
     if zips is not None:
-        if urlparse(base_url or "").scheme not in ("http", "https", "file"):
-            raise InputError(f"base_url is {base_url}; allowed are http, https and file addresses.")
+        if scheme(str(base_url)) is None:
+            raise InputError(f"base_url is {base_url}; {ADDRESSES}.")
         archives = sorted(Path(zips).glob("*.zip"))
         if not archives:
             raise InputError(f"There is no zip file in {zips}; `zoo pack` writes them.")
         for archive in archives:
-            key, checksum = _packed_version(archive), sha256(archive)
-            known = index.get(key, {}).get("checksum", checksum)
-            if known != checksum:
+            key, checksum = _packed_version(archive)
+            known = _checksum(index.get(key, {}))
+            if known not in (None, checksum):
                 raise InputError(
                     f"{archive} has SHA-256 {checksum}, and {output} has {known} for {key}; a "
                     "version does not change once it is released: raise it in metadata.json."
@@ -126,8 +144,12 @@ def write_index(
             index[key] = {"checksum": checksum, "source": source}
     if bundles is not None:
         _list_unreleased(index, Path(bundles), output)
-    with replacing(output) as partial:
-        partial.write_text(json.dumps(dict(sorted(index.items())), indent=4) + "\n", newline="\n")
+    text = json.dumps(dict(sorted(index.items())), indent=4) + "\n"
+    try:
+        with replacing(output) as partial:
+            partial.write_text(text, newline="\n")
+    except OSError as error:
+        raise InputError(f"{output} cannot be written ({error}).") from error
     return index
 
 
@@ -143,18 +165,20 @@ def _list_unreleased(index: Index, bundles: Path, output: Path) -> None:
         index.setdefault(_key(folder.name, config(folder, "metadata")), {"source": source})
 
 
-def _packed_version(archive: Path) -> str:
-    """The key of a packed bundle, from what is in it."""
-    name = check_archive(archive)
-    with zipfile.ZipFile(archive) as content:
-        try:
-            metadata = json.loads(content.read(f"{name}/configs/metadata.json"))
-        except (KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{archive} has no configs/metadata.json of a bundle.") from error
-    key = _key(name, metadata)
-    if archive.stem != key:
+def _packed_version(archive: Path) -> tuple[str, str]:
+    """The key of a packed bundle, from what is in it, and its checksum."""
+    try:
+        with archive.open("rb") as file:
+            name, checksum = check_archive(file), sha256(file)
+            with zipfile.ZipFile(file) as content:
+                member = content.open(f"{name}/configs/metadata.json")
+                text = member.read(_MAX_METADATA)
+    except (KeyError, *DAMAGE) as error:
+        raise InputError(f"{archive} has no configs/metadata.json of a bundle.") from error
+    key = _key(name, parse_json(text, f"{archive}'s metadata.json"))
+    if f"{key}.zip" != archive.name:
         raise InputError(f"{archive} holds {key}; allowed is the name {key}.zip.")
-    return key
+    return key, checksum
 
 
 def _key(name: str, metadata: object) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlparse
+from typing import BinaryIO
 
 from ..errors import InputError
 from ..files import replace_folder
 from .archives import check_archive, sha256, unpack_archive
-from .checkpoints import load_state_dict
-from .contract import WEIGHTS, config
-from .download import download, read
+from .contract import config, unsafe_weights
+from .download import download, open_partial, read, scheme
 from .index import Entry, find_entry, parse_index
 
 RECORD = ".installed.sha256"
@@ -38,77 +40,116 @@ def install(
         overwrite: replace a folder also where this loses files that were not installed.
 
     Raises:
-        InputError: the index or the archive is unusable or not what the index says, or the folder
-            has files that would be lost. What was installed before is as it was.
+        InputError: the index or the archive is unusable or not what the index says; the folder has
+            files that would be lost; or a file or a link is in its place. What was there before is
+            as it was.
     """
-    text, where = _index_text(str(index)), str(index)
-    entry = find_entry(parse_index(text, where), name, version, where)
-    if entry.checksum is None:
-        raise InputError(
-            f"Version {entry.version} of {name} is not released: {where} has no checksum for it, "
-            f"and the folder {entry.source} as its source; use it there."
-        )
-    if len(entry.checksum) != 64:
-        raise InputError(
-            f"{where} has the checksum {entry.checksum!r} for {name}; allowed are SHA-256."
-        )
-    target = (Path(output) / name).resolve()
-    if target.exists() and not overwrite and (own := list(_own_files(target))):
-        raise InputError(
-            f"{target} has {len(own)} files that were not installed or have changed, such as "
-            f"{own[0]}; --overwrite True replaces the folder with them, --output names another."
-        )
+    where = str(index)
+    entry = find_entry(parse_index(_index_text(where), where), name, version, where)
+    _check_released(entry, where)
+    target = Path(output).resolve() / name
+    _check_nothing_is_lost(target, overwrite)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        archive = _fetched(entry, target.parent)
-        try:
-            with TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as folder:
-                replace_folder(_unpacked(archive, entry, folder), target)
-        finally:
-            archive.unlink()
+        with (
+            _fetched(entry, target.parent) as archive,
+            TemporaryDirectory(prefix=f".{name}-", dir=target.parent) as folder,
+        ):
+            bundle = _unpacked(archive, entry, folder)
+            _check_nothing_is_lost(target, overwrite)  # the download may have taken a while
+            replace_folder(bundle, target)
     except OSError as error:
         raise InputError(f"{target} cannot be written ({error}).") from error
     return target
 
 
 def _index_text(index: str) -> bytes:
-    if urlparse(index).scheme in ("http", "https", "file"):
+    if scheme(index) is not None:
         return read(index)
     if not Path(index).is_file():
         raise InputError(
             f"There is no index {index}; --index names one, as a file or an http or https address."
         )
-    return Path(index).read_bytes()
+    return read(Path(index).resolve().as_uri())
+
+
+def _check_released(entry: Entry, where: str) -> None:
+    """Check that an entry is that of an archive, and one that its index may name."""
+    if entry.checksum is None:
+        raise InputError(
+            f"Version {entry.version} of {entry.name} is not released: {where} has no checksum for "
+            f"it, and the folder {entry.source} as its source; use it there."
+        )
+    if not re.fullmatch("[0-9a-f]{64}", entry.checksum):
+        raise InputError(
+            f"{where} has the checksum {entry.checksum!r} for {entry.name}; allowed are SHA-256."
+        )
+    if scheme(entry.source) == "file" and scheme(where) in ("http", "https"):
+        raise InputError(
+            f"{where} has the source {entry.source} for {entry.name}; allowed in a downloaded "
+            "index are http and https addresses."
+        )
+
+
+def _check_nothing_is_lost(target: Path, overwrite: bool) -> None:
+    """Check that a folder that is to be replaced is one, and has no files of the user's."""
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise InputError(
+            f"{target} is a {'link' if target.is_symlink() else 'file'}; allowed is a folder or "
+            "nothing: move it, or name another folder for the bundle's by --output."
+        )
+    if target.exists() and not overwrite and (own := list(_own_files(target))):
+        raise InputError(
+            f"{target} has {len(own)} files that were not installed or have changed, such as "
+            f"{own[0]}; --overwrite True replaces the folder with them, --output names another."
+        )
 
 
 def _own_files(folder: Path) -> Iterator[str]:
     """Files that the record of an installation does not have as they are: the user's."""
     record = folder / RECORD
-    lines = record.read_text().splitlines() if record.is_file() else []
+    lines = record.read_text(errors="replace").splitlines() if record.is_file() else []
     installed = {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder)
-        if file.is_dir() or path == Path(RECORD) or "__pycache__" in path.parts:
+        if file.is_symlink():
+            yield path.as_posix()
             continue
-        if installed.get(path.as_posix()) != sha256(file):
+        pythons = file.suffix == ".pyc" and file.parent.name == "__pycache__"
+        if file.is_dir() or path == Path(RECORD) or pythons:
+            continue
+        if not file.is_file() or installed.get(path.as_posix()) != sha256(file):
             yield path.as_posix()
 
 
-def _fetched(entry: Entry, folder: Path) -> Path:
-    """The entry's archive, downloaded and of its checksum."""
-    archive = folder / f".{entry.name}_v{entry.version}.zip.part"
-    download(entry.source, archive)
-    found = sha256(archive)
-    if found != entry.checksum:
-        archive.unlink()
-        raise InputError(
-            f"{entry.source} has SHA-256 {found}, and the index says {entry.checksum}; it is "
-            "damaged or was changed, and is not installed."
-        )
-    return archive
+@contextmanager
+def _fetched(entry: Entry, folder: Path) -> Iterator[BinaryIO]:
+    """The entry's archive, downloaded and of its checksum, while it is needed.
+
+    It stays open from the first byte on, so that what is unpacked is what was verified. What came
+    of a download that broke off is kept for the next time.
+    """
+    path = folder / f".{entry.name}_v{entry.version}.zip.part"
+    file, keep = open_partial(path), False
+    try:
+        with file:
+            try:
+                download(entry.source, file)
+            except BaseException:
+                keep = os.fstat(file.fileno()).st_size > 0
+                raise
+            if (found := sha256(file)) != entry.checksum:
+                raise InputError(
+                    f"{entry.source} has SHA-256 {found}, and the index says {entry.checksum}; it "
+                    "is damaged or was changed, and is not installed."
+                )
+            yield file
+    finally:
+        if not keep:
+            path.unlink(missing_ok=True)
 
 
-def _unpacked(archive: Path, entry: Entry, folder: str) -> Path:
+def _unpacked(archive: BinaryIO, entry: Entry, folder: str) -> Path:
     """The bundle in an archive, unpacked below a folder, with a record of its files."""
     if (found := check_archive(archive)) != entry.name:
         raise InputError(f"{entry.source} has the bundle {found}; needed is {entry.name}.")
@@ -116,8 +157,9 @@ def _unpacked(archive: Path, entry: Entry, folder: str) -> Path:
     version = config(bundle, "metadata").get("version")
     if version != entry.version:
         raise InputError(f"{entry.source} has version {version}; needed is {entry.version}.")
-    if (bundle / WEIGHTS).is_file():
-        load_state_dict(bundle / WEIGHTS)
+    for unsafe in unsafe_weights(bundle):
+        raise InputError(unsafe)
+    (bundle / RECORD).unlink(missing_ok=True)  # one of the archive's own says nothing
     files = sorted(file for file in bundle.rglob("*") if file.is_file())
     record = "".join(f"{sha256(file)}  {file.relative_to(bundle).as_posix()}\n" for file in files)
     (bundle / RECORD).write_text(record, newline="\n")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 from ..errors import InputError
 from ..files import replacing
-from .archives import sha256, write_archive
+from .archives import write_archive
 from .contract import WEIGHTS, config, shipped
 from .verify import check_verified
 
@@ -39,10 +42,10 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
     the sources of this package. Nothing else of the folder is: no data, outputs, other checkpoints.
 
     Raises:
-        InputError: the bundle does not pass `verify`; or the output cannot be written.
+        InputError: what would be packed does not pass `verify`, or is a link; or the output cannot
+            be written.
     """
     bundle = Path(bundle).resolve()
-    check_verified(bundle)
     members = {file.relative_to(bundle).as_posix(): file for file in _files(bundle)}
     top = {Path(name).parts[0] for name in members}
     left_out = sorted(
@@ -54,25 +57,41 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
         if f"models/{path.name}" not in members
     )
     members |= {f"common/{name}": file for name, file in shipped().items()}
-    version = config(bundle, "metadata")["version"]
-    archive = Path(output) / f"{bundle.name}_v{version}.zip"
     try:
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        write_archive(archive, {f"{bundle.name}/{name}": file for name, file in members.items()})
-        with replacing(f"{archive}.sha256") as partial:
-            partial.write_text(f"{sha256(archive)}  {archive.name}\n", newline="\n")
+        with TemporaryDirectory() as folder:
+            copy = Path(folder) / bundle.name  # what is verified is what is packed, and no more
+            for name, file in members.items():
+                (copy / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy / name)
+            check_verified(copy, bundle)
+            version = config(copy, "metadata")["version"]
+            archive = Path(output) / f"{bundle.name}_v{version}.zip"
+            archive.parent.mkdir(parents=True, exist_ok=True)
+            files = {f"{bundle.name}/{name}": copy / name for name in members}
+            checksum = write_archive(archive, files)
+            with replacing(f"{archive}.sha256") as partial:
+                partial.write_text(f"{checksum}  {archive.name}\n", newline="\n")
     except OSError as error:
-        raise InputError(f"{archive} cannot be written ({error}).") from error
+        raise InputError(f"{bundle.name} cannot be packed in {output} ({error}).") from error
     return Packed(archive, left_out)
 
 
 def _files(bundle: Path) -> Iterator[Path]:
-    yield bundle / "LICENSE"
-    yield from (bundle / "configs").glob("*.json")
-    yield bundle / "configs/logging.conf"
-    for file in (bundle / "docs").rglob("*"):
-        hidden = any(part.startswith(".") for part in file.relative_to(bundle).parts)
-        if file.is_file() and not hidden:
-            yield file
-    if (bundle / WEIGHTS).is_file():
-        yield bundle / WEIGHTS
+    """The files of a bundle that are packed.
+
+    Raises:
+        InputError: one is a link, or in a folder that is: what it leads to may be anybody's.
+    """
+    configs, docs, weights = bundle / "configs", bundle / "docs", bundle / WEIGHTS
+    places = [bundle / "LICENSE", configs, *configs.glob("*.json"), configs / "logging.conf"]
+    places += [docs, *docs.rglob("*"), weights.parent, weights]
+    for place in places:
+        if any(part.startswith(".") for part in place.relative_to(bundle).parts):
+            continue
+        if place.is_symlink():
+            raise InputError(
+                f"{place} is a link, to {os.readlink(place)}; allowed are files and folders of the "
+                "bundle's own."
+            )
+        if place.is_file():
+            yield place

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from ..errors import InputError, input_error_in
 from .archives import sha256, unpack_archive
 from .contract import READING, RUNNING, Check
 
 
-def verify(path: str | Path) -> Iterator[tuple[str, list[str]]]:
+def verify(path: str | Path) -> Iterator[tuple[str, list[str] | None]]:
     """Check a bundle, and tell after each check what failed.
 
     First come the checks that only read: of an archive its members, before it is unpacked, and the
@@ -22,10 +23,11 @@ def verify(path: str | Path) -> Iterator[tuple[str, list[str]]]:
         path: a bundle's folder, or a zip file with it.
 
     Yields:
-        The name of each check, and a sentence for each thing that fails.
+        The name of each check, and a sentence for each thing that fails; or None, where there is
+        no checksum to check.
 
     Raises:
-        InputError: there is no such folder or file.
+        InputError: there is no such folder or file, or it cannot be read.
     """
     path = Path(path)
     if path.is_dir():
@@ -33,13 +35,17 @@ def verify(path: str | Path) -> Iterator[tuple[str, list[str]]]:
         return
     if not path.is_file():
         raise InputError(f"There is no {path}; allowed is a bundle's folder or zip file.")
-    failures = list(_checksum(path))
-    yield "checksum", failures
-    if failures:
-        return
-    with TemporaryDirectory() as folder:
+    try:
+        archive = path.open("rb")  # once: what is hashed is what is unpacked
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}).") from error
+    with archive, TemporaryDirectory() as folder:
+        failures = _checksum(path, archive)
+        yield "checksum", failures
+        if failures:
+            return
         try:
-            bundle = unpack_archive(path, folder)
+            bundle = unpack_archive(archive, folder)
         except InputError as error:
             yield "archive", [str(error)]
             return
@@ -47,17 +53,22 @@ def verify(path: str | Path) -> Iterator[tuple[str, list[str]]]:
         yield from _checks(bundle)
 
 
-def check_verified(path: str | Path) -> None:
+def check_verified(path: Path, name: Path | None = None) -> None:
     """Check that a bundle passes all that `verify` checks.
+
+    Args:
+        path: its folder.
+        name: what messages call it, where that is another.
 
     Raises:
         InputError: it does not; what fails first is named.
     """
-    failures = [f"{name}: {failure}" for name, found in verify(path) for failure in found]
+    failures = [f"{check}: {failure}" for check, found in verify(path) for failure in found or ()]
     if failures:
         raise InputError(
-            f"{path} is no sound bundle: {failures[0]}; and {len(failures) - 1} other failures, "
-            "which `python -m common zoo verify` lists."
+            f"{name or path} is no sound bundle: "
+            f"{failures[0].replace(str(path), str(name or path))}; and {len(failures) - 1} other "
+            "failures, which `python -m common zoo verify` lists."
         )
 
 
@@ -80,10 +91,16 @@ def _run(check: Check, bundle: Path) -> list[str]:
         return [f"it cannot be checked ({reason})"]
 
 
-def _checksum(archive: Path) -> Iterator[str]:
-    """Whether an archive is that of the checksum beside it, where one is."""
-    file = archive.with_name(f"{archive.name}.sha256")
-    if file.is_file():
-        wanted, found = file.read_text(errors="replace"), sha256(archive)
-        if wanted.split()[:1] != [found]:
-            yield f"{archive.name} has SHA-256 {found}, and {file.name} says {wanted.strip()[:64]}"
+def _checksum(path: Path, archive: BinaryIO) -> list[str] | None:
+    """How an archive differs from the checksum beside it; None if there is none."""
+    file = path.with_name(f"{path.name}.sha256")
+    if not file.exists():
+        return None
+    try:
+        wanted = file.read_text(errors="replace")
+    except OSError as error:
+        return [f"{file.name} cannot be read ({error})"]
+    found = sha256(archive)
+    if wanted.lower().split()[:1] == [found]:
+        return []
+    return [f"{path.name} has SHA-256 {found}, and {file.name} says {wanted.strip()[:64]}"]

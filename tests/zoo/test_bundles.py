@@ -7,7 +7,7 @@ import torch
 
 from common.errors import InputError
 from common.networks import LightMUNet
-from common.zoo import load_trained
+from common.zoo import load_for_export, load_trained
 
 CONFIG: dict[str, Any] = {
     "patch_size": [16, 16],
@@ -51,6 +51,17 @@ def test_unusable_configs_are_named(files: tuple[Path, Path], tmp_path: Path):
     config.write_text(json.dumps(broken))
     with pytest.raises(InputError, match="has no preprocessing"):
         load_trained(config, checkpoint)
-    config.write_text("{")
-    with pytest.raises(InputError, match="cannot be read as a bundle's config"):
-        load_trained(config, checkpoint)
+    for text, reason in (
+        ("{", "cannot be read as JSON"),
+        ("[]", "holds a list; allowed is a JSON object"),
+        ('{"a":' * 100_000, "is nested too deeply"),
+        ('{"filters": 8, "filters": 16}', "has 'filters' twice"),
+    ):
+        config.write_text(text)
+        with pytest.raises(InputError, match=rf"inference\.json {reason}"):
+            load_trained(config, checkpoint)
+    config.write_text(json.dumps({**CONFIG, "network_def": CONFIG["network"], "filters": 16}))
+    assert load_for_export(config, checkpoint).metadata is None
+    (tmp_path / "metadata.json").write_text('{"a": 1, "a": 2}')
+    with pytest.raises(InputError, match=r"metadata\.json has 'a' twice"):
+        load_for_export(config, checkpoint)

@@ -1,5 +1,7 @@
 import json
 import shutil
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,8 @@ def test_releases_are_added_and_stay(packed: Path, tmp_path: Path):
         "source": f"http://other/{packed.name}",
     }
     before = output.read_text().replace(sha256(packed), "1" * 64)
+    output.write_text(output.read_text().replace(sha256(packed), sha256(packed).upper()))
+    assert write_index(output, tmp_path / "zips", URL)[key] == entry
     output.write_text(before)
     with pytest.raises(InputError, match=rf"has {'1' * 64} for {NAME}_v0\.1\.0; a version does"):
         write_index(output, tmp_path / "zips", URL)
@@ -79,6 +83,16 @@ def test_newest_version_is_by_number():
         find_entry(index, "a", "1.0.0", "it")
     with pytest.raises(InputError, match="it has no bundle b; it has a"):
         find_entry(index, "b", None, "it")
+    for name in "abcd":
+        index[f"{name}_v2.0.0-rc.1"] = {"checksum": "c", "source": "s"}
+    assert find_entry(index, "a", None, "it").version == "0.10.0"
+    assert find_entry(index, "a", "2.0.0-rc.1", "it").version == "2.0.0-rc.1"
+    assert find_entry(index, "b", None, "it").version == "2.0.0-rc.1"
+
+
+def test_checksums_of_any_case():
+    index = parse_index(json.dumps({"a_v0.1.0": {"checksum": "AB" * 32, "source": URL}}), "it")
+    assert find_entry(index, "a", None, "it").checksum == "ab" * 32
 
 
 def test_unusable_arguments(packed: Path, bundle: Path, tmp_path: Path):
@@ -113,8 +127,88 @@ def test_unusable_arguments(packed: Path, bundle: Path, tmp_path: Path):
         ('{"a_v0.1.0": "s"}', "has the entry 'a_v0.1.0'"),
         ('{"a_v0.1.0": {"checksum": "c"}}', "has the entry 'a_v0.1.0'"),
         ('{"a_v0.1.0": {"source": "s", "checksum": 1}}', "has the entry 'a_v0.1.0'"),
+        ('{"a_v01.0.0": {"source": "s"}}', "has the entry 'a_v01.0.0'"),
+        ('{"a_v1.0.0-01": {"source": "s"}}', "has the entry 'a_v1.0.0-01'"),
+        ('{"a_v1.0.0-": {"source": "s"}}', "has the entry 'a_v1.0.0-'"),
+        ('{"a_v\u0661.0.0": {"source": "s"}}', "has the entry 'a_v\u0661.0.0'"),
+        ('{"CON_v0.1.0": {"source": "s"}}', "has the entry 'CON_v0.1.0'"),
+        ('{"é_v0.1.0": {"source": "s"}}', "has the entry 'é_v0.1.0'"),
+        ('{"a_v0.1.0": ' + "[" * 200 + "]" * 200 + "}", "it is nested too deeply; allowed are 100"),
+        ("[" * 100_000, "it is nested too deeply; allowed are 100"),
+        ('{"a":' * 100_000, "it is nested too deeply; allowed are 100"),
+        ('{"a_v0.1.0": "' + "s" * 10_000 + '"}', "has the entry 'a_v0.1.0': 's+[.]{3}s+'; allowed"),
+        ('{"a_v0.1.0": {"source": "s", "source": "t"}}', "it has 'source' twice; allowed is once"),
+        ('{"a_v0.1.0": {"source": "s"}, "a_v0.1.0": {"source": "t"}}', "it has 'a_v0.1.0' twice"),
     ],
 )
 def test_unusable_indices(text: str, reason: str):
-    with pytest.raises(InputError, match=reason):
+    with pytest.raises(InputError, match=reason) as error:
         parse_index(text, "it")
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "ftp://example.org/a.zip",
+        "http://[::1/a.zip",
+        "http:///a.zip",
+        "http://example.org:port/a.zip",
+        "https://example.org/a b.zip",
+        "https://example.org/a\nb.zip",
+        "https://exämple.org/a.zip",
+        "URL:file:///a.zip",
+        "data:application/zip;base64,UEsFBg==",
+    ],
+)
+def test_unusable_sources(source: str):
+    text = json.dumps({"a_v0.1.0": {"source": source, "checksum": "0" * 64}})
+    with pytest.raises(
+        InputError, match=r"it has for a_v0\.1\.0 the source '.*'; allowed are http"
+    ):
+        parse_index(text, "it")
+
+
+def test_outputs_that_cannot_be_written(packed: Path, tmp_path: Path):
+    (tmp_path / "file").write_text("{}")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "folder").mkdir()
+    for name in ("link", "folder", "none/index.json"):
+        with pytest.raises(InputError, match=f"{name} cannot be written"):
+            write_index(tmp_path / name, packed.parent, URL)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "{}"
+    with pytest.raises(InputError, match=r"base_url is http://\[; allowed are http"):
+        write_index(tmp_path / "index.json", packed.parent, "http://[")
+
+
+@pytest.mark.parametrize("metadata", ["[" * 100_000, '{"version": "0.1.0", "version": "0.2.0"}'])
+def test_archives_without_metadata_of_a_bundle(tmp_path: Path, metadata: str):
+    with zipfile.ZipFile(tmp_path / f"{NAME}_v0.1.0.zip", "w") as archive:
+        archive.writestr(f"{NAME}/configs/metadata.json", metadata)
+    with pytest.raises(
+        InputError, match=r"metadata\.json (is nested too deeply|has 'version' twice)"
+    ):
+        write_index(tmp_path / "index.json", tmp_path, URL)
+
+
+def test_the_checksum_is_that_of_what_was_read(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Where an archive is replaced between a look at its members and one at its checksum."""
+    archive, expected = tmp_path / packed.name, sha256(packed)
+    shutil.copy(packed, archive)
+    module = sys.modules["common.zoo.index"]
+    check = module.check_archive
+
+    def replaced(content: object) -> str:
+        found = check(content)
+        archive.unlink(missing_ok=True)
+        with zipfile.ZipFile(archive, "w") as other:
+            other.writestr(f"{NAME}/configs/metadata.json", '{"version": "0.1.0"}')
+        return found
+
+    monkeypatch.setattr(module, "check_archive", replaced)
+    (entry,) = write_index(tmp_path / "index.json", tmp_path, URL).values()
+    assert entry["checksum"] == expected

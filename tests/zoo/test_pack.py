@@ -13,7 +13,7 @@ from monai.bundle import load
 
 from common.data.phantom import write_phantom
 from common.errors import InputError
-from common.zoo import find_bundle, pack
+from common.zoo import find_bundle, pack, push
 from common.zoo.archives import unpack_archive
 
 from ..conftest import REPOSITORY
@@ -70,6 +70,63 @@ def test_unsound_bundles_are_not_packed(bundle: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"no sound bundle: weights: .* the metadata says"):
         pack(bundle, tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LICENSE",
+        "configs",
+        "configs/train.json",
+        "configs/logging.conf",
+        "docs",
+        "docs/README.md",
+        "docs/new",
+        "models",
+        "models/model.pt",
+    ],
+)
+def test_links_are_not_packed(bundle: Path, tmp_path: Path, name: str):
+    """They would bring in what is outside of the bundle: a stranger's may mean to."""
+    place, outside = bundle / name, tmp_path / "outside"
+    if place.exists():
+        place.rename(outside)
+    else:
+        outside.mkdir()
+    place.symlink_to(outside)
+    for refuse in (lambda: pack(bundle, tmp_path / "zips"), lambda: push(bundle, "someone/lungs")):
+        with pytest.raises(InputError, match=rf"{name} is a link, to .*outside; allowed are files"):
+            refuse()
+    if place.name == "model.pt":
+        outside.unlink()
+        with pytest.raises(InputError, match=r"model\.pt is a link"):
+            pack(bundle, tmp_path / "zips")
+    assert not (tmp_path / "zips").exists()
+
+
+def test_what_is_packed_is_what_is_verified(bundle: Path, tmp_path: Path):
+    """What stays out may be as it likes: exports beside the weights, data behind a link, code."""
+    expected = pack(bundle, tmp_path / "zips")
+    (bundle / "models/model.ts").write_bytes(b"TorchScript")
+    (bundle / "notebook.py").touch()
+    (bundle / "data").symlink_to(tmp_path)
+    archive, left_out = pack(bundle, tmp_path / "again")
+    assert left_out == ["data", "notebook.py", "models/model.ts"]
+    assert archive.read_bytes() == expected.archive.read_bytes()
+    (bundle / "docs/example.py").touch()
+    with pytest.raises(InputError, match=rf"{NAME} is no sound bundle: code: docs/example\.py is"):
+        pack(bundle, tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", [f"{NAME}_v0.1.0.zip", f"{NAME}_v0.1.0.zip.sha256"])
+def test_links_and_folders_are_not_replaced(bundle: Path, tmp_path: Path, name: str):
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "zips").mkdir()
+    (tmp_path / "zips" / name).symlink_to(tmp_path / "precious")
+    with pytest.raises(InputError, match=r"cannot be packed in .*only a file is replaced"):
+        pack(bundle, tmp_path / "zips")
+    assert (tmp_path / "precious").read_text() == "precious"
+    assert (tmp_path / "zips" / name).is_symlink()
 
 
 def test_bundles_by_name(monkeypatch: pytest.MonkeyPatch):

@@ -15,8 +15,10 @@ from common.zoo import verify
 from common.zoo.contract import READING, RUNNING
 from common.zoo.verify import check_verified
 
+from ..conftest import REPOSITORY
 from .conftest import NAME, edit
 
+PACKAGE = REPOSITORY / "common"
 CHECKS = {check.__name__: check for check in (*READING, *RUNNING)}
 
 
@@ -87,6 +89,17 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
         ),
         ("metadata", lambda b: (b / "configs/metadata.json").write_text("{"), "cannot be read as"),
         ("metadata", lambda b: (b / "configs/metadata.json").write_text("[]"), "holds a list"),
+        ("metadata", set_id("metadata", "version", "0.1.\u0660"), "version is '0.1."),
+        (
+            "metadata",
+            lambda b: (b / "configs/metadata.json").write_text('{"version": 1, "version": 2}'),
+            "has 'version' twice",
+        ),
+        (
+            "train_config",
+            lambda b: (b / "configs/train.json").write_text('{"a":' * 100_000),
+            "is nested too deeply",
+        ),
         ("data_format", set_id("metadata", f"{IMAGE}#dtype", None), "inputs#image has no dtype"),
         (
             "data_format",
@@ -222,6 +235,126 @@ def test_each_failure_has_its_sentence(
     assert re.search(sentence, sentences)
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        "common/evil.pyc",
+        "common/errors.cpython-311-x86_64-linux-gnu.so",
+        "common/__pycache__/errors.cpython-311.pyc",
+        "common/evil.pth",
+        "sitecustomize.PY",
+        "torch.pyc",
+        "torch.so",
+        "torch.abi3.SO",
+        "torch.pyd",
+        "libtorch.so.1",
+        "docs/a/b/c.py",
+        "docs/lib.dylib",
+        "docs/.hidden/evil.py",
+        "lib/evil.egg",
+        "__pycache__/torch.cpython-311.pyc",
+    ],
+)
+def test_foreign_code(bundle: Path, file: str):
+    shutil.copytree(PACKAGE, bundle / "common", ignore=shutil.ignore_patterns("__pycache__"))
+    (bundle / file).parent.mkdir(parents=True, exist_ok=True)
+    (bundle / file).touch()
+    (sentence,) = failures(bundle)["code"]
+    place = file.partition("__pycache__")[0] + "__pycache__" if "__pycache__" in file else file
+    assert sentence.startswith(f"{place} is ")
+
+
+def test_foreign_code_behind_a_link(bundle: Path, tmp_path: Path):
+    (tmp_path / "evil").mkdir()
+    (tmp_path / "evil/__init__.py").touch()
+    (bundle / "data").symlink_to(tmp_path)
+    assert failures(bundle) == {}
+    (bundle / "torch").symlink_to(tmp_path / "evil")
+    assert failures(bundle)["code"][0].startswith("torch/__init__.py is code")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MODEL.PT",
+        "a.Pth",
+        "a.CKPT",
+        "sub/a.PICKLE",
+        "a.ts",
+        "a.pt2",
+        "a.onnx",
+        "a.safetensors",
+        "a.npz",
+        "a.npy",
+        "a.h5",
+        "a.joblib",
+        "a.pth.tar",
+        "../a.pt",
+        "../docs/a.PKL",
+    ],
+)
+def test_weights_of_all_forms_hold_tensors_alone(bundle: Path, tmp_path: Path, name: str):
+    file = bundle / "models" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_bytes(pickle.dumps(Malicious(tmp_path / "run")))
+    sentences = failures(bundle)["weights"]
+    assert f"{file.name} cannot be read as a checkpoint" in sentences[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_are_models_model_pt(bundle: Path):
+    for name in ("Model.pt", "model.PT"):
+        shutil.copy(bundle / "models/model.pt", bundle / "models" / name)
+    assert failures(bundle)["weights"] == [
+        f"models/{name} is models/model.pt on some systems; allowed is that name alone"
+        for name in ("Model.pt", "model.PT")
+    ]
+    shutil.copy(bundle / "models/model.pt", bundle / "models/A.PT")
+    assert "models/A.PT would be loaded" in failures(bundle)["name_and_files"][0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("args=(sys.stdout,)", "args=(print('run'),)", "args of handler_consoleHandler"),
+        ("class=StreamHandler", "class=__import__('os').system", "class of handler_consoleHandler"),
+        ("class=StreamHandler", "class=FileHandler", "class of handler_consoleHandler"),
+        ("level=INFO\nf", "kwargs={'stream': print()}\nf", "kwargs of handler_consoleHandler"),
+        ("level=INFO\nf", "KWARGS={'stream': print()}\nf", "kwargs of handler_consoleHandler"),
+        ("datefmt", "class=os.system\ndatefmt", "class of formatter_fullFormatter"),
+        ("datefmt", "defaults={'a': print()}\ndatefmt", "defaults of formatter_fullFormatter"),
+        ("[loggers]", "[DEFAULT]\nkwargs={'a': print()}\n[loggers]", "kwargs of DEFAULT"),
+        ("args=(sys.stdout,)", "args=(sys.stdout,\n  print())", "args of handler_consoleHandler"),
+        ("args=(sys.stdout,)", "args=%(x)s\nx=(print(),)", "args of handler_consoleHandler"),
+        ("[loggers]", "[loggers", "cannot be read as a logging.conf"),
+        ("[loggers]", "# é\n[loggers]", "cannot be read as a logging.conf"),
+    ],
+)
+def test_executable_logging_conf(bundle: Path, old: str, new: str, sentence: str):
+    text = (bundle / "configs/logging.conf").read_text()
+    assert old in text
+    place = "configs/mr/LOGGING.conf"  # a config in that folder would have it applied
+    (bundle / place).parent.mkdir()
+    for file in ("configs/logging.conf", place):
+        (bundle / file).write_text(text.replace(old, new, 1), encoding="utf-8")
+    found = failures(bundle)
+    assert found.keys() == {"logging_conf"}
+    for file in ("configs/logging.conf", place):
+        assert any(x.startswith(file) and sentence in x for x in found["logging_conf"])
+
+
+@pytest.mark.parametrize(
+    "handler", ["class=logging.StreamHandler\nargs=( sys.stderr, )", "class=NullHandler\nargs=()"]
+)
+def test_other_logging_confs(bundle: Path, handler: str):
+    file = bundle / "configs/logging.conf"
+    text = (
+        file.read_text().replace("class=StreamHandler", handler).replace("args=(sys.stdout,)\n", "")
+    )
+    file.write_text(text)
+    assert failures(bundle) == {}
+
+
 def test_missing_weights(bundle: Path):
     (bundle / "models/model.pt").unlink()
     assert failures(bundle) == {}
@@ -292,10 +425,37 @@ def test_archives_are_what_their_checksum_says(packed: Path, tmp_path: Path):
     (sentence,) = failures(archive)["checksum"]
     assert sentence.startswith(f"{archive.name} has SHA-256 {found}, and {checksum.name} says ")
     checksum.unlink()
+    assert dict(verify(archive))["checksum"] is None
     (sentence,) = failures(archive)["archive"]
     assert "cannot be unpacked (Bad CRC-32" in sentence
     checksum.write_text("")
     assert "says " in failures(archive)["checksum"][0]
+    shutil.copy(packed, archive)
+    checksum.write_text(Path(f"{packed}.sha256").read_text().upper())
+    assert dict(verify(archive))["checksum"] == []
+    checksum.unlink()
+    checksum.mkdir()
+    assert "cannot be read" in failures(archive)["checksum"][0]
+
+
+def test_what_was_hashed_is_what_is_verified(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    archive = tmp_path / packed.name
+    shutil.copy(packed, archive)
+    shutil.copy(f"{packed}.sha256", tmp_path)
+    results = verify(archive)
+    assert next(results) == ("checksum", [])
+    archive.unlink()
+    zipfile.ZipFile(archive, "w").close()
+    assert next(results) == ("archive", [])
+    assert not any(found for _, found in results)
+
+
+def test_weights_of_an_upper_case_checksum(bundle: Path):
+    digest = hashlib.sha256((bundle / "models/model.pt").read_bytes()).hexdigest().upper()
+    set_id("metadata", "weights", {"models/model.pt": digest})(bundle)
+    assert failures(bundle) == {}
 
 
 def test_archives_of_others_are_checked_before_they_are_unpacked(tmp_path: Path):

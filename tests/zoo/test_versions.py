@@ -9,6 +9,7 @@ import common
 from common.errors import InputError, input_error_in
 from common.zoo import check_version
 from common.zoo.archives import unpack_archive
+from common.zoo.versions import precedence
 
 from .conftest import edit
 
@@ -17,6 +18,53 @@ def test_this_version_is_allowed_and_no_other():
     check_version(common.__version__)
     with pytest.raises(InputError, match=r"needs version 9\.0\.0 of .*common, and \S+ is loaded"):
         check_version("9.0.0")
+
+
+def test_precedence_is_that_of_semantic_versions():
+    ascending = [
+        "0.9.0",
+        "0.10.0",
+        "1.0.0-alpha",
+        "1.0.0-alpha.1",
+        "1.0.0-alpha.beta",
+        "1.0.0-beta",
+        "1.0.0-beta.2",
+        "1.0.0-beta.11",
+        "1.0.0-rc.1",
+        "1.0.0",
+        "1.9.0",
+        "1.10.0",
+        f"1.{'9' * 5000}.0",
+        f"1.1{'0' * 5000}.0",
+    ]
+    assert sorted(sorted(ascending), key=precedence) == ascending
+    assert precedence("1.0.0+build.2") == precedence("1.0.0+build.1") == precedence("1.0.0")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1",
+        "1.0",
+        "1.0.0.0",
+        "v1.0.0",
+        "01.0.0",
+        "1.0.0-",
+        "1.0.0-a..b",
+        "1.0.0-01",
+        "1.0.0+",
+        "\u0661.0.0",
+        "-1.0.0",
+        "1.0.0-a_b",
+        "latest",
+        "",
+        "1.0.0 ",
+        "1.0.0\n",
+    ],
+)
+def test_no_semantic_versions(text: str):
+    with pytest.raises(InputError, match=r"The version is '.*'; allowed are semantic versions"):
+        precedence(text)
 
 
 def test_networks_of_another_version_are_not_built(bundle: Path):
