@@ -96,7 +96,7 @@ class Codebook(nn.Module):
 
             and the codes, indices of the nearest prototypes, (b, ...).
         """
-        sites = z.movedim(1, -1)  # (b, ..., dim)
+        sites = z.movedim(1, -1).to(self.prototypes.dtype)  # (b, ..., dim)
         if self.training and not torch.jit.is_scripting():
             self._place(sites)
         codes = self.nearest(sites)

@@ -7,13 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..ops import Backend, mamba_mixer, mamba_mixer_chunked
+from ..ops import Backend, mamba_mixer, mamba_mixer_chunked, without_autocast
 
 
 class Mamba(nn.Module):
     """Gated selective state-space mixer of tokens, (b, l, d_model) to (b, l, d_model).
 
-    Parameter names and shapes are those of mamba-ssm's ``Mamba``, so its state dicts load.
+    Parameter names and shapes are those of mamba-ssm's ``Mamba``, so its state dicts load. Under
+    autocast it stays in the parameters' precision, and its output is.
 
     Args:
         d_model: channels of a token.
@@ -75,7 +76,8 @@ class Mamba(nn.Module):
         if torch.jit.is_scripting():
             return mamba_mixer_chunked(x, *weights)
         else:
-            return mamba_mixer(x, *weights, backend=self.backend)
+            with without_autocast(x):
+                return mamba_mixer(x.to(self.D.dtype), *weights, backend=self.backend)
 
 
 def init_step_size_projection(weight: Tensor, bias: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
-from ..ops import Backend, selective_scan_2d, selective_scan_2d_chunked
+from ..ops import Backend, selective_scan_2d, selective_scan_2d_chunked, without_autocast
 from .mamba import init_step_size_projection
 
 
@@ -17,6 +17,7 @@ class SS2D(nn.Module):
     """Mixer of a map's sites, (b, h, w, channels) to the same, without a gate (figure 4).
 
     Parameter names and shapes are those of VMamba's released networks, so their state dicts load.
+    Under autocast it stays in the parameters' precision, and its output is.
 
     Args:
         channels: channels of the map.
@@ -51,6 +52,14 @@ class SS2D(nn.Module):
         init_step_size_projection(self.dt_projs_weight, self.dt_projs_bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self.mix(x)
+        else:
+            with without_autocast(x):
+                return self.mix(x.to(self.Ds.dtype))
+
+    def mix(self, x: Tensor) -> Tensor:
+        """What `forward` does, in whatever precision x has."""
         x = self.in_proj(x).permute(0, 3, 1, 2)  # (b, d_inner, h, w)
         x = F.silu(self.conv2d(x))
         dt, B, C = (

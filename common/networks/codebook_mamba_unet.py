@@ -103,7 +103,7 @@ class MambaMixer(nn.Module):
         self.mamba = Mamba(channels, backend=backend)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)  # (b, sites, c)
+        tokens = x.flatten(2).transpose(1, 2).to(self.norm.weight.dtype)  # (b, sites, c)
         return x + self.mamba(self.norm(tokens)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 

@@ -63,7 +63,9 @@ class LiverCancerAttention(nn.Module):
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
         """Logits (b, out_channels, h, w) from features (b, 32, h, w) and logits of their size."""
-        y = self.conv1((1 - _foreground(logits)) * self.block1(features))
+        # Where the foreground is all but sure, 16 bits would leave nothing or too much of it.
+        background = 1 - _foreground(logits.to(self.head.weight.dtype))
+        y = self.conv1(background * self.block1(features))
         y = self.conv2(self.block2(y) + features)
         return self.head(y) + logits
 

@@ -22,6 +22,7 @@ from ..ops import (
     depthwise_conv_shifted,
     layer_norm,
     residual_norm_linear,
+    without_autocast,
 )
 
 _GROUPS = 8  # of every group norm
@@ -73,7 +74,8 @@ class Stem(DepthwiseSeparableConv):
 class MambaLayer(nn.Module):
     """Residual vision Mamba layer (eq. 1 and 2): (b, in_channels, ...) to (b, out_channels, ...).
 
-    The one layer norm serves both equations, as in the released code.
+    The one layer norm serves both equations, as in the released code. Under autocast it stays in
+    the parameters' precision.
     """
 
     def __init__(
@@ -100,6 +102,14 @@ class MambaLayer(nn.Module):
         return self.mixer(tokens)
 
     def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self.mix_map(x)
+        else:
+            with without_autocast(x):
+                return self.mix_map(x.to(self.proj.weight.dtype))
+
+    def mix_map(self, x: Tensor) -> Tensor:
+        """What `forward` does, in whatever precision x has."""
         shape = x.shape[2:]
         tokens = x.flatten(2).transpose(1, 2)  # (b, l, c)
         skip, scale = (tokens, self.skip_scale) if self.residual else (None, None)

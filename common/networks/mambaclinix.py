@@ -17,7 +17,7 @@ from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
 from ..blocks import InstanceNorm3d, Mamba
-from ..ops import Backend, exporting
+from ..ops import Backend, without_autocast
 
 StageLayer = int | Literal["mamba"] | None
 
@@ -117,17 +117,13 @@ class MambaLayer(nn.Module):
     def mix(self, tokens: Tensor) -> Tensor:
         return self.proj(self.norm(self.mamba(self.norm(tokens))))
 
-    @torch.jit.unused
-    def _mix_without_autocast(self, tokens: Tensor) -> Tensor:
-        # The meta device, say, has no autocast; and a program that has one cannot be saved.
-        if exporting() or not torch.amp.is_autocast_available(tokens.device.type):
-            return self.mix(tokens)
-        with torch.autocast(tokens.device.type, enabled=False):
-            return self.mix(tokens)
-
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2).to(self.proj.weight.dtype)  # (b, l, c)
-        mixed = self.mix(tokens) if torch.jit.is_scripting() else self._mix_without_autocast(tokens)
+        if torch.jit.is_scripting():
+            mixed = self.mix(tokens)
+        else:
+            with without_autocast(tokens):
+                mixed = self.mix(tokens)
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 

@@ -5,7 +5,15 @@ from .depthwise_conv import depthwise_conv, depthwise_conv_shifted
 from .layer_norm import layer_norm, residual_norm_linear
 from .mamba_mixer import mamba_mixer, mamba_mixer_chunked
 from .norms import batch_norm, group_norm, instance_norm
-from .selective_scan import BACKENDS, Backend, exporting, fastest_backend, selective_scan, why_not
+from .selective_scan import (
+    BACKENDS,
+    Backend,
+    exporting,
+    fastest_backend,
+    selective_scan,
+    why_not,
+    without_autocast,
+)
 from .selective_scan_2d import selective_scan_2d, selective_scan_2d_chunked
 
 __all__ = [
@@ -27,4 +35,5 @@ __all__ = [
     "selective_scan_2d_chunked",
     "selective_scan_chunked",
     "why_not",
+    "without_autocast",
 ]

@@ -269,6 +269,12 @@ def _arguments(
     )
 
 
+@torch.compiler.assume_constant_result
+def available() -> bool:
+    """Whether the library is there or can be built. May compile, once per process."""
+    return native.why_unavailable() is None
+
+
 def _run(function: str, arguments: ctypes.Structure) -> None:
     library = _with_torchs_threads(native.library())
     if getattr(library, function)(ctypes.byref(arguments)):  # ctypes lets go of the GIL

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpp, native
+from . import cpp
 from .selective_scan import exporting, plain
 
 
@@ -42,10 +42,9 @@ def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
     if (
         x.device.type != "cpu"
         or exporting()
-        or torch.compiler.is_compiling()
         or x.dtype != torch.float32
         or x.numel() == 0
-        or native.why_unavailable() is not None
+        or not cpp.available()
     ):
         return depthwise_conv_shifted(x, weight)
     return _depthwise_conv_cpp(x, weight)
@@ -61,10 +60,11 @@ def depthwise_conv_shifted(x: Tensor, weight: Tensor) -> Tensor:
     taps = weight.double().flatten(2).unbind(2)  # the last axis' come first
     y = torch.zeros_like(x, dtype=torch.float64)
     for tap, factor in enumerate(taps):
-        window = padded
-        for axis in range(2, x.dim()):
-            at = tap // kernel ** (x.dim() - 1 - axis) % kernel
-            window = window.narrow(axis, at, x.shape[axis])
+        window, at = padded, tap
+        for i in range(x.dim() - 2):
+            axis = x.dim() - 1 - i
+            window = window.narrow(axis, at % kernel, x.shape[axis])
+            at = at // kernel
         y = torch.addcmul(y, window, factor.view([-1] + [1] * (x.dim() - 2)))
     return y.to(x.dtype)
 

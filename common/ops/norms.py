@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import cpp, native
+from . import cpp
 from .selective_scan import exporting, plain
 
 
@@ -101,11 +101,10 @@ def _in_cpp(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and not exporting()
-        and not torch.compiler.is_compiling()
         and x.numel() > 0
         and x.movedim(1, -1).is_contiguous()
         and all(y.dtype == torch.float32 for y in (x, weight, bias))
-        and native.why_unavailable() is None
+        and cpp.available()
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Literal, NamedTuple
 
@@ -168,6 +169,18 @@ def fastest(u: Tensor, A: Tensor, return_last_state: bool = False) -> Backend:
 def exporting() -> bool:
     """Whether torch.export traces this."""
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """In it, operations on x's device keep their arguments' precision.
+
+    In float16 a scan's input projections overflow, and norms and gates lose what they are for.
+    """
+    device = x.device.type
+    # The meta device, say, has no autocast; and a program that has one cannot be saved.
+    if exporting() or not torch.amp.is_autocast_available(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)
 
 
 @torch.compiler.assume_constant_result
