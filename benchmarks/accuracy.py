@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 CASES = {
     "LightMUNet": Case(lambda: networks.LightMUNet(3, 1, CLASSES, 8), (128, 128, 128)),
-    "LightMUNet-2D": Case(lambda: networks.LightMUNet(2, 1, CLASSES), (512, 512)),
+    "LightMUNet-2D": Case(lambda: networks.LightMUNet(2, 1, CLASSES, 8), (512, 512)),
     "LCMambaNet": Case(lambda: networks.LCMambaNet("T", 1, CLASSES), (256, 256)),
     "MambaClinix": Case(
         lambda: networks.MambaClinix(
@@ -46,7 +46,9 @@ CASES = {
         (192, 192, 64),
     ),
     "CodebookMambaUNet": Case(lambda: networks.CodebookMambaUNet(1, CLASSES), (256, 256, 48)),
-    "ELANResMSCAUNet": Case(lambda: networks.ELANResMSCAUNet(1, CLASSES), (128, 128, 64)),
+    "ELANResMSCAUNet": Case(
+        lambda: networks.ELANResMSCAUNet(1, CLASSES, (8, 16, 32, 64, 128)), (128, 128, 64)
+    ),
 }
 
 

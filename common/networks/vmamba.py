@@ -20,7 +20,7 @@ class MapNorm(nn.LayerNorm):
     """Layer norm over the channels of a map (b, c, h, w)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1)
+        x = x.permute(0, 2, 3, 1).to(self.weight.dtype)
         x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
         return x.permute(0, 3, 1, 2)
 

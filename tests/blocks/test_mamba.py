@@ -68,3 +68,19 @@ def test_shorter_than_the_convolution():
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match="d_state is 0; allowed"):
         Mamba(8, d_state=0)
+
+
+def test_what_float16_cannot_hold_under_autocast():
+    """An input projection beyond 65,504: not a number, where autocast reached into the block."""
+    torch.manual_seed(0)
+    block, x = Mamba(16), torch.randn(1, 20, 16)
+    with torch.no_grad():
+        block.in_proj.weight.mul_(3e5)
+        block.x_proj.weight.div_(3e5)
+    expected = block(x)
+    for backend in ("auto", "torch"):
+        block.backend = backend
+        with torch.autocast("cpu", dtype=torch.float16):
+            y = block(x)
+        assert y.dtype == torch.float32
+        torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))

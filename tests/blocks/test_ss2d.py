@@ -40,3 +40,17 @@ def test_scan_gets_channels_next_to_each_other(monkeypatch, batch):
 def test_bad_argument_is_named(name):
     with pytest.raises(ValueError, match=f"{name} is 0"):
         SS2D(**{"channels": 16, name: 0})
+
+
+def test_what_float16_cannot_hold_under_autocast():
+    """An input projection beyond 65,504: not a number, where autocast reached into the mixer."""
+    torch.manual_seed(0)
+    mixer, x = SS2D(8), torch.randn(1, 5, 6, 8)
+    with torch.no_grad():
+        mixer.in_proj.weight.mul_(3e5)
+        mixer.x_proj_weight.div_(3e5)
+    expected = mixer(x)
+    with torch.autocast("cpu", dtype=torch.float16):
+        y = mixer(x)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, expected)
