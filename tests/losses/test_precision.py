@@ -1,4 +1,4 @@
-"""Every loss of 16-bit logits is what float64 makes of the same logits, and so are its gradients."""
+"""Every loss of 16-bit logits, and its gradients, are what float64 makes of the same logits."""
 
 from __future__ import annotations
 
