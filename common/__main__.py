@@ -141,7 +141,7 @@ def export(
     """Write a trained network as "torchscript", "torch_export" or "onnx" (extra: onnx).
 
     Run it in the bundle's folder, or name its config_file; what the training changed there has to
-    be changed here too. The file is kept if its logits are the network's. Images have the bundle's
+    be changed here too. The file is kept if its logits are the network's in float64. Images have the bundle's
     patch_size (--patch_size "[96,96,96]" for another); in TorchScript, any.
     """
     import time
