@@ -126,7 +126,8 @@ def _code_map(
         found = network.codes(image[part][None].to(device)).cpu()
         codes[part] = F.interpolate(found[None].float(), size=tuple(patch_size))[0]
         sites.append(found.flatten())
-    return codes[(slice(None), *map(slice, size))], torch.cat(sites)
+    inside = (slice(None), *map(slice, size))
+    return codes[inside], torch.cat(sites)
 
 
 def _plane(prototypes: NDArray[np.float32]) -> tuple[NDArray[np.float32], str]:
