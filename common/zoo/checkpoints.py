@@ -15,7 +15,7 @@ from ..errors import InputError
 
 StateDict = dict[str, Tensor]
 _logger = logging.getLogger(__name__)
-_SAFE = (2, 6)  # torch; before, weights_only could be got round (CVE-2025-32434)
+_SAFE = "2.6"  # of torch; before, weights_only could be got round (CVE-2025-32434)
 
 
 def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateDict:
@@ -51,7 +51,7 @@ def load_state_dict(path: str | Path) -> StateDict:
     file = Path(path)
     if torch.__version__ < _SAFE:
         raise InputError(
-            f"torch is {torch.__version__}; allowed is one from {'.'.join(map(str, _SAFE))}, the "
+            f"torch is {torch.__version__}; allowed is one from {_SAFE}, the "
             "first that reads a checkpoint without running any code in it."
         )
     if not file.is_file():
