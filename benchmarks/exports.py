@@ -4,7 +4,7 @@
         [--forms onnx] [--threads 2]
 
 Networks of the bundles' sizes, untrained, one channel in, float32, on the CPU; each has a process
-of its own. The difference is a logit's largest from the network in eager mode, for an image of
+of its own. The difference is a logit's largest from the network in float64, for an image of
 noise. Seconds are those of the whole: tracing, converting, writing, reading back, and the check.
 """
 

@@ -110,17 +110,17 @@ def codebook(
     Run it in the bundle's folder, or name its config_file; what the training changed there has to
     be changed here too (--network_def#num_prototypes 128).
     """
-    from .data import check_output_folder, image_files
+    from .data import OutputLayout, check_output_folder, image_files
     from .evaluation import draw_prototypes, write_code_maps
     from .zoo import load_trained
 
     check_output_folder(output)
-    files = image_files(images)
+    files = OutputLayout(output, images, "codes").plan(image_files(images))
     network, preprocessing, patch_size = load_trained(config_file, checkpoint, overrides)
     book = getattr(network, "codebook", None)
     if book is None:
         raise InputError(f"{config_file} has a network without a codebook; allowed is one with it.")
-    paths, codes = write_code_maps(network, preprocessing, patch_size, files, output)
+    paths, codes = write_code_maps(network, preprocessing, patch_size, files)
     usage = book.usage(codes)
     picture = draw_prototypes(
         book.prototypes.detach().cpu().numpy(), usage.histogram.numpy(), f"{output}/prototypes.png"
@@ -141,8 +141,8 @@ def export(
     """Write a trained network as "torchscript", "torch_export" or "onnx" (extra: onnx).
 
     Run it in the bundle's folder, or name its config_file; what the training changed there has to
-    be changed here too. The file is kept if its logits are the network's. Images have the bundle's
-    patch_size (--patch_size "[96,96,96]" for another); in TorchScript, any.
+    be changed here too. The file is kept if its logits are the network's in float64. Images have
+    the bundle's patch_size (--patch_size "[96,96,96]" for another); in TorchScript, any.
     """
     import time
 

@@ -252,19 +252,26 @@ def _folder(path: Path) -> None:
     path.mkdir()
 
 
+def _twice(path: Path) -> None:
+    path.mkdir()
+    for name in ("a.nii", "a.nii.gz"):
+        _nan(path / name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
         (None, "There is no folder"),
         (_folder, "holds no image"),
+        (_twice, "a.nii.gz; allowed are images of different names"),
         (_nan, "has 1 voxels that are NaN"),
         (_constant, "has the value 0 everywhere"),
         (_flat, "is 2D, of size 30 x 30; allowed are 3D images"),
         (_channels, "has 2 channels; allowed are 1"),
         (_truncated, "cannot be read"),
     ],
-    ids=["missing", "empty", "nan", "constant", "2D", "channels", "truncated"],
+    ids=["missing", "empty", "twice", "nan", "constant", "2D", "channels", "truncated"],
 )
 def test_bad_scans(trained: Path, tmp_path: Path, make, expected: str):
     scan = tmp_path / "scan.nii.gz"

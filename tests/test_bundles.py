@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import torch
 from monai.bundle import ConfigParser
+from monai.data import MetaTensor
 from monai.handlers import CheckpointSaver
 
+from common.errors import input_error_in
 from common.zoo.contract import (
     READING,
     RUNNING,
@@ -286,6 +288,30 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
     assert inferer.axes == [step["spatial_axis"] for step in flips], "what training has seen"
     assert getattr(inferer.inferer, "overlap", None) == 0.125 or not slides
     assert steps()[-2:] == ["KeepLargestConnectedComponentd", "SaveImaged"]
+
+
+def test_images_of_one_name_have_a_mask_each(bundle: Path, tmp_path: Path):
+    """In folders of their own; where not even these differ, a run ends before it begins."""
+    outputs = tmp_path / "masks"
+    parsed = parser(bundle, "inference", dataset_dir=str(tmp_path), output_dir=str(outputs))
+    save = parsed.get_parsed_content("postprocessing").transforms[-1]
+    dims = 2 if parsed["masks"].get("extension") == ".png" else 3  # of a mask
+    for number, folder in enumerate("AB"):
+        meta = {"filename_or_obj": str(tmp_path / folder / "patient_1.png")}
+        save({"pred": MetaTensor(torch.full((1, *[4 + number] * dims), 1.0), meta=meta)})
+    written = sorted(path.relative_to(outputs) for path in outputs.rglob("*.*"))
+    assert [path.parent.name for path in written] == ["A", "B"]
+    assert len({(outputs / path).read_bytes() for path in written}) == 2
+
+    images = [str(tmp_path / name) for name in ("scan.nii", "scan.nii.gz")]
+    parsed = parser(
+        bundle, "inference", dataset_dir=str(tmp_path), output_dir=str(tmp_path), datalist=images
+    )
+    step = parsed["run"].index("$@masks.plan(@datalist)")
+    assert step == len(parsed["run"]) - 2, "the last before the evaluator"
+    with pytest.raises(RuntimeError) as refused:
+        parsed.get_parsed_content(f"run#{step}")
+    assert "scan.nii and of " in str(input_error_in(refused.value))
 
 
 def test_network_of_epistemic_scoring(bundle: Path):

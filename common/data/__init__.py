@@ -2,11 +2,13 @@
 
 from .cases import check_output_folder, image_files, labelled_cases, split_cases
 from .ircadb import write_ircadb
+from .outputs import OutputLayout
 from .writers import AtomicNibabelWriter, AtomicPILWriter
 
 __all__ = [
     "AtomicNibabelWriter",
     "AtomicPILWriter",
+    "OutputLayout",
     "check_output_folder",
     "image_files",
     "labelled_cases",

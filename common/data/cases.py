@@ -22,6 +22,7 @@ _logger = logging.getLogger(__name__)
 Split = Literal["training", "validation", "test"]
 _SPLITS: tuple[Split, ...] = ("training", "validation", "test")
 _NIFTI = (".nii", ".nii.gz")
+IMAGE_FOLDERS = ("imagesTs", "CXR_png")  # of a data set, where `image_files` looks
 # The masks of the radiograph CXR_png/{}.png: in the Montgomery set, and in the Shenzhen set.
 _MASKS = (
     ("ManualMask/leftMask/{}.png", "ManualMask/rightMask/{}.png"),
@@ -51,7 +52,8 @@ def labelled_cases(dataset_dir: str | Path) -> list[Case]:
     Radiographs without a mask, as Shenzhen has them, are left out, and the log says how many.
 
     Raises:
-        InputError: a folder or file is missing, a volume has no label, or no radiograph has a mask.
+        InputError: a folder or file is missing, a volume has no label or is there twice, as .nii
+            and .nii.gz, or no radiograph has a mask.
     """
     root = _folder(dataset_dir)
     if sets := _radiograph_sets(root):
@@ -191,6 +193,15 @@ def _stem(file: Path) -> str:
     return re.sub(r"\.nii(\.gz)?$", "", file.name)
 
 
+def _by_stem(files: Sequence[Path]) -> dict[str, Path]:
+    named: dict[str, Path] = {}
+    for file in files:
+        other = named.setdefault(_stem(file), file)
+        if other != file:
+            raise InputError(f"{other} and {file} are of one name; allowed is one of them.")
+    return named
+
+
 def _listed_cases(root: Path) -> list[Case] | None:
     """Cases of dataset.json, or None where there is no such list."""
     path = root / "dataset.json"
@@ -236,10 +247,9 @@ def _paired_cases(root: Path, images_in: str, labels_in: str) -> list[Case]:
                 f"{labels_in} with label maps of the same names, or CXR_png with radiographs and "
                 "their masks."
             )
-    label_of = {_stem(file): file for file in _files(labels)}
+    label_of = _by_stem(_files(labels))
     channels: dict[str, list[str]] = defaultdict(list)
-    for file in _files(images):
-        name = _stem(file)
+    for name, file in _by_stem(_files(images)).items():
         if name not in label_of:
             name = re.sub(r"_\d{4}$", "", name)
         if name not in label_of:

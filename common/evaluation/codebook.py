@@ -5,8 +5,7 @@ Teng et al., figure 6 (Codebook Mamba U-Net).
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,10 +31,9 @@ def write_code_maps(
     network: Any,
     preprocessing: Callable,
     patch_size: Sequence[int],
-    images: Iterable[str | Path],
-    output: str | Path,
+    images: Mapping[str, Path],
 ) -> tuple[list[Path], Tensor]:
-    """Write each image's codes as a NIfTI volume, ``<name>_codes.nii.gz``, on the image's own grid.
+    """Write each image's codes as a NIfTI volume, on the image's own grid.
 
     The image is cut into windows side by side; a voxel has the code of its site in its window's
     bottleneck.
@@ -44,8 +42,7 @@ def write_code_maps(
         network: a network with a codebook, such as `common.networks.CodebookMambaUNet`.
         preprocessing: invertible MONAI transforms of {"image": path}, those of inference.
         patch_size: voxels of a window after preprocessing.
-        images: the image files.
-        output: an existing folder.
+        images: the image files, each with its volume.
 
     Returns:
         The volumes' paths, and the codes of all windows' sites, (sites,).
@@ -57,15 +54,14 @@ def write_code_maps(
     device = next(network.parameters()).device
     invert = Invertd("codes", preprocessing, orig_keys="image", nearest_interp=True)
     paths, sites = [], []
-    for file in tqdm(list(images), desc="images", disable=None):
-        item = preprocessing({"image": str(file)})
+    for file, path in tqdm(images.items(), desc="images", disable=None):
+        item = preprocessing({"image": file})
         codes, found = _code_map(network, item["image"].as_tensor(), patch_size, device)
         codes = invert(item | {"codes": MetaTensor(codes)})["codes"]
         sites.append(found)
-        name = re.sub(r"\.nii(\.gz)?$", "", Path(file).name)
-        path = Path(output) / f"{name}_codes.nii.gz"
         values = codes[0].numpy().astype(np.int16)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as partial:
                 nib.save(nib.Nifti1Image(values, codes.affine.numpy()), partial)
         except OSError as error:
@@ -130,7 +126,8 @@ def _code_map(
         found = network.codes(image[part][None].to(device)).cpu()
         codes[part] = F.interpolate(found[None].float(), size=tuple(patch_size))[0]
         sites.append(found.flatten())
-    return codes[(slice(None), *map(slice, size))], torch.cat(sites)
+    inside = (slice(None), *map(slice, size))
+    return codes[inside], torch.cat(sites)
 
 
 def _plane(prototypes: NDArray[np.float32]) -> tuple[NDArray[np.float32], str]:

@@ -1,4 +1,4 @@
-"""Losses that MONAI does not have, one file per family."""
+"""Losses that MONAI does not have, one file per family; in float32 where logits have 16 bits."""
 
 from .boundary import BoundaryAwareBCEDiceLoss
 from .deep_supervision import (
@@ -6,6 +6,7 @@ from .deep_supervision import (
     WeightedDeepSupervisionLoss,
     deep_supervision_weights,
 )
+from .dice_ce import DiceCELoss
 from .hybrid import HybridLoss
 from .inclusion import CodebookMambaLoss, InclusionLoss
 from .region_tversky import DiceCERegionTverskyLoss, RegionSpecificTverskyLoss
@@ -14,6 +15,7 @@ __all__ = [
     "BoundaryAwareBCEDiceLoss",
     "CodebookMambaLoss",
     "DeepSupervisionDecay",
+    "DiceCELoss",
     "DiceCERegionTverskyLoss",
     "HybridLoss",
     "InclusionLoss",

@@ -7,6 +7,8 @@ from monai.losses import DiceLoss
 from monai.networks import one_hot
 from torch import Tensor, nn
 
+from .precision import at_least_float32
+
 
 class BoundaryAwareBCEDiceLoss(nn.Module):
     """bce_weight * BCE + (1 - bce_weight) * Dice + boundary_weight * BCE near the boundaries.
@@ -57,13 +59,13 @@ class BoundaryAwareBCEDiceLoss(nn.Module):
                 f"target has shape {tuple(target.shape)}; allowed is one channel of the logits' "
                 f"size, {(logits.shape[0], 1, *logits.shape[2:])}."
             )
-        logits = logits.float()
+        logits = at_least_float32(logits)
         if logits.shape[1] == 1:
-            classes = target.float()
+            classes = target.to(logits.dtype)
             bce = F.binary_cross_entropy_with_logits(logits, classes, reduction="none")
             dice = DiceLoss(sigmoid=True, batch=True)(logits, classes)
         else:
-            classes = one_hot(target, logits.shape[1])
+            classes = one_hot(target, logits.shape[1], dtype=logits.dtype)
             bce = F.cross_entropy(logits, classes, reduction="none").unsqueeze(1)
             dice = DiceLoss(softmax=True, include_background=False, batch=True)(logits, classes)
         loss = self.bce_weight * bce.mean() + (1 - self.bce_weight) * dice

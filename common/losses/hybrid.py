@@ -9,6 +9,8 @@ from monai.losses import DiceLoss, TverskyLoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
+from .precision import at_least_float32
+
 HybridKind = Literal["dice_bce", "tversky_bce", "dice", "tversky", "bce"]
 
 _KINDS = ("dice_bce", "tversky_bce", "dice", "tversky", "bce")
@@ -67,9 +69,10 @@ class HybridLoss(nn.Module):
                 f"target has shape {tuple(target.shape)}; allowed is one channel of the logits' "
                 f"size, {allowed}."
             )
-        logits = logits.float()
+        logits = at_least_float32(logits)
         single = logits.shape[1] == 1
-        classes = target.float() if single else one_hot(target, logits.shape[1])
+        dtype = logits.dtype
+        classes = target.to(dtype) if single else one_hot(target, logits.shape[1], dtype)
         if self.weight == 0:
             return self._cross_entropy(logits, classes)
         activation = {"sigmoid": single, "softmax": not single, "include_background": single}

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 from torch import Tensor, nn
 
+from .precision import at_least_float32
+
 
 class InclusionLoss(nn.Module):
     """Mean over voxels of p_tumour (1 - p_liver): tumour lies in the liver alone (eq. 7)."""
@@ -25,7 +27,7 @@ class InclusionLoss(nn.Module):
             ValueError: the logits have other channels.
         """
         _check_channels("logits", logits)
-        liver, tumour = logits.float().unbind(1)
+        liver, tumour = at_least_float32(logits).unbind(1)
         # sigmoid(-x) is 1 - sigmoid(x), without the cancellation near 1.
         return (torch.sigmoid(tumour) * torch.sigmoid(-liver)).mean()
 
@@ -67,12 +69,13 @@ class CodebookMambaLoss(nn.Module):
         """
         logits = output if isinstance(output, Tensor) else output[0]
         _check_channels("target", target)
+        logits = at_least_float32(logits)
         target = target.to(logits.dtype)
         loss = self.dice(logits, target) + F.binary_cross_entropy_with_logits(logits, target)
         loss = loss + self.beta * self.inclusion(logits)
         if isinstance(output, Tensor):
             return loss
-        return loss + self.alpha * output[1].mean()
+        return loss + self.alpha * at_least_float32(output[1]).mean()
 
 
 def _check_channels(name: str, x: Tensor) -> None:

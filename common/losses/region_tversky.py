@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
+
+from .precision import at_least_float32
 
 
 class RegionSpecificTverskyLoss(nn.Module):
@@ -75,7 +76,7 @@ class RegionSpecificTverskyLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (b, c, ...) in 2D or 3D, for labels (b, 1, ...) below c."""
         regions = self._regions(logits, target)
-        p = logits.softmax(1, dtype=torch.promote_types(logits.dtype, torch.float32))
+        p = at_least_float32(logits).softmax(1)
         y = one_hot(target, logits.shape[1], dtype=p.dtype)
         if not self.include_background:
             p, y = p[:, 1:], y[:, 1:]
@@ -153,5 +154,6 @@ class DiceCERegionTverskyLoss(nn.Module):
         self.lambda_tversky = lambda_tversky
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        logits = at_least_float32(logits)  # once: so the terms' gradients add up in it
         tversky = self.tversky(logits, target)  # first: its messages on shapes are clearer
         return self.dice_ce(logits, target) + self.lambda_tversky * tversky

@@ -15,6 +15,7 @@ from ..errors import InputError
 
 StateDict = dict[str, Tensor]
 _logger = logging.getLogger(__name__)
+_SAFE = "2.6"  # of torch; before, weights_only could be got round (CVE-2025-32434)
 
 
 def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateDict:
@@ -44,9 +45,15 @@ def load_state_dict(path: str | Path) -> StateDict:
     A plain state dict, or one under "model" (MONAI), "network_weights" (nnU-Net) or "state_dict".
 
     Raises:
-        InputError: the file is missing, is no checkpoint, or holds more than tensors.
+        InputError: the file is missing, is no checkpoint, or holds more than tensors; or torch is
+            too old to read it without running code.
     """
     file = Path(path)
+    if torch.__version__ < _SAFE:
+        raise InputError(
+            f"torch is {torch.__version__}; allowed is one from {_SAFE}, the "
+            "first that reads a checkpoint without running any code in it."
+        )
     if not file.is_file():
         raise InputError(
             f"There is no checkpoint {file}; training writes one, --checkpoint names another."

@@ -269,3 +269,11 @@ def test_radiographs_to_segment(tmp_path: Path):
     assert image_files(tmp_path, [".png"]) == [str(tmp_path / "CXR_png/c.png")]
     with pytest.raises(InputError, match=r"holds no image; allowed are files that end in \.png\."):
         image_files(make_files(tmp_path / "other", "a.jpg"), [".png"])
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "labelsTr"])
+def test_one_case_in_two_files_is_refused(tmp_path: Path, folder: str):
+    make_folders(tmp_path, ["a.nii.gz"], ["a.nii.gz"])
+    (tmp_path / folder / "a.nii").touch()
+    with pytest.raises(InputError, match=rf"{folder}/a\.nii and .*/a\.nii\.gz are of one name"):
+        labelled_cases(tmp_path)

@@ -47,8 +47,9 @@ def write(path: Path, size: tuple[int, ...], affine: np.ndarray) -> Path:
 
 def test_a_voxel_has_its_sites_code(network: CodebookMambaUNet, tmp_path: Path):
     image = write(tmp_path / "a.nii.gz", (32, 64, 16), np.eye(4))
-    (path,), sites = write_code_maps(network, preprocessing(), PATCH, [image], tmp_path)
-    assert path == tmp_path / "a_codes.nii.gz"
+    path = tmp_path / "a_codes.nii.gz"
+    paths, sites = write_code_maps(network, preprocessing(), PATCH, {str(image): path})
+    assert paths == [path]
     codes = np.asarray(nib.load(path).dataobj)
 
     x = preprocessing()({"image": image})["image"].as_tensor()[None]
@@ -63,7 +64,8 @@ def test_a_voxel_has_its_sites_code(network: CodebookMambaUNet, tmp_path: Path):
 def test_codes_lie_on_the_images_own_grid(network: CodebookMambaUNet, tmp_path: Path):
     affine = np.array([[0, -1.5, 0, 9], [-1.5, 0, 0, 7], [0, 0, 2.0, -3], [0, 0, 0, 1]])
     image = write(tmp_path / "turned.nii.gz", (40, 21, 19), affine)
-    (path,), _ = write_code_maps(network, preprocessing(2.0), PATCH, [image], tmp_path)
+    path = tmp_path / "codes.nii.gz"
+    write_code_maps(network, preprocessing(2.0), PATCH, {str(image): path})
     codes = nib.load(path)
     assert codes.shape == (40, 21, 19)
     np.testing.assert_allclose(codes.affine, affine, atol=1e-5)
@@ -74,7 +76,7 @@ def test_codes_lie_on_the_images_own_grid(network: CodebookMambaUNet, tmp_path: 
 def test_where_codes_cannot_be_written(network: CodebookMambaUNet, tmp_path: Path):
     image = write(tmp_path / "a.nii.gz", (32, 32, 16), np.eye(4))
     with pytest.raises(InputError, match=r"a_codes\.nii\.gz cannot be written"):
-        write_code_maps(network, preprocessing(), PATCH, [image], tmp_path / "no/folder")
+        write_code_maps(network, preprocessing(), PATCH, {str(image): image / "a_codes.nii.gz"})
 
 
 @pytest.mark.parametrize("num_prototypes", [1, 8, 64])

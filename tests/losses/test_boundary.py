@@ -27,7 +27,7 @@ def near_boundary(target: torch.Tensor, width: int) -> torch.Tensor:
 def test_terms_of_one_channel(width: int):
     torch.manual_seed(0)
     target, logits = disc(), torch.randn(1, 1, 24, 24, dtype=torch.float64)
-    p = logits.float().sigmoid()
+    p = logits.sigmoid()
     bce = -(target * p.log() + (1 - target) * (1 - p).log())
     dice = 1 - (2 * (p * target).sum() + 1e-5) / (p.sum() + target.sum() + 1e-5)
     near = near_boundary(target, width)

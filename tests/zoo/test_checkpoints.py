@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from common.errors import InputError
 from common.networks import LightMUNet, MambaClinix, VMambaEncoder
@@ -105,6 +106,16 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.M
     assert not Path("executed").exists()
 
 
+@pytest.mark.parametrize("version", ["2.4.1", "2.5.1+cu121"])
+def test_torch_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "model.pt")
+    monkeypatch.setattr(torch, "__version__", TorchVersion(version))
+    with pytest.raises(InputError, match=re.escape(f"torch is {version}; allowed is one from 2.6")):
+        load_state_dict(tmp_path / "model.pt")
+    monkeypatch.setattr(torch, "__version__", TorchVersion("2.6.0+cpu"))
+    assert load_state_dict(tmp_path / "model.pt").keys() == {"weight"}
+
+
 def _truncated() -> bytes:
     buffer = io.BytesIO()
     torch.save({"weight": torch.zeros(100)}, buffer)
@@ -186,11 +197,12 @@ def test_first_convolution_takes_other_channels(tmp_path: Path, channels: int):
     torch.save(checkpoint, tmp_path / "vssm.pth")
     encoder = VMambaEncoder(channels, channels=16, depths=(1, 2)).eval()
     load_encoder(around(encoder), tmp_path / "vssm.pth")
-    grey = torch.rand(1, 1, 32, 32)
+    grey = torch.rand(1, 1, 32, 32, dtype=torch.float64)
     with torch.no_grad():
-        expected = source.eval()(grey.expand(-1, 3, -1, -1))
+        encoder.double()
+        expected = source.eval().double()(grey.expand(-1, 3, -1, -1))
         for got, wanted in zip(encoder(grey.expand(-1, channels, -1, -1)), expected, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_no_encoder_is_said_once(caplog: pytest.LogCaptureFixture):

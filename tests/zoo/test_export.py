@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.errors import InputError
 from common.networks import (
@@ -97,7 +99,8 @@ def test_every_network(form: str, tmp_path: Path):
         channels = 2 if name == "LightMUNet-2D" else 1
         image = torch.rand(3, channels, *size)  # and all of them, any batch
         with torch.no_grad():
-            np.savez(f"{file}.npz", image=image.numpy(), expected=network(image).numpy())
+            expected = network.double()(image.double())
+        np.savez(f"{file}.npz", image=image.numpy(), expected=expected.numpy())
     absent = {"torch"} if form == "onnx" else set()
     program = LOADER.format(read=READ[form], absent=absent or "()")
     command = [sys.executable, "-W", "ignore", "-c", program, *files]
@@ -118,11 +121,133 @@ class Shifted(nn.Module):
         return y + self.shift if torch.jit.is_scripting() else y
 
 
+class Coarse(nn.Module):
+    """A network that loses digits in float32, or does so only in the file or only out of it."""
+
+    def __init__(self, in_file: bool, in_network: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        self.conv.weight.data.fill_(1.0)
+        self.conv.bias.data.fill_(0.0)
+        self.in_file = in_file
+        self.in_network = in_network
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        coarse = self.in_file if torch.jit.is_scripting() else self.in_network
+        return (y + 1e4) - 1e4 if coarse else y
+
+
+def test_a_file_that_is_right_where_float32_is_wrong(tmp_path: Path):
+    network = Coarse(in_file=False, in_network=True)
+    assert export_network(network, [16, 16], "torchscript", tmp_path / "model.ts") < 1e-6
+
+
+def test_a_file_that_is_as_wrong_as_float32(tmp_path: Path):
+    network = Coarse(in_file=True, in_network=True)
+    with pytest.raises(InputError, match=r"in float64 by 0\.000.*; allowed is 0\.0001,"):
+        export_network(network, [16, 16], "torchscript", tmp_path / "model.ts")
+    assert not list(tmp_path.iterdir())
+
+
+class Amplifying(nn.Module):
+    """A norm of a map that is constant but for some 1e-4: of its digits float32 has four."""
+
+    def __init__(self, shift: float) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        self.conv.weight.data.fill_(1e-4)
+        self.conv.bias.data.fill_(1.0)
+        self.norm = nn.InstanceNorm2d(1, eps=1e-12)
+        self.shift = shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return y + self.shift if torch.jit.is_scripting() else y
+
+
+def test_what_float32_cannot_help_is_allowed_and_no_more(tmp_path: Path):
+    file = tmp_path / "model.ts"
+    difference = export_network(Amplifying(0), [16, 16], "torchscript", file)
+    assert difference > 2e-4  # the largest logit is below 2
+    with pytest.raises(InputError, match="differs from the network in float64"):
+        export_network(Amplifying(30 * difference), [16, 16], "torchscript", file)
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_that_exports_are_held_to_has_nothing_in_float32(name: str):
+    network, size = build(name)
+    image = torch.rand(1, 2 if name == "LightMUNet-2D" else 1, *size, dtype=torch.float64)
+    narrow: list[str] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            outputs = function(*args, **(kwargs or {}))
+            every = outputs if isinstance(outputs, (tuple, list)) else [outputs]
+            narrow.extend(
+                str(function)
+                for x in every
+                if isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+            )
+            return outputs
+
+    exact = export._in_float64(network)
+    with torch.no_grad(), Watch():
+        logits = exact(image)
+    assert logits.dtype == torch.float64
+    assert narrow == []
+
+
+def test_backend_that_is_named_for_float32(tmp_path: Path):
+    network = LightMUNet(2, 1, 2, 8, (1, 1), (1,), backend="cpp").eval()
+    exact = export._in_float64(network)
+    with torch.no_grad():
+        assert exact(torch.rand(1, 1, 16, 16, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        (3, {"padding": 1}),
+        ((3, 1, 3), {"padding": (1, 0, 1), "stride": (2, 1, 2)}),
+        (2, {"stride": 3, "dilation": (3, 1, 2), "groups": 2}),
+        (3, {"padding": "same"}),
+        (1, {"bias": False}),
+    ],
+)
+def test_convolution_in_slabs(
+    kernel: int | tuple[int, ...], options: dict, monkeypatch: pytest.MonkeyPatch
+):
+    conv = nn.Conv3d(4, 6, kernel, **options).double()
+    x = torch.rand(2, 4, 11, 7, 8, dtype=torch.float64)
+    expected = conv(x)
+    plane = 4 * conv.weight[0, 0].numel() * 7 * 8  # elements of its windows
+    seen: list[int] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            output = function(*args, **(kwargs or {}))
+            if function is torch.conv3d:
+                seen.append(output.shape[2])
+            return output
+
+    for planes in (1, 2, 100):
+        monkeypatch.setattr(export, "_WINDOWS", planes * plane)
+        with Watch():
+            found = export._run_float64(conv, x)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        if conv.padding != "same":
+            assert max(seen) <= planes
+            assert sum(seen) == expected.shape[2]
+        seen.clear()
+
+
 @pytest.mark.parametrize("shift", [2e-3, float("nan")])
 def test_different_logits_are_refused(shift: float, tmp_path: Path):
     file = tmp_path / "model.ts"
     file.write_text("earlier")
-    with pytest.raises(InputError, match=r"differs from the network by (0\.002|nan)"):
+    with pytest.raises(InputError, match=r"differs from the network in float64 by (0\.002|nan)"):
         export_network(Shifted(shift), [4, 4], "torchscript", file)
     assert file.read_text() == "earlier"
     assert list(tmp_path.iterdir()) == [file]

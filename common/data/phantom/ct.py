@@ -264,7 +264,8 @@ def _draw_tumours(rng: Generator, scene: _Scene, liver: Array) -> tuple[Array, t
         room[box] = ndimage.distance_transform_edt(padded, scene.spacing)[1:-1, 1:-1, 1:-1]
         diameter = float(np.clip(diameter, 5, max(5, 1.8 * room.max())))
         spots = np.argwhere(room >= min(0.45 * diameter, room.max()))
-        offset = scene.mm - _column(scene.mm[(slice(None), *rng.choice(spots))])
+        at = (slice(None), *rng.choice(spots))
+        offset = scene.mm - _column(scene.mm[at])
         stretch = Rotation.from_quat(rng.standard_normal(4)).as_matrix() * rng.uniform(0.85, 1.2, 3)
         distance = np.linalg.norm(np.tensordot(stretch.T, offset, 1), axis=0)
         distance *= 1 + 0.12 * scene.noise(rng, max(8, 0.4 * diameter))

@@ -1,0 +1,112 @@
+"""The file that a run writes of each image: one per image, and none of another's."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai.data import FolderLayoutBase, create_file_basename
+from monai.utils import ensure_tuple
+
+from ..errors import InputError
+from .cases import IMAGE_FOLDERS
+
+_NAMED = 20  # collisions in a message
+
+
+class OutputLayout(FolderLayoutBase):
+    """``output_dir/FOLDER/NAME_POSTFIX.ENDING`` of an image, for MONAI's ``SaveImage``.
+
+    FOLDER is the image's own below `dataset_dir`, so that images of one name in two folders stay
+    apart: that of ``A/CXR_png/1.png`` and of ``A/1.png`` is A. There is none for
+    ``imagesTs/1.nii.gz``, nor for an image that is not below `dataset_dir`.
+
+    Args:
+        output_dir: where the files go.
+        dataset_dir: as for `image_files`, a folder or an image.
+        postfix: what the files are.
+        extension: their ending.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        dataset_dir: str | Path,
+        postfix: str = "seg",
+        extension: str = ".nii.gz",
+    ) -> None:
+        self.output_dir = Path(output_dir)
+        self.dataset_dir = Path(os.path.abspath(dataset_dir))
+        self.postfix = postfix
+        self.extension = extension
+
+    def filename(self, subject: str | Path = "subject", idx: int | None = None) -> Path:
+        """The file of an image, in a folder that there is from now on."""
+        path = self._path(subject)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def plan(self, images: str | Sequence[str | Sequence[str]]) -> dict[str, Path]:
+        """The file of each image, in an output_dir that exists.
+
+        Args:
+            images: one or several; of an image in several files, one per channel, the first counts.
+
+        Raises:
+            InputError: two images would have one file, or an image's file is another image.
+        """
+        files: list[str] = [ensure_tuple(image)[0] for image in ensure_tuple(images)]
+        planned = {file: self._path(file) for file in files}
+        fold = str.casefold if _ignores_case(self.output_dir) else str
+        sources = defaultdict(list)
+        for file, path in planned.items():
+            sources[fold(os.path.abspath(path))].append(file)
+        collisions = [
+            f"{planned[several[0]]} of {' and of '.join(several)}"
+            for several in sources.values()
+            if len(several) > 1
+        ]
+        replaced = [file for file in planned if fold(os.path.abspath(file)) in sources]
+        if collisions:
+            raise InputError(
+                f"{_count(collisions, 'file')} would be written more than once: "
+                f"{_listed(collisions)}; allowed are images of different names, or a dataset_dir "
+                "whose folders tell them apart."
+            )
+        if replaced:
+            raise InputError(
+                f"{_count(replaced, 'image')} would be replaced by what is made of others: "
+                f"{_listed(replaced)}; allowed is another output folder than {self.output_dir}."
+            )
+        return planned
+
+    def _path(self, image: str | Path) -> Path:
+        path = Path(os.path.abspath(image))
+        folder = Path()
+        if path.parent.is_relative_to(self.dataset_dir):
+            folder = path.parent.relative_to(self.dataset_dir)
+        if folder.name in IMAGE_FOLDERS:
+            folder = folder.parent
+        stem = create_file_basename(
+            self.postfix, path.name, self.output_dir / folder, separate_folder=False, makedirs=False
+        )
+        return Path(stem + self.extension)
+
+
+def _ignores_case(folder: Path) -> bool:
+    """Whether a.nii and A.nii are one file there."""
+    with tempfile.NamedTemporaryFile(dir=folder, prefix="case") as file:
+        name = Path(file.name)
+        return name.with_name(name.name.upper()).exists()
+
+
+def _count(things: list[str], what: str) -> str:
+    return f"{len(things)} {what}{'s' if len(things) > 1 else ''}"
+
+
+def _listed(things: list[str]) -> str:
+    rest = len(things) - _NAMED
+    return "; ".join([*things[:_NAMED], *([f"and {rest} more"] if rest > 0 else [])])
