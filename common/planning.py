@@ -61,8 +61,11 @@ def write_plan(
         description = _describe(Path(dataset_dir), modality, Path(folder))
         plans = nnunet_plans(description, gpu_memory, Path(folder))
     overrides = plan_overrides(plans, description)
-    with replacing(output) as partial:
-        partial.write_text(_as_json(overrides), encoding="utf-8")
+    try:
+        with replacing(output) as partial:
+            partial.write_text(_as_json(overrides), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"The plan {output} cannot be written ({error}).") from error
     return overrides
 
 

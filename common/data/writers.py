@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monai.data import NibabelWriter, PILWriter
 
+from ..errors import InputError
 from ..files import replacing
 
 _logger = logging.getLogger(__name__)
@@ -18,7 +22,7 @@ class AtomicNibabelWriter(NibabelWriter):
     """MONAI's NIfTI writer; a file appears under its name only when it is complete."""
 
     def write(self, filename: str | PathLike, verbose: bool = False, **obj_kwargs: object) -> None:
-        with replacing(filename) as partial:
+        with _complete(filename) as partial:
             super().write(partial, **obj_kwargs)
         if verbose:
             _logger.info("The mask is in %s", filename)
@@ -44,7 +48,17 @@ class AtomicPILWriter(PILWriter):
 
     def write(self, filename: str | PathLike, verbose: bool = False, **kwargs: object) -> None:
         self.data_obj = self.levels[np.asarray(self.data_obj, np.int64)]
-        with replacing(filename) as partial:
+        with _complete(filename) as partial:
             super().write(partial, **kwargs)
         if verbose:
             _logger.info("The mask is in %s", filename)
+
+
+@contextmanager
+def _complete(filename: str | PathLike) -> Iterator[Path]:
+    """`replacing`, whose errors are the user's to mend."""
+    try:
+        with replacing(filename) as partial:
+            yield partial
+    except OSError as error:
+        raise InputError(f"The mask {filename} cannot be written ({error}).") from error

@@ -8,6 +8,7 @@ from monai.transforms import SaveImage
 from PIL import Image
 
 from common.data import AtomicPILWriter
+from common.errors import InputError
 
 
 def save(folder: Path, classes: torch.Tensor, num_classes: int) -> Path:
@@ -59,3 +60,16 @@ def test_nothing_is_left_of_a_file_that_cannot_be_written(
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [
         ("chest_seg.png", before)
     ]
+
+
+def test_a_link_or_a_folder_in_the_masks_place_is_left(tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.write_text("the user's")
+    writer = AtomicPILWriter(2)
+    writer.set_data_array(np.zeros((1, 4, 4)))
+    (tmp_path / "link.png").symlink_to(victim)
+    (tmp_path / "folder.png").mkdir()
+    for name in ("link.png", "folder.png"):
+        with pytest.raises(InputError, match=f"The mask .*{name} cannot be written"):
+            writer.write(tmp_path / name)
+    assert victim.read_text() == "the user's"
