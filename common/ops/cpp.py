@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .forward_mode import refuse_tangents
 
 # csrc/selective_scan.cpp has the same: tokens between saved states, channels a group is padded to.
 TILE, PAD = 64, 16
@@ -142,6 +143,7 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, dy, dlast, _):
+    refuse_tangents("cpp", dy=dy, dlast=dlast)
     *tensors, saved = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(tensors[0])

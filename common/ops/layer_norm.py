@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import cpp, native
+from .forward_mode import is_transformed
 from .mamba_mixer_cpp import CHUNK
 from .selective_scan import plain
 
@@ -63,6 +64,7 @@ def _in_cpp(x: Tensor, *others: Tensor | None) -> bool:
         and all(
             y is not None and y.dtype == torch.float32 and y.is_contiguous() for y in (x, *others)
         )
+        and not any(is_transformed(y) for y in (x, *others) if y is not None)
         and native.why_unavailable() is None
     )
 

@@ -53,6 +53,8 @@ def mamba_mixer(
     Raises:
         ValueError: a shape, a dtype or the backend is not as above.
         RuntimeError: the named backend is missing; the message says what to install.
+        NotImplementedError: a tensor has a forward-mode derivative, and the backend is not
+            "reference".
     """
     _check(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
     if chosen(backend, x, A) == "cpp":
