@@ -273,8 +273,11 @@ def _arguments(
 
 def _run(function: str, arguments: ctypes.Structure) -> None:
     library = _with_torchs_threads(native.library())
-    if getattr(library, function)(ctypes.byref(arguments)):  # ctypes lets go of the GIL
+    failure = getattr(library, function)(ctypes.byref(arguments))  # ctypes lets go of the GIL
+    if failure == 1:
         raise MemoryError(f"{function} could not allocate its working memory")
+    if failure == 2:
+        raise ValueError(f"{function} was given a size of 0; allowed are sizes from 1.")
 
 
 def _expect_writes(x: Tensor) -> None:
