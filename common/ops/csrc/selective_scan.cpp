@@ -189,7 +189,8 @@ struct Plan {
             for (int64_t s = 0; s < n; ++s) {
                 const float a = scan.A.data[d * scan.A.c + s * scan.A.n];
                 A[state_at(p, s)] = a;
-                A2[state_at(p, s)] = float(a * 1.4426950408889634);
+                // NAN's low bits are 0: exp2 keeps it.
+                A2[state_at(p, s)] = std::isnan(a) ? NAN : float(a * 1.4426950408889634);
             }
             if (scan.D.data) D[p] = scan.D.data[d * scan.D.c];
             if (scan.bias.data) bias[p] = scan.bias.data[d * scan.bias.c];
