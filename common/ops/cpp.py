@@ -3,6 +3,11 @@
 Arithmetic is float32: 16-bit floats are converted here, before the operator. Outputs and gradients
 are allocated here, with the memory layout of the tensor they belong to: tokens that come
 channels-last stay so.
+
+Threads are torch's own, so what holds for torch's operations after a fork holds here: in a child of
+a process that has used several, one that uses several waits for ever (GNU's OpenMP leaves its
+threads behind). Workers of a DataLoader use one each and are safe; other children have to call
+torch.set_num_threads(1), or to be spawned.
 """
 
 from __future__ import annotations

@@ -259,6 +259,31 @@ def test_auto_takes_it_for_float32_only(monkeypatch):
     assert taken == [torch.float32, torch.bfloat16]
 
 
+@needs_library
+def test_workers_forked_after_use():
+    """OpenMP's threads do not live on in a fork; a DataLoader's workers use one each, their own."""
+    program = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+from common.ops import selective_scan
+
+class Scans(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        u = torch.full((1, 64, 1000), float(index))
+        B = torch.ones(1, 16, 1000)
+        return selective_scan(u, u, -torch.ones(64, 16), B, B, backend="cpp")
+
+torch.set_num_threads(2)
+here = [Scans()[i] for i in range(4)]
+loader = DataLoader(Scans(), None, num_workers=2, multiprocessing_context="fork")
+assert all(map(torch.equal, loader, here))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
 def test_what_it_cannot_serve():
     inputs = make_inputs()
     with pytest.raises(ValueError, match=r"u has dtype torch\.float64; allowed .* float32"):
