@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from ..ops import Backend, mamba_mixer, mamba_mixer_chunked, without_autocast
 
@@ -14,7 +15,8 @@ class Mamba(nn.Module):
     """Gated selective state-space mixer of tokens, (b, l, d_model) to (b, l, d_model).
 
     Parameter names and shapes are those of mamba-ssm's ``Mamba``, so its state dicts load. Under
-    autocast it stays in the parameters' precision, and its output is.
+    autocast it stays in the parameters' precision, and its output is. Dynamic quantisation leaves
+    it in floating point: one operation reads the weights of all projections.
 
     Args:
         d_model: channels of a token.
@@ -35,27 +37,29 @@ class Mamba(nn.Module):
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
+        self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
         for name, value in (
             ("d_model", d_model),
             ("d_state", d_state),
             ("d_conv", d_conv),
             ("expand", expand),
+            ("dt_rank", self.dt_rank),
         ):
             if value < 1:
                 raise ValueError(f"{name} is {value}; allowed are whole numbers from 1.")
         d_inner = expand * d_model
         self.d_state = d_state
         self.d_conv = d_conv
-        self.dt_rank = math.ceil(d_model / 16) if dt_rank is None else dt_rank
         self.backend: Backend = backend
 
-        self.in_proj = nn.Linear(d_model, 2 * d_inner, bias=False)
+        linear = NonDynamicallyQuantizableLinear
+        self.in_proj = linear(d_model, 2 * d_inner, bias=False)
         self.conv1d = nn.Conv1d(d_inner, d_inner, d_conv, groups=d_inner, padding=d_conv - 1)
-        self.x_proj = nn.Linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.dt_rank, d_inner)
+        self.x_proj = linear(d_inner, self.dt_rank + 2 * d_state, bias=False)
+        self.dt_proj = linear(self.dt_rank, d_inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, d_state + 1)).repeat(d_inner, 1))
         self.D = nn.Parameter(torch.ones(d_inner))
-        self.out_proj = nn.Linear(d_inner, d_model, bias=False)
+        self.out_proj = linear(d_inner, d_model, bias=False)
         init_step_size_projection(self.dt_proj.weight, self.dt_proj.bias)
 
     def forward(self, x: Tensor) -> Tensor:

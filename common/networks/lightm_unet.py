@@ -106,7 +106,7 @@ class MambaLayer(nn.Module):
             return self.mix_map(x)
         else:
             with without_autocast(x):
-                return self.mix_map(x.to(self.proj.weight.dtype))
+                return self.mix_map(x.to(self.norm.weight.dtype))
 
     def mix_map(self, x: Tensor) -> Tensor:
         """What `forward` does, in whatever precision x has."""

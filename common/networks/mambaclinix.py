@@ -119,7 +119,7 @@ class MambaLayer(nn.Module):
         return self.proj(self.norm(self.mamba(self.norm(tokens))))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2).to(self.proj.weight.dtype)  # (b, l, c)
+        tokens = x.flatten(2).transpose(1, 2).to(self.norm.weight.dtype)  # (b, l, c)
         if torch.jit.is_scripting():
             mixed = self.mix(tokens)
         else:

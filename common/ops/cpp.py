@@ -3,6 +3,11 @@
 Arithmetic is float32: 16-bit floats are converted here, before the operator. Outputs and gradients
 are allocated here, with the memory layout of the tensor they belong to: tokens that come
 channels-last stay so.
+
+Threads are torch's own, so what holds for torch's operations after a fork holds here: in a child of
+a process that has used several, one that uses several waits for ever (GNU's OpenMP leaves its
+threads behind). Workers of a DataLoader use one each and are safe; other children have to call
+torch.set_num_threads(1), or to be spawned.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import native
+from .forward_mode import refuse_tangents
 
 # csrc/selective_scan.cpp has the same: tokens between saved states, channels a group is padded to.
 TILE, PAD = 64, 16
@@ -142,6 +148,7 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, dy, dlast, _):
+    refuse_tangents("cpp", dy=dy, dlast=dlast)
     *tensors, saved = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(tensors[0])
@@ -277,8 +284,11 @@ def available() -> bool:
 
 def _run(function: str, arguments: ctypes.Structure) -> None:
     library = _with_torchs_threads(native.library())
-    if getattr(library, function)(ctypes.byref(arguments)):  # ctypes lets go of the GIL
+    failure = getattr(library, function)(ctypes.byref(arguments))  # ctypes lets go of the GIL
+    if failure == 1:
         raise MemoryError(f"{function} could not allocate its working memory")
+    if failure == 2:
+        raise ValueError(f"{function} was given a size of 0; allowed are sizes from 1.")
 
 
 def _expect_writes(x: Tensor) -> None:

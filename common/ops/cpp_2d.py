@@ -10,6 +10,7 @@ from torch import Tensor
 
 from . import cpp
 from .cpp import _run, _Scan, _states_between, _to_single, _view
+from .forward_mode import refuse_tangents
 
 
 def selective_scan_2d_cpp(
@@ -102,6 +103,7 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, dy, _):
+    refuse_tangents("cpp", dy=dy)
     *tensors, saved = ctx.saved_tensors
     if saved.numel() == 0:  # the forward pass was told that nobody would ask
         saved = _selective_scan_2d_cpp(*tensors, ctx.delta_softplus, True)[1]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpp
+from .forward_mode import is_transformed, refuse_tangents
 from .selective_scan import exporting, plain
 
 
@@ -44,6 +45,8 @@ def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
         or exporting()
         or x.dtype != torch.float32
         or x.numel() == 0
+        or is_transformed(x)
+        or is_transformed(weight)
         or not cpp.available()
     ):
         return depthwise_conv_shifted(x, weight)
@@ -103,6 +106,7 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, dy):
+    refuse_tangents("cpp", dy=dy)
     x, weight = ctx.saved_tensors
     dx = dweight = None
     if ctx.needs_input_grad[0]:

@@ -14,13 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from . import cpp, native
+from .forward_mode import is_transformed
 from .mamba_mixer_cpp import CHUNK
 from .selective_scan import plain
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """norm(x), of the last axis."""
-    if not _in_cpp(x, norm.weight, norm.bias):
+    """norm(x), of the last axis.
+
+    Raises:
+        ValueError: norm is of another width, or of several axes.
+    """
+    _check(x, norm)
+    if not _in_cpp(x, norm):
         return norm(x)
     return _layer_norm_cpp(cast(Tensor, plain(x)), norm.weight, norm.bias, norm.eps)
 
@@ -38,10 +44,23 @@ def residual_norm_linear(
         x: tokens.
         skip: tokens of x's shape, if any.
         scale: one number, (1,); none is 1.
+
+    Raises:
+        ValueError: a shape is not as above, or norm or linear is not of x's width.
     """
-    weights = (norm.weight, norm.bias, linear.weight, linear.bias)
+    _check(x, norm)
+    if linear.in_features != x.shape[-1]:
+        raise ValueError(
+            f"linear has in_features {linear.in_features}; allowed is {x.shape[-1]}, x's last axis."
+        )
+    if skip is not None and skip.shape != x.shape:
+        raise ValueError(f"skip has shape {tuple(skip.shape)}; allowed is x's, {tuple(x.shape)}.")
+    if scale is not None and scale.shape != (1,):
+        raise ValueError(f"scale has shape {tuple(scale.shape)}; allowed is (1,).")
+    if scale is not None and skip is None:
+        raise ValueError("scale is given without skip; allowed are both, or skip alone.")
     given = [tensor for tensor in (skip, scale) if tensor is not None]
-    if not _in_cpp(x, *weights, *given):
+    if type(linear) is not nn.Linear or not _in_cpp(x, norm, linear.weight, linear.bias, *given):
         if skip is not None:
             x = x.add_(skip) if scale is None else x.addcmul_(skip, scale)
         return linear(norm(x))
@@ -49,20 +68,31 @@ def residual_norm_linear(
     out = None
     if linear.out_features != x.shape[-1]:
         out = x.new_empty((*x.shape[:-1], linear.out_features))
+    weights = (norm.weight, norm.bias, linear.weight, linear.bias)
     _residual_norm_linear_cpp(x, plain(skip), scale, *weights, norm.eps, out)
     return x if out is None else out
 
 
-def _in_cpp(x: Tensor, *others: Tensor | None) -> bool:
+def _check(x: Tensor, norm: nn.LayerNorm) -> None:
+    if norm.normalized_shape != x.shape[-1:]:
+        raise ValueError(
+            f"norm has normalized_shape {norm.normalized_shape}; allowed is {tuple(x.shape[-1:])}, "
+            "x's last axis."
+        )
+
+
+def _in_cpp(x: Tensor, norm: nn.LayerNorm, *others: Tensor | None) -> bool:
+    tensors = (x, norm.weight, norm.bias, *others)
     return (
-        not torch.is_grad_enabled()
+        type(norm) is nn.LayerNorm
+        and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and x.device.type == "cpu"
         and x.shape[-1] > 0
-        and all(
-            y is not None and y.dtype == torch.float32 and y.is_contiguous() for y in (x, *others)
-        )
+        and all(y is not None and y.dtype == torch.float32 and y.is_contiguous() for y in tensors)
+        and norm.weight.shape == norm.bias.shape == x.shape[-1:]
+        and not any(is_transformed(y) for y in tensors if y is not None)
         and native.why_unavailable() is None
     )
 
@@ -95,7 +125,7 @@ def _residual_norm_linear_cpp(
 ) -> None:
     """To `out`, or where that is None to x itself."""
     rows = x.view(-1, x.shape[-1])
-    out_rows = rows if out is None else out.view(-1, out.shape[-1])
+    out_rows = rows if out is None else out.view(len(rows), out.shape[-1])
     skip_rows = None if skip is None else skip.view(rows.shape)
     step = max(1, CHUNK // x.shape[-1])  # what lies between stays in the processor's cache
     buffer = x.new_empty((min(step, len(rows)), x.shape[-1]))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .chunked import selective_scan_chunked
 from .mamba_mixer_cpp import mamba_mixer_cpp
-from .selective_scan import Backend, chosen, plain, selective_scan
+from .selective_scan import Backend, check_floating_point, chosen, plain, selective_scan
 
 
 def mamba_mixer(
@@ -53,6 +53,8 @@ def mamba_mixer(
     Raises:
         ValueError: a shape, a dtype or the backend is not as above.
         RuntimeError: the named backend is missing; the message says what to install.
+        NotImplementedError: a tensor has a forward-mode derivative, and the backend is not
+            "reference".
     """
     _check(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
     if chosen(backend, x, A) == "cpp":
@@ -121,11 +123,18 @@ def _check(
     D: Tensor,
     out_proj: Tensor,
 ) -> None:
-    if x.dim() != 3 or 0 in x.shape:
-        raise ValueError(f"x has shape {tuple(x.shape)}; allowed is (b, l, c), none of them 0.")
-    if A.dim() != 2 or 0 in A.shape:
-        raise ValueError(f"A has shape {tuple(A.shape)}; allowed is (d, n), none of them 0.")
-    c, (d, n), rank, taps = x.shape[2], A.shape, dt_proj.shape[-1], conv_weight.shape[-1]
+    for name, tensor, axes in (
+        ("x", x, "(b, l, c)"),
+        ("conv_weight", conv_weight, "(d, 1, k)"),
+        ("dt_proj", dt_proj, "(d, r)"),
+        ("A", A, "(d, n)"),
+        ("out_proj", out_proj, "(c', d)"),
+    ):
+        if tensor.dim() != axes.count(",") + 1 or 0 in tensor.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)}; allowed is {axes}, none of them 0."
+            )
+    c, (d, n), rank, taps = x.shape[2], A.shape, dt_proj.shape[1], conv_weight.shape[2]
     for name, weight, shape in (
         ("in_proj", in_proj, (2 * d, c)),
         ("conv_weight", conv_weight, (d, 1, taps)),
@@ -138,3 +147,15 @@ def _check(
     ):
         if weight.shape != shape:
             raise ValueError(f"{name} has shape {tuple(weight.shape)}; allowed is {shape}.")
+    check_floating_point(
+        x=x,
+        in_proj=in_proj,
+        conv_weight=conv_weight,
+        conv_bias=conv_bias,
+        x_proj=x_proj,
+        dt_proj=dt_proj,
+        dt_bias=dt_bias,
+        A=A,
+        D=D,
+        out_proj=out_proj,
+    )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from . import cpp
 from .cpp import TILE, _arguments, _expect_writes, _run, _states_between, _View, _view
+from .forward_mode import refuse_tangents
 
 # Elements of a chunk's u, that is tokens times channels: a few such tensors fit the cache together.
 CHUNK = 1 << 18
@@ -27,6 +28,7 @@ def mamba_mixer_cpp(x: Tensor, *weights: Tensor) -> Tensor:
     Raises:
         ValueError: a tensor is not on the CPU, or x is float64.
         RuntimeError: the library is missing and cannot be built.
+        NotImplementedError: a tensor has a forward-mode derivative.
     """
     for tensor in (x, *weights):
         if tensor.device.type != "cpu":
@@ -35,6 +37,7 @@ def mamba_mixer_cpp(x: Tensor, *weights: Tensor) -> Tensor:
         raise ValueError(
             f"x has dtype {x.dtype}; allowed for backend 'cpp' are float32, float16, bfloat16."
         )
+    refuse_tangents("cpp", x=x, **_Weights(*weights)._asdict())
     single = [tensor.float() for tensor in (x, *weights)]
     needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in single)
     return _mamba_mixer_cpp(*single, needs_grad)[0].to(x.dtype)
@@ -165,6 +168,7 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, dout, _):
+    refuse_tangents("cpp", dout=dout)
     *tensors, saved = ctx.saved_tensors
     if dout is None:
         return (None,) * (len(tensors) + 1)

@@ -1,11 +1,15 @@
 """The package's C++ library: found beside this file, in the user's cache, or compiled on first use.
 
+Processes that need it at the same time, as the ranks of a training, compile it once: one does, the
+others wait for it.
+
 It is loaded with ctypes, includes no header of Python or torch, and so fits every version of both.
 Only the standard library is imported here: setup.py uses this file too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -121,7 +125,10 @@ def _from_cache_or_build(compiler: list[str]) -> ctypes.CDLL:
     key = hashlib.sha256("\0".join((*what, version)).encode()).hexdigest()[:16]
     try:
         folder = _private(cache_folder())
-        return _cached(folder, key) or _build(compiler, folder, key)
+        if (found := _cached(folder, key)) is not None:
+            return found
+        with _locked(folder):  # whoever waited finds what the other built
+            return _cached(folder, key) or _build(compiler, folder, key)
     except (OSError, RuntimeError):  # not writable, not ours, mounted noexec, or no home
         with tempfile.TemporaryDirectory(prefix="monai-mamba-") as temporary:
             return _build(compiler, Path(temporary), key)  # stays loaded when the file is gone
@@ -136,6 +143,21 @@ def _private(folder: Path) -> Path:
     if stat.S_IMODE(status.st_mode) != 0o700:
         folder.chmod(0o700)
     return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, where its file system has any; that of a dead process is free."""
+    import fcntl  # not on Windows
+
+    with (folder / ".lock").open("w") as file:
+        with contextlib.suppress(OSError):  # no locks: each process compiles for itself
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:  # not left to close: a process that was forked meanwhile has the file open too
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _cached(folder: Path, key: str) -> ctypes.CDLL | None:
@@ -157,7 +179,7 @@ def _build(compiler: list[str], folder: Path, key: str) -> ctypes.CDLL:
     try:
         compile_library(compiler, built)
         final = folder / f"selective_scan-{key}-{_digest(built)}.so"
-        os.replace(built, final)  # whoever else built it at the same time built the same
+        os.replace(built, final)  # whoever else built it, where there are no locks, built the same
     finally:
         built.unlink(missing_ok=True)
     return _load(final)

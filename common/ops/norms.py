@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpp
+from .forward_mode import is_transformed, refuse_tangents
 from .selective_scan import exporting, plain
 
 
@@ -104,6 +105,7 @@ def _in_cpp(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
         and x.numel() > 0
         and x.movedim(1, -1).is_contiguous()
         and all(y.dtype == torch.float32 for y in (x, weight, bias))
+        and not any(is_transformed(y) for y in (x, weight, bias))
         and cpp.available()
     )
 
@@ -173,6 +175,7 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, dy, *_):
+    refuse_tangents("cpp", dy=dy)
     if dy is None:
         return (None,) * 6
     return *_group_norm_cpp_backward(dy, *ctx.saved_tensors, ctx.eps, ctx.relu), None, None, None

@@ -15,6 +15,7 @@ from . import mamba_ssm_scan, native, triton_scan
 from .chunked import selective_scan_chunked, selective_scan_chunked_backward
 from .cpp import selective_scan_cpp
 from .exported import selective_scan_exported
+from .forward_mode import refuse_tangents
 from .mamba_ssm_scan import selective_scan_mamba_ssm
 from .reference import selective_scan_reference
 from .triton_scan import selective_scan_triton
@@ -101,6 +102,8 @@ def selective_scan(
     Raises:
         ValueError: a shape, a dtype or the backend is not as above.
         RuntimeError: the named backend is missing; the message says what to install.
+        NotImplementedError: a tensor has a forward-mode derivative, and the backend is not
+            "reference".
     """
     _check(u, delta, A, B, C, D, z, delta_bias, backend)
     backend = chosen(backend, u, A, return_last_state)
@@ -115,6 +118,8 @@ def selective_scan(
         scan = selective_scan_triton
     elif backend == "mamba_ssm":
         scan = selective_scan_mamba_ssm
+    if scan is not selective_scan_reference:
+        refuse_tangents(backend, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     tensors = (plain(x) for x in (u, delta, A, B, C, D, z, delta_bias))
     y, last = scan(*tensors, delta_softplus)
     return (y, last) if return_last_state else y
@@ -264,6 +269,7 @@ def _save_for_backward(ctx, inputs, output):
 
 def _backward(ctx, dy, dlast):
     tensors = ctx.saved_tensors
+    refuse_tangents("torch", dy=dy, dlast=dlast)
     grads = _selective_scan_backward(dy, dlast, *tensors, ctx.delta_softplus)
     return *(None if x is None else grad for x, grad in zip(tensors, grads, strict=True)), None
 

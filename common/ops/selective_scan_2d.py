@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .chunked import selective_scan_chunked
 from .cpp_2d import selective_scan_2d_cpp
+from .forward_mode import refuse_tangents
 from .selective_scan import (
     BACKENDS,
     Backend,
@@ -56,10 +57,13 @@ def selective_scan_2d(
     Raises:
         ValueError: a shape, a dtype or the backend is not as above.
         RuntimeError: the named backend is missing; the message says what to install.
+        NotImplementedError: a tensor has a forward-mode derivative, and the backend is not
+            "reference".
     """
     _check(u, delta, A, B, C, D, delta_bias, backend)
     scan: Callable[..., Tensor] = functools.partial(_composition, backend=backend)
     if chosen(backend, u, A) == "cpp":
+        refuse_tangents("cpp", u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
         scan = selective_scan_2d_cpp
     tensors = (plain(x) for x in (u, delta, A, B, C, D, delta_bias))
     return scan(*tensors, delta_softplus)

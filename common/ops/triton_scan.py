@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .cpp import _like
+from .forward_mode import refuse_tangents
 
 OLDEST = (3, 5)  # earlier compilers do not take the kernels
 HOW_TO_GET = (
@@ -207,6 +208,7 @@ def _save_for_backward(ctx, inputs, output):
 
 
 def _backward(ctx, dy, dlast, _):
+    refuse_tangents("triton", dy=dy, dlast=dlast)
     *tensors, saved = ctx.saved_tensors
     if dy is None:
         dy = torch.zeros_like(tensors[0])

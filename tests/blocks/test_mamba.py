@@ -1,6 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
+from torch.ao.quantization import quantize_dynamic
 
 from common.blocks import Mamba
 
@@ -65,9 +68,21 @@ def test_shorter_than_the_convolution():
     assert Mamba(8)(torch.randn(1, 1, 8)).shape == (1, 1, 8)
 
 
-def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="d_state is 0; allowed"):
-        Mamba(8, d_state=0)
+@pytest.mark.parametrize("name", ["d_model", "d_state", "d_conv", "expand", "dt_rank"])
+def test_bad_arguments_are_named(name):
+    with pytest.raises(ValueError, match=f"{name} is 0; allowed"):
+        Mamba(**{"d_model": 8, name: 0})
+
+
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_dynamic_quantisation_leaves_it_as_it_is():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(8, 8), Mamba(8)).eval()
+    quantised = quantize_dynamic(network, {nn.Linear})
+    assert isinstance(quantised[0], DynamicLinear)
+    x = torch.randn(2, 50, 8)
+    with torch.no_grad():
+        assert torch.equal(quantised(x), network[1](quantised[0](x)))
 
 
 def test_what_float16_cannot_hold_under_autocast():

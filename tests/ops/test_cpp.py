@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shlex
+import signal
 import stat
 import subprocess
 import sys
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -254,6 +259,31 @@ def test_auto_takes_it_for_float32_only(monkeypatch):
     assert taken == [torch.float32, torch.bfloat16]
 
 
+@needs_library
+def test_workers_forked_after_use():
+    """OpenMP's threads do not live on in a fork; a DataLoader's workers use one each, their own."""
+    program = """
+import torch
+from torch.utils.data import DataLoader, Dataset
+from common.ops import selective_scan
+
+class Scans(Dataset):
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        u = torch.full((1, 64, 1000), float(index))
+        B = torch.ones(1, 16, 1000)
+        return selective_scan(u, u, -torch.ones(64, 16), B, B, backend="cpp")
+
+torch.set_num_threads(2)
+here = [Scans()[i] for i in range(4)]
+loader = DataLoader(Scans(), None, num_workers=2, multiprocessing_context="fork")
+assert all(map(torch.equal, loader, here))
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
 def test_what_it_cannot_serve():
     inputs = make_inputs()
     with pytest.raises(ValueError, match=r"u has dtype torch\.float64; allowed .* float32"):
@@ -294,22 +324,22 @@ def forget_and_load() -> None:
 def test_cache_is_private_and_used_again(tiny, monkeypatch):
     forget_and_load()
     assert stat.S_IMODE(tiny.stat().st_mode) == 0o700
-    (library,) = tiny.iterdir()
+    (library,) = tiny.glob("*.so")
     monkeypatch.setattr(native, "compile_library", lambda *_: pytest.fail("compiled again"))
     forget_and_load()
-    assert list(tiny.iterdir()) == [library]
+    assert list(tiny.glob("*.so")) == [library]
 
 
 @needs_library
 @pytest.mark.parametrize("spoil", [lambda data: b"", lambda data: data[:3000], lambda _: b"x" * 99])
 def test_corrupt_library_is_built_again(tiny, spoil):
     forget_and_load()
-    (library,) = tiny.iterdir()
+    (library,) = tiny.glob("*.so")
     good = library.read_bytes()
     library.unlink()  # the process still maps the good one
     library.write_bytes(spoil(good))
     forget_and_load()
-    assert [path.read_bytes() for path in tiny.iterdir()] == [good]
+    assert [path.read_bytes() for path in tiny.glob("*.so")] == [good]
 
 
 @needs_library
@@ -324,20 +354,80 @@ def test_cache_that_cannot_be_written(tiny, tmp_path, monkeypatch):
     assert (tmp_path / "file").read_bytes() == b""
 
 
-@needs_library
-def test_processes_that_build_at_once(tiny):
+@pytest.fixture
+def counted(tiny, tmp_path, monkeypatch):
+    """The file that a slow compiler, named in $CXX, writes a line to for each library."""
+    calls, compiler = tmp_path / "calls", tmp_path / "slow-compiler"
+    calls.touch()
+    real = shlex.join(next(native._compilers()))
+    compiler.write_text(
+        f'#!/bin/sh\nif [ "$1" != --version ]; then echo $$ >> {calls}; sleep "$DELAY"; fi\n'
+        f'exec {real} "$@"\n'
+    )
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("DELAY", "1")
+    return calls
+
+
+def build_in_a_process(before: str = "") -> subprocess.Popen[bytes]:
     program = (
         "import importlib.util, pathlib, sys\n"
         "spec = importlib.util.spec_from_file_location('native', sys.argv[1])\n"
         "native = importlib.util.module_from_spec(spec)\n"
         "spec.loader.exec_module(native)\n"
         "native.SOURCE = pathlib.Path(sys.argv[2])\n"
+        f"{before}\n"
         "assert native.why_unavailable() is None, native.why_unavailable()\n"
     )
-    command = [sys.executable, "-c", program, native.__file__, str(native.SOURCE)]
-    racing = [subprocess.Popen(command) for _ in range(4)]
+    return subprocess.Popen([sys.executable, "-c", program, native.__file__, str(native.SOURCE)])
+
+
+@needs_library
+def test_processes_that_build_at_once_compile_once(tiny, counted):
+    racing = [build_in_a_process() for _ in range(4)]
     assert [process.wait(timeout=60) for process in racing] == [0] * 4
-    assert len(list(tiny.iterdir())) == 1
+    assert len(counted.read_text().splitlines()) == 1
+    assert len(list(tiny.glob("*.so"))) == 1
+
+
+@needs_library
+def test_threads_that_build_at_once_compile_once(tiny, counted):
+    with ThreadPoolExecutor(4) as pool:
+        reasons = list(pool.map(lambda _: native.why_unavailable(), range(4)))
+    assert reasons == [None] * 4
+    assert len(counted.read_text().splitlines()) == 1
+
+
+@needs_library
+def test_a_process_that_dies_while_it_builds_holds_nobody_up(tiny, counted, monkeypatch):
+    monkeypatch.setenv("DELAY", "20")
+    dying = build_in_a_process()
+    deadline = time.monotonic() + 60
+    while not (compiler := counted.read_text()).endswith("\n"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    monkeypatch.setenv("DELAY", "0")
+    waiting = build_in_a_process()
+    time.sleep(1)
+    assert waiting.poll() is None
+    dying.kill()  # its compiler, which lives on, must not keep the lock
+    dying.wait()
+    assert waiting.wait(timeout=60) == 0
+    assert len(counted.read_text().splitlines()) == 2
+    os.kill(int(compiler), signal.SIGKILL)
+
+
+@needs_library
+def test_without_locks_each_process_builds(tiny, counted):
+    unable = (
+        "import errno, fcntl, os\n"
+        "def flock(*_): raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))\n"
+        "fcntl.flock = flock"
+    )
+    racing = [build_in_a_process(unable) for _ in range(2)]
+    assert [process.wait(timeout=60) for process in racing] == [0] * 2
+    assert len(list(tiny.glob("*.so"))) == 1
 
 
 @pytest.mark.parametrize("compiler", [None, "no-such-compiler", "false"])

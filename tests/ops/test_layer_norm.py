@@ -7,6 +7,8 @@ import torch
 from monai.data import MetaTensor
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
+from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
+from torch.ao.quantization import quantize_dynamic
 
 from common.ops import cpp, layer_norm, native, residual_norm_linear
 from common.ops.mamba_mixer_cpp import CHUNK
@@ -86,6 +88,28 @@ def test_other_layouts_dtypes_and_autocast_are_the_modules():
         assert torch.equal(y, linear(norm(tokens.double())))
 
 
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+def test_modules_of_another_kind_do_their_own_work():
+    norm, linear, _ = make(6, 5)
+
+    class Doubled(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    class Shifted(nn.LayerNorm):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1 + super().forward(x)
+
+    doubled, shifted = Doubled(6, 5), Shifted(6)
+    quantised = quantize_dynamic(nn.Sequential(linear), {nn.Linear})[0]
+    assert isinstance(quantised, DynamicLinear)
+    x = torch.randn(2, 9, 6)
+    with torch.no_grad():
+        assert torch.equal(layer_norm(x, shifted), shifted(x))
+        for other in (doubled, quantised):
+            assert torch.equal(residual_norm_linear(x.clone(), norm, other), other(norm(x)))
+
+
 def test_equal_bits_twice():
     norm, linear, scale = make(32, 32)
     x, skip = torch.randn(2, 1, 20_000, 32)
@@ -107,3 +131,67 @@ def test_fake_tensors_and_those_of_monai():
             fake = mode.from_tensor(x)
             assert layer_norm(fake, norm).shape == x.shape
             assert residual_norm_linear(fake, norm, linear).shape == expected.shape
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    ("width", "message"),
+    [
+        (4, r"norm has normalized_shape \(4,\); allowed is \(5,\), x's last axis"),
+        (6, r"norm has normalized_shape \(6,\); allowed is \(5,\)"),
+        (3000, r"norm has normalized_shape \(3000,\); allowed is \(5,\)"),
+        ((3, 5), r"norm has normalized_shape \(3, 5\); allowed is \(5,\)"),
+    ],
+)
+def test_norm_of_another_width_is_refused(width: int | tuple[int, ...], message: str, grad: bool):
+    x, norm = torch.randn(2, 3, 5), nn.LayerNorm(width)
+    with torch.set_grad_enabled(grad):
+        with pytest.raises(ValueError, match=message):
+            layer_norm(x, norm)
+        with pytest.raises(ValueError, match=message):
+            residual_norm_linear(x, norm, nn.Linear(5, 5))
+        with pytest.raises(ValueError, match=r"allowed is \(\)"):
+            layer_norm(torch.tensor(1.0), norm)
+
+
+def test_weight_that_does_not_fit_its_norm_is_left_to_torch():
+    norm = nn.LayerNorm(5)
+    norm.weight = nn.Parameter(torch.ones(4))
+    with torch.no_grad(), pytest.raises(RuntimeError, match="weight to be of same shape"):
+        layer_norm(torch.randn(2, 3, 5), norm)
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize(
+    ("skip", "scale", "message"),
+    [
+        ((2, 2, 5), None, r"skip has shape \(2, 2, 5\); allowed is x's, \(2, 3, 5\)"),
+        ((3, 2, 5), None, r"skip has shape \(3, 2, 5\)"),
+        ((5,), None, r"skip has shape \(5,\)"),
+        ((2, 3, 5), (5,), r"scale has shape \(5,\); allowed is \(1,\)"),
+        ((2, 3, 5), (0,), r"scale has shape \(0,\)"),
+        ((2, 3, 5), (), r"scale has shape \(\)"),
+        (None, (1,), r"scale is given without skip"),
+    ],
+)
+def test_residual_of_another_shape_is_refused(skip, scale, message: str, grad: bool):
+    norm, linear, _ = make(5, 5)
+    skip, scale = (None if shape is None else torch.randn(shape) for shape in (skip, scale))
+    x = torch.randn(2, 3, 5)
+    before = x.clone()
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match=message):
+        residual_norm_linear(x, norm, linear, skip, scale)
+    with torch.set_grad_enabled(grad), pytest.raises(ValueError, match="linear has in_features 4"):
+        residual_norm_linear(x, norm, nn.Linear(4, 5))
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (2, 0, 5), (2, 3, 0)])
+@pytest.mark.parametrize("out", [0, 5])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_empty_tensors(shape: tuple[int, ...], out: int):
+    norm, linear = nn.LayerNorm(shape[-1]), nn.Linear(shape[-1], out)
+    with torch.no_grad():
+        assert layer_norm(torch.randn(shape), norm).shape == shape
+        y = residual_norm_linear(torch.randn(shape), norm, linear, torch.randn(shape))
+    assert torch.equal(y, linear(torch.zeros(shape)))

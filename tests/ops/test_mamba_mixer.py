@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,6 +13,7 @@ from common.ops import cpp, mamba_mixer, mamba_mixer_chunked, mamba_mixer_cpp, n
 
 from .test_cpp import distance
 
+layer_norm_module = sys.modules["common.ops.layer_norm"]
 NAMES = (
     *("x", "in_proj", "conv_weight", "conv_bias", "x_proj"),
     *("dt_proj", "dt_bias", "A", "D", "out_proj"),
@@ -156,14 +160,47 @@ def test_composition_is_differentiated_and_scripted_alike():
     [
         (0, (3, 6), r"x has shape \(3, 6\); allowed is \(b, l, c\)"),
         (1, (40, 5), r"in_proj has shape \(40, 5\); allowed is \(40, 6\)"),
-        (2, (20, 4), r"conv_weight has shape \(20, 4\); allowed is \(20, 1, 4\)"),
+        (2, (20, 4), r"conv_weight has shape \(20, 4\); allowed is \(d, 1, k\), none of them 0"),
+        (2, (20, 1, 0), r"conv_weight has shape \(20, 1, 0\); allowed is \(d, 1, k\), none of"),
+        (2, (20, 2, 4), r"conv_weight has shape \(20, 2, 4\); allowed is \(20, 1, 4\)"),
+        (2, (), r"conv_weight has shape \(\); allowed is \(d, 1, k\)"),
         (4, (9, 20), r"x_proj has shape \(9, 20\); allowed is \(10, 20\)"),
+        (5, (20, 0), r"dt_proj has shape \(20, 0\); allowed is \(d, r\), none of them 0"),
+        (5, (), r"dt_proj has shape \(\); allowed is \(d, r\)"),
         (7, (20,), r"A has shape \(20,\); allowed is \(d, n\)"),
+        (7, (20, 0), r"A has shape \(20, 0\); allowed is \(d, n\), none of them 0"),
+        (9, (0, 20), r"out_proj has shape \(0, 20\); allowed is \(c', d\), none of them 0"),
         (9, (5, 19), r"out_proj has shape \(5, 19\); allowed is \(5, 20\)"),
     ],
 )
-def test_bad_arguments_are_named(index, shape, message):
+@pytest.mark.parametrize("backend", ["auto", "torch"])
+def test_bad_arguments_are_named(index, shape, message, backend):
     inputs = make_inputs()
     inputs[index] = torch.ones(shape)
     with pytest.raises(ValueError, match=message):
-        mamba_mixer(*inputs)
+        mamba_mixer(*inputs, backend=backend)
+
+
+def test_whole_numbers_are_refused():
+    for index, name in enumerate(NAMES):
+        inputs = make_inputs()
+        inputs[index] = inputs[index].long()
+        with pytest.raises(
+            ValueError, match=rf"{name} has dtype torch\.int64; allowed are floating"
+        ):
+            mamba_mixer(*inputs)
+
+
+@needs_library
+def test_library_refuses_a_size_of_zero():
+    scan = ("batch", "channels", "groups", "height", "width", "states", "orders")
+    conv = ("batch", "channels", "length", "kernel")
+    for functions, struct, sizes in (
+        (("selective_scan_forward", "selective_scan_backward"), cpp._Scan, scan),
+        (("causal_conv1d_forward", "causal_conv1d_backward"), mamba_mixer_cpp._Conv, conv),
+        (("layer_norm_forward",), layer_norm_module._LayerNorm, ("width",)),
+    ):
+        for function, zero in itertools.product(functions, sizes):
+            arguments = struct(**{size: int(size != zero) for size in sizes})
+            with pytest.raises(ValueError, match=f"{function} was given a size of 0"):
+                cpp._run(function, arguments)

@@ -24,6 +24,7 @@
 #include <initializer_list>
 #include <memory>
 #include <new>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <type_traits>
@@ -101,6 +102,10 @@ constexpr float LOG2E = 1.44269504f;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+void require_positive(std::initializer_list<int64_t> sizes) {
+    if (std::min(sizes) < 1) throw std::invalid_argument("a size below 1");
+}
+
 // Where the tokens of a tile are in a tensor, from its first element at the same batch and channel.
 // Orders: 0 row by row, 1 column by column, 2 and 3 the same from the last token to the first.
 struct Rows {
@@ -175,6 +180,7 @@ struct Plan {
     std::unique_ptr<float[]> sums_B, sums_C;
 
     Plan(const Scan& scan, int width) : scan(scan), width(width) {
+        require_positive({scan.batch, scan.channels, scan.groups, scan.height, scan.width, scan.states});
         group_channels = scan.channels / scan.groups;
         group_padded = ceil_div(group_channels, PAD) * PAD;
         padded = scan.groups * group_padded;
@@ -187,7 +193,8 @@ struct Plan {
             for (int64_t s = 0; s < n; ++s) {
                 const float a = scan.A.data[d * scan.A.c + s * scan.A.n];
                 A[state_at(p, s)] = a;
-                A2[state_at(p, s)] = float(a * 1.4426950408889634);
+                // NAN's low bits are 0: exp2 keeps it.
+                A2[state_at(p, s)] = std::isnan(a) ? NAN : float(a * 1.4426950408889634);
             }
             if (scan.D.data) D[p] = scan.D.data[d * scan.D.c];
             if (scan.bias.data) bias[p] = scan.bias.data[d * scan.bias.c];
@@ -270,6 +277,7 @@ struct ConvPlan {
     std::vector<float> sums;                          // backward: [task][tap, then bias][padded]
 
     explicit ConvPlan(const Conv& conv) : conv(conv), padded(ceil_div(conv.channels, PAD) * PAD) {
+        require_positive({conv.batch, conv.channels, conv.length, conv.kernel});
         const int64_t tiles = ceil_div(conv.length, TILE), taps = conv.kernel;
         const double work = double(conv.batch) * conv.length * padded;
         threads = std::max<int64_t>(1, std::min<int64_t>(conv.threads, int64_t(work / 3e4)));
@@ -530,6 +538,7 @@ void add_up(Plan& plan) {
 
 // The scan of each order, its arguments at their place.
 std::vector<Scan> in_orders(const Scan& call) {
+    require_positive({call.orders});
     std::vector<Scan> scans(call.orders, call);
     for (int32_t k = 0; k < call.orders; ++k) {
         Scan& scan = scans[k];
@@ -656,6 +665,7 @@ void conv_backward(const Conv& conv) {
 }
 
 void layer_norm(const LayerNorm& norm) {
+    require_positive({norm.width});
     const Isa isa = choose_isa(norm.isa);
     const int64_t rows = ceil_div(1 << 14, norm.width);  // of a task
     parallel(norm.threads, norm.threads, 0, ceil_div(norm.rows, rows), [&](int64_t i, Arena) {
@@ -717,12 +727,14 @@ int guarded(void (*run)(const Arguments&), const Arguments* arguments) {
         return 0;
     } catch (const std::bad_alloc&) {
         return 1;
+    } catch (const std::invalid_argument&) {
+        return 2;
     }
 }
 
 }  // namespace
 
-// 0, or 1 where memory ran out.
+// 0, or 1 where memory ran out, or 2 where a size is not positive.
 extern "C" int selective_scan_forward(const Scan* scan) { return guarded(forward, scan); }
 extern "C" int selective_scan_backward(const Scan* scan) { return guarded(backward, scan); }
 

@@ -47,7 +47,8 @@ constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: x + ROUNDER has round(x) 
 
 inline V shift_exponent(V p, V rounded) { return (V)((U)p + ((U)rounded << 23)); }
 
-// 2^x: exactly 0 below -127, infinite from 128.
+// 2^x: exactly 0 below -127, infinite from 128. Of a NaN whose low bits are not 0, anything. For
+// the forward pass: those of a NaN in A are 0, and one in delta is in the state by delta u too.
 inline V exp2(V x) {
 #if W == 16  // AVX-512 scales by a power of two, and saturates, in one instruction
     V r = (V)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -56,6 +57,17 @@ inline V exp2(V x) {
     x = at_most(128.0f, at_least(-127.0f, x));
     V rounded = x + ROUNDER;
     return shift_exponent(exp2_fraction(x - (rounded - ROUNDER)), rounded);
+#endif
+}
+
+// The same but infinite from 127.5, and NaN of every NaN. For the backward pass.
+inline V exp2_or_nan(V x) {
+#if W == 16
+    return exp2(x);
+#else
+    x = at_most(128.0f, at_least(-127.0f, x));
+    V rounded = x + (ROUNDER + 127.0f);
+    return exp2_fraction(x - (rounded - (ROUNDER + 127.0f))) * (V)((U)rounded << 23);
 #endif
 }
 
@@ -199,7 +211,8 @@ inline void forward_lanes(const Lanes& in, float* state, float* y, float* hs, fl
         V delta = load(in.delta + t * COLUMN), x = load(in.x + t * COLUMN);
         V sum = load(y + t * COLUMN);
         UNROLL for (int s = 0; s < N; ++s) {
-            V decay = exp2(delta * load(in.A2 + s * W));
+            V exponent = delta * load(in.A2 + s * W);
+            V decay = KEEP ? exp2_or_nan(exponent) : exp2(exponent);
             h[s] = decay * h[s] + x * B[s];
             sum += h[s] * C[s];
             if (KEEP) {
@@ -220,14 +233,14 @@ inline void adjoint_lanes(const Lanes& in, float* adjoint) {
     for (int t = in.tokens - 1; t >= 0; --t) {
         V delta = load(in.delta + t * COLUMN), dy = load(in.dy + t * COLUMN);
         UNROLL for (int s = 0; s < N; ++s)
-            g[s] = (g[s] + dy * in.C[t * in.n + s]) * exp2(delta * load(in.A2 + s * W));
+            g[s] = (g[s] + dy * in.C[t * in.n + s]) * exp2_or_nan(delta * load(in.A2 + s * W));
     }
     UNROLL for (int s = 0; s < N; ++s) store(adjoint + s * W, g[s]);
 }
 
-// Gradients of a tile. `tokens` is a multiple of W: tokens of delta, x, dy, B, C = 0 change nothing.
-// state: h before the tile. adjoint: gradient of h after the tile, from later tokens; on return of
-// h before it. gB_t = sum_s g B, gA_t = sum_s g decay h A. kept: 2 * (TILE + 1) * N * W floats.
+// Gradients of a tile. state: h before it. adjoint: gradient of h after it, from later tokens; on
+// return of h before it. gB_t = sum_s g B, gA_t = sum_s g decay h A.
+// kept: 2 * (TILE + 1) * N * W floats.
 template <int N>
 inline void backward_lanes(const Lanes& in, const float* state, float* adjoint, float* y, float* gB,
                            float* gA, float* dA, float* dB, float* dC, float* kept) {
@@ -240,9 +253,11 @@ inline void backward_lanes(const Lanes& in, const float* state, float* adjoint, 
     V g[N], da[N];
     UNROLL for (int s = 0; s < N; ++s) g[s] = load(adjoint + s * W), da[s] = load(dA + s * W);
     constexpr int GROUP = N < W ? W / N : 1;  // tokens whose products fill whole vectors of sums
-    for (int first = in.tokens - GROUP; first >= 0; first -= GROUP) {
+    for (int first = (in.tokens - 1) / GROUP * GROUP; first >= 0; first -= GROUP) {
         V for_B[GROUP * N], for_C[GROUP * N];
-        for (int t = first + GROUP - 1; t >= first; --t) {
+        if constexpr (GROUP > 1)
+            for (int i = (in.tokens - first) * N; i < GROUP * N; ++i) for_B[i] = for_C[i] = V{};
+        for (int t = GROUP > 1 ? std::min(first + GROUP, in.tokens) - 1 : first; t >= first; --t) {
             V delta = load(in.delta + t * COLUMN), x = load(in.x + t * COLUMN);
             V dy = load(in.dy + t * COLUMN);
             V sum_B = load(gB + t * COLUMN), sum_A = load(gA + t * COLUMN);
@@ -366,7 +381,7 @@ struct Column {
     }
 };
 
-// B and C of a tile, [TILE][n]. The tail of the last tile is zero.
+// B and C of a tile, [TILE][n].
 struct Maps {
     float *B, *C;
     Maps(const Plan& plan, Arena& arena)
@@ -377,7 +392,6 @@ struct Maps {
         for (float* to : {B, C}) {
             const Rows rows(plan.scan, *from, t0, tokens);
             gather(from->at(task.batch, task.group), from->n, rows, tokens, n, n, to, n);
-            std::fill(to + tokens * n, to + TILE * n, 0.0f);
             from = &plan.scan.C;
         }
     }
@@ -499,7 +513,7 @@ void backward_one_state(Plan& plan, const Task& task, float* adjoint, Arena aren
                     } else {
                         store(slope + i, splat(1.0f));
                     }
-                    V factor = exp2(step * load(&plan.A2[p0 + lane]));
+                    V factor = exp2_or_nan(step * load(&plan.A2[p0 + lane]));
                     store(delta + i, step);
                     store(decay + i, factor);
                     store(h + i, factor * load(before + i) + step * load(u + lane) * B);
@@ -650,16 +664,12 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
                 column.add_step_sizes(elapsed);
                 continue;
             }
-            const int padded = (tokens + W - 1) / W * W;
-            for (float* x : {column.delta, column.x, dy_ungated, y, gB, gA})
-                std::fill(x + tokens * COLUMN, x + padded * COLUMN, 0.0f);
             const float* h = scan.saved.data + plan.saved_at(task.batch, t0, column.p0);
             float* dA = plan.dA(task) + column.p0 * n;
             for (int lane = 0; lane < column.lanes; lane += W)
                 for_states(n, [&](auto N, int s) {
                     const int64_t at = lane * n + s * W;
-                    Lanes in = column.lanes_at(lane, s, maps.B, maps.C, dy_ungated);
-                    in.tokens = padded;
+                    const Lanes in = column.lanes_at(lane, s, maps.B, maps.C, dy_ungated);
                     float da[N * W] = {};  // of this tile alone: two levels of sums round less than one
                     backward_lanes<N>(in, h + at, g + at, y + lane, gB + lane, gA + lane,
                                       da, dB + s, dC + s, kept);
