@@ -277,3 +277,12 @@ def test_vmap_of_norms_is_right(name):
     with torch.no_grad():
         found = torch.func.vmap(operation.run)(*(torch.stack([2 * x, x]) for x in xs))
         torch.testing.assert_close(found[1], operation.run(*xs), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["group norm", "instance norm", "depthwise convolution"])
+def test_second_derivatives_in_cpp_are_refused(name):
+    operation = NORMS[name]
+    xs = tuple(x.requires_grad_() for x in operation.inputs())
+    first = torch.autograd.grad(operation.run(*xs).square().sum(), xs, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        torch.autograd.grad(sum(x.sum() for x in first), xs)
