@@ -674,6 +674,7 @@ void layer_norm(const LayerNorm& norm) {
 }
 
 void norm_forward(const GroupNorm& norm) {
+    require_positive({norm.batch, norm.rows, norm.channels, norm.groups});
     const Isa isa = choose_isa(norm.isa);
     GroupNormPlan plan(norm);
     auto all = [&](auto task) {
@@ -686,6 +687,7 @@ void norm_forward(const GroupNorm& norm) {
 }
 
 void norm_backward(const GroupNorm& norm) {
+    require_positive({norm.batch, norm.rows, norm.channels, norm.groups});
     const Isa isa = choose_isa(norm.isa);
     GroupNormPlan plan(norm);
     std::vector<double> dweight(norm.channels), dbias(norm.channels);
@@ -701,6 +703,7 @@ void norm_backward(const GroupNorm& norm) {
 }
 
 void depthwise_forward(const DepthwiseConv& conv) {
+    require_positive({conv.planes, conv.channels, conv.depth, conv.height, conv.width, conv.kernel});
     const Isa isa = choose_isa(conv.isa);
     DepthwiseConvPlan plan(conv);
     parallel(conv.threads, conv.threads, 2 * conv.width + 16, plan.tasks(),
@@ -708,6 +711,7 @@ void depthwise_forward(const DepthwiseConv& conv) {
 }
 
 void depthwise_gradient(const DepthwiseConv& conv) {
+    require_positive({conv.planes, conv.channels, conv.depth, conv.height, conv.width, conv.kernel});
     const Isa isa = choose_isa(conv.isa);
     DepthwiseConvPlan plan(conv);
     plan.sums.resize(plan.tasks() * plan.taps);
