@@ -44,8 +44,8 @@ class OutputLayout(FolderLayoutBase):
         self.extension = extension
 
     def filename(self, subject: str | Path = "subject", idx: int | None = None) -> Path:
-        """The file of an image, in a folder that there is from now on."""
-        path = self._path(subject)
+        """The file of an image, or of its patch `idx`, in a folder that there is from now on."""
+        path = self._path(subject, idx)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -83,7 +83,7 @@ class OutputLayout(FolderLayoutBase):
             )
         return planned
 
-    def _path(self, image: str | Path) -> Path:
+    def _path(self, image: str | Path, patch: int | None = None) -> Path:
         path = Path(os.path.abspath(image))
         folder = Path()
         if path.parent.is_relative_to(self.dataset_dir):
@@ -91,7 +91,12 @@ class OutputLayout(FolderLayoutBase):
         if folder.name in IMAGE_FOLDERS:
             folder = folder.parent
         stem = create_file_basename(
-            self.postfix, path.name, self.output_dir / folder, separate_folder=False, makedirs=False
+            self.postfix,
+            path.name,
+            self.output_dir / folder,
+            separate_folder=False,
+            patch_index=patch,
+            makedirs=False,
         )
         return Path(stem + self.extension)
 

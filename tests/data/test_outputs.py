@@ -33,6 +33,7 @@ def test_folders_below_the_data_set_are_kept(
         layout = OutputLayout("out", dataset)
         assert layout.filename(image) == layout.filename(tmp_path / image) == Path("out", mask)
     assert Path("out", mask).parent.is_dir()
+    assert layout.filename(image, idx=3).name.endswith("_seg_3.nii.gz")
 
 
 def test_one_image_as_the_data_set(tmp_path: Path):

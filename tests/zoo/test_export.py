@@ -289,3 +289,30 @@ def test_norm_of_a_volume_is_as_exact_in_onnx(tmp_path: Path):
         norm[0].weight.fill_(0.1)
         norm[0].bias.fill_(2.0)  # far from zero, where onnxruntime's own is off by 1e-2
     assert export_network(norm, [64, 64, 64], "onnx", tmp_path / "norm.onnx") <= 2e-4
+
+
+class ChannelsLastNorm(nn.Module):
+    """A group norm as torch computes it in float32 on the CPU, off by a tenth and more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(1, 8, 1)
+        nn.init.constant_(self.conv.weight, 0.1)
+        nn.init.constant_(self.conv.bias, 2.0)
+        self.norm = nn.GroupNorm(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x).contiguous(memory_format=torch.channels_last_3d)
+        return self.norm(x).contiguous()
+
+
+def test_norm_that_torch_itself_gets_wrong(tmp_path: Path):
+    assert export_network(ChannelsLastNorm(), [48] * 3, "onnx", tmp_path / "norm.onnx") <= 1e-4
+
+
+@pytest.mark.slow
+def test_lightm_unet_of_a_volume(tmp_path: Path):
+    """It amplifies what float32 rounds, and was refused for torch's group norm."""
+    torch.manual_seed(0)
+    network = LightMUNet(3, 1, 3, 8, (1, 1), (1,))
+    assert export_network(network, [64] * 3, "onnx", tmp_path / "model.onnx") < 0.03
