@@ -5,8 +5,8 @@
 
 Initial weights, an image of noise. Logits, in training mode as in eval mode, by the largest
 difference, as a part of the largest logit; gradients of cross entropy by the norm of the
-difference, as a part of their norm. The widest networks are narrower here than in their bundles,
-which float64 would take hours of, at the bundles' patch sizes.
+difference, as a part of their norm. Networks are narrower here than in their bundles, but for
+LCMambaNet: at the bundles' patch sizes, float64 would take hours of the wider ones.
 """
 
 from __future__ import annotations
@@ -41,13 +41,16 @@ CASES = {
     "LCMambaNet": Case(lambda: networks.LCMambaNet("T", 1, CLASSES), (256, 256)),
     "MambaClinix": Case(
         lambda: networks.MambaClinix(
-            1, CLASSES, (8, 16, 32, 64, 80, 80), [[1] * 3, *[[2] * 3] * 4, [2, 2, 1]]
+            1, CLASSES, (4, 8, 16, 32, 40, 40), [[1] * 3, *[[2] * 3] * 4, [2, 2, 1]]
         ),
         (192, 192, 64),
     ),
-    "CodebookMambaUNet": Case(lambda: networks.CodebookMambaUNet(1, CLASSES), (256, 256, 48)),
+    "CodebookMambaUNet": Case(
+        lambda: networks.CodebookMambaUNet(1, CLASSES, (4, 6, 12, 16), prototype_dim=16),
+        (256, 256, 48),
+    ),
     "ELANResMSCAUNet": Case(
-        lambda: networks.ELANResMSCAUNet(1, CLASSES, (8, 16, 32, 64, 128)), (128, 128, 64)
+        lambda: networks.ELANResMSCAUNet(1, CLASSES, (4, 8, 16, 32, 64)), (128, 128, 64)
     ),
 }
 

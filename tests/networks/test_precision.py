@@ -26,9 +26,17 @@ def test_logits_equal_float64s(name: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
-def test_logits_and_gradients_equal_float64s_at_the_bundles_patch(name: str):
-    for errors in measure(name, CASES[name].patch, [1, 2, 4], gradients=True):
+def test_logits_equal_float64s_at_the_bundles_patch(name: str):
+    for errors in measure(name, CASES[name].patch, [1, 2, 4], gradients=False):
         assert errors.logits < LOGITS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_equal_float64s(name: str):
+    """At the bundles' patches `python -m benchmarks.accuracy --gradients` takes half an hour."""
+    size = SMALL[len(CASES[name].patch)]
+    for errors in measure(name, size, [1, 2, 4], gradients=True):
         assert errors.gradients < GRADIENTS
 
 
