@@ -28,6 +28,14 @@ def shared(path: str) -> Path:
     return file
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a test that passed has to say, by record_property("say", ...), in whichever process."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "say":
+                terminalreporter.write_line(str(value).strip())
+
+
 class GoldenCase:
     """Arguments, reference state dict and vectors of one golden case."""
 

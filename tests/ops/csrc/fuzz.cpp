@@ -1,0 +1,566 @@
+// Random calls of the library's entry points, compared with plain loops in double, until a time is
+// up: fuzz SEED SECONDS [FIRST CASE]. test_sanitizers.py compiles it with the compiler's
+// sanitizers.
+//
+// Each tensor has memory of its own that ends where the tensor does, in any layout; what lies
+// between its numbers is NaN and must stay as it was, and so must whatever is only read. A new
+// entry point takes a function like `layer_norm_case`, and a line in ENTRIES.
+
+#include "selective_scan.cpp"
+
+#include <array>
+#include <chrono>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+
+#include <sanitizer/common_interface_defs.h>
+
+// New memory is NaN, so that what is read before it is written shows in the results.
+extern "C" const char* __asan_default_options() {
+    return "max_malloc_fill_size=1000000000:malloc_fill_byte=255";
+}
+extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
+
+namespace {
+
+constexpr double ROUNDING = 3e-7;   // of a float, relative: six times as much as is seen
+constexpr double SMALLEST = 1e-30;  // below, numbers may be flushed to 0
+
+std::string current;  // the case, for the report of a failure
+
+void describe(const char* format, ...) {
+    char text[500];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    current += text;
+}
+
+void report() { fprintf(stderr, "\nin %s\n", current.c_str()); }
+
+[[noreturn]] void fail(const char* what) {
+    fprintf(stderr, "%s\n", what);
+    report();
+    exit(1);
+}
+
+// ---- random choices ----------------------------------------------------------------------------
+
+std::mt19937_64 engine;
+
+int64_t between(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(engine);
+}
+double uniform(double low, double high) {
+    return low + (high - low) * double(engine() >> 11) * 0x1p-53;
+}
+double any_value() { return uniform(-2, 2); }
+bool chance(double p) { return uniform(0, 1) < p; }
+int64_t one_of(std::initializer_list<int64_t> values) {
+    return values.begin()[between(0, int64_t(values.size()) - 1)];
+}
+
+// ---- tensors -----------------------------------------------------------------------------------
+
+using Index = std::array<int64_t, 6>;  // by batch, order, channel, row, column, state, as View
+
+template <class F>
+void for_each(const Index& size, F f) {
+    Index i{};
+    for (i[0] = 0; i[0] < size[0]; ++i[0])
+        for (i[1] = 0; i[1] < size[1]; ++i[1])
+            for (i[2] = 0; i[2] < size[2]; ++i[2])
+                for (i[3] = 0; i[3] < size[3]; ++i[3])
+                    for (i[4] = 0; i[4] < size[4]; ++i[4])
+                        for (i[5] = 0; i[5] < size[5]; ++i[5]) f(i);
+}
+
+const float NOTHING = std::numeric_limits<float>::quiet_NaN();
+
+struct Tensor {
+    Index size{}, stride{};
+    int64_t offset = 0, floats = 0;
+    std::unique_ptr<float[]> memory;  // null where there is no such tensor
+    std::vector<float> before;
+
+    explicit operator bool() const { return bool(memory); }
+    float& at(const Index& i) const {
+        const int64_t *x = i.data(), *s = stride.data();
+        return memory.get()[offset + x[0] * s[0] + x[1] * s[1] + x[2] * s[2] + x[3] * s[3] +
+                            x[4] * s[4] + x[5] * s[5]];
+    }
+    View view() const {
+        if (!memory) return {};
+        return {&memory[offset], stride[0], stride[1], stride[2], stride[3], stride[4], stride[5]};
+    }
+};
+
+// Memory for strides in this order of axes, the first with the smallest; some further apart than
+// need be, and where `expanded` some 0.
+Tensor lay_out(const Index& size, const std::array<int, 6>& axes, bool dense, bool expanded) {
+    Tensor x;
+    x.size = size;
+    int64_t next = 1, last = 0;
+    for (int axis : axes) {
+        if (expanded && chance(0.05)) continue;
+        x.stride[axis] = next * (dense || chance(0.9) ? 1 : between(2, 3));
+        last += (size[axis] - 1) * x.stride[axis];
+        next = x.stride[axis] * size[axis];
+    }
+    x.offset = dense || chance(0.7) ? 0 : between(1, 5);
+    x.floats = x.offset + last + 1;
+    x.memory.reset(new float[x.floats]);
+    std::fill_n(x.memory.get(), x.floats, NOTHING);
+    x.before.assign(x.memory.get(), x.memory.get() + x.floats);
+    return x;
+}
+
+std::array<int, 6> any_axes() {
+    std::array<int, 6> axes{0, 1, 2, 3, 4, 5};
+    std::shuffle(axes.begin(), axes.end(), engine);
+    const int first = int(one_of({2, 2, 4, 4, 5, -1}));  // often channels or tokens
+    if (first >= 0)
+        std::rotate(axes.begin(), std::find(axes.begin(), axes.end(), first), axes.end());
+    return axes;
+}
+
+Tensor input(const Index& size, const std::function<double()>& value = any_value) {
+    Tensor x = lay_out(size, any_axes(), false, true);
+    for_each(size, [&](const Index& i) { x.at(i) = float(value()); });
+    x.before.assign(x.memory.get(), x.memory.get() + x.floats);
+    return x;
+}
+
+Tensor output(const Index& size) { return lay_out(size, any_axes(), false, false); }
+
+Tensor dense(const Index& size, std::array<int, 6> axes = {5, 4, 3, 2, 1, 0}) {
+    return lay_out(size, axes, true, false);
+}
+
+// A NaN somewhere: it has to come out wherever, and only where, it does so from the plain loops.
+void poison(std::initializer_list<Tensor*> tensors) {
+    Tensor& x = *tensors.begin()[between(0, int64_t(tensors.size()) - 1)];
+    if (!x) return;
+    Index i;
+    for (int axis = 0; axis < 6; ++axis) i[axis] = between(0, x.size[axis] - 1);
+    const uint32_t bits = uint32_t(one_of({0x7fc00000, 0xffc00000, 0x7fc00001, 0xffffffff}));
+    std::memcpy(&x.at(i), &bits, sizeof bits);
+    x.before.assign(x.memory.get(), x.memory.get() + x.floats);
+    describe(", with a NaN");
+}
+
+// Nothing changed but, in an output, its own numbers.
+void check_memory(const char* name, const Tensor& x, bool is_output) {
+    if (!x) return;
+    std::vector<float> now(x.memory.get(), x.memory.get() + x.floats);
+    if (is_output)
+        for_each(x.size, [&](const Index& i) { now[&x.at(i) - x.memory.get()] = NOTHING; });
+    if (std::memcmp(now.data(), x.before.data(), x.floats * sizeof(float)))
+        fail((std::string(name) + " was written where it must not be").c_str());
+}
+
+// ---- numbers in double that know how far rounding may take a float -----------------------------
+
+struct Number {
+    double value, error;  // error: of a float after the same operations, in units of its rounding
+    Number(double value = 0, double error = 0) : value(value), error(error) {}
+    void operator+=(Number x);
+};
+Number operator+(Number a, Number b) {
+    return {a.value + b.value, a.error + b.error + std::abs(a.value) + std::abs(b.value)};
+}
+Number operator-(Number a, Number b) { return a + Number(-b.value, b.error); }
+Number operator*(Number a, Number b) {
+    const double value = a.value * b.value;
+    return {value, std::abs(a.value) * b.error + std::abs(b.value) * a.error + std::abs(value)};
+}
+void Number::operator+=(Number x) { *this = *this + x; }
+
+// f(x), where f(x.value) and its slope there are given.
+Number with_slope(Number x, double value, double slope) {
+    return {value, std::abs(value) + std::abs(slope) * x.error};
+}
+Number exp_of(Number x) {
+    const double value = std::exp(x.value);
+    return with_slope(x, value, value);
+}
+Number sigmoid_of(Number x) {
+    const double s = 1 / (1 + std::exp(-x.value));
+    return with_slope(x, s, s * (1 - s));
+}
+Number softplus_of(Number x) {
+    const double w = std::exp(-std::abs(x.value));
+    const double value = (x.value > 0 ? x.value : 0) + std::log1p(w);
+    return with_slope(x, value, (x.value > 0 ? 1 : w) / (1 + w));
+}
+Number silu_slope(Number x, Number s) { return s * (Number(1) + x * (Number(1) - s)); }
+
+struct Numbers {
+    Index size{};
+    std::vector<Number> numbers;
+    explicit Numbers(const Index& size)
+        : size(size),
+          numbers(std::accumulate(size.begin(), size.end(), int64_t(1), std::multiplies<>())) {}
+    Number& operator[](const Index& i) {
+        const int64_t *x = i.data(), *n = size.data();
+        return numbers[((((x[0] * n[1] + x[1]) * n[2] + x[2]) * n[3] + x[3]) * n[4] + x[4]) * n[5] +
+                       x[5]];
+    }
+};
+
+void check(const char* name, const Tensor& found, Numbers& truth) {
+    check_memory(name, found, true);
+    if (!found) return;
+    for_each(found.size, [&](const Index& i) {
+        const double x = found.at(i);
+        const Number y = truth[i];
+        const bool right = std::isnan(y.value)
+                               ? std::isnan(x)
+                               : std::abs(x - y.value) <= ROUNDING * y.error + SMALLEST;
+        if (right) return;
+        describe("\n%s[%d,%d,%d,%d,%d,%d] is %.9g; right is %.9g, give or take %.1g", name,
+                 int(i[0]), int(i[1]), int(i[2]), int(i[3]), int(i[4]), int(i[5]), x, y.value,
+                 ROUNDING * y.error);
+        fail("wrong result");
+    });
+}
+
+// ---- the selective scan ------------------------------------------------------------------------
+
+void scan_case(int32_t threads, int32_t isa) {
+    Scan call{};
+    call.threads = threads, call.isa = isa;
+    call.orders = chance(0.4) ? 4 : 1;
+    call.batch = between(1, 3);
+    call.groups = call.orders == 1 ? between(1, 3) : 1;
+    call.states = one_of({1, 1, 1, 2, 3, 4, 5, 8, 12, 16, 16, 17, 20});
+    call.height = call.orders == 1 ? 1 : between(1, 20);
+    call.width =
+        call.orders == 1 ? (chance(0.3) ? between(200, 700) : between(1, 200)) : between(1, 30);
+    const int64_t most =
+        15000 / (call.batch * call.groups * call.orders * call.length() * call.states);
+    const int64_t of_group = chance(0.2) ? 16 * between(1, 5) : between(1, 70);
+    const int64_t group_channels = std::max<int64_t>(1, std::min(most, of_group));
+    call.channels = call.groups * group_channels;
+    call.softplus = chance(0.7);
+    const bool extreme = chance(0.2), gated = call.orders == 1 && chance(0.5);
+    const bool skip = chance(0.7), biased = chance(0.7);
+    const bool from_state = call.orders == 1 && chance(0.3), backward = chance(0.7);
+    describe(
+        "scan: b %d, d %d in %d groups, %d orders of %d x %d, n %d, softplus %d, D %d, z %d, "
+        "bias %d, first state %d, backward %d, extreme %d",
+        int(call.batch), int(call.channels), int(call.groups), call.orders, int(call.height),
+        int(call.width), int(call.states), call.softplus, skip, gated, biased, from_state, backward,
+        extreme);
+
+    const int64_t K = call.orders, d = call.channels, n = call.states;
+    const int64_t H = call.height, L = call.width;
+    const Index tokens{call.batch, 1, d, H, L, 1}, steps{call.batch, K, d, H, L, 1};
+    const Index maps{call.batch, K, call.groups, H, L, n}, rates{1, K, d, 1, 1, n};
+    const Index channels{1, K, d, 1, 1, 1}, states{call.batch, 1, d, 1, 1, n};
+    auto step = [&] {
+        const double x = extreme ? uniform(-50, 50) : any_value() - 2;
+        return call.softplus ? x : std::abs(x);
+    };
+    auto rate = [&] { return -(extreme ? std::pow(10, uniform(-4, 3)) : std::exp(any_value())); };
+    auto if_asked = [](bool asked, const Index& size) { return asked ? input(size) : Tensor(); };
+    Tensor u = input(tokens), delta = input(steps, step), A = input(rates, rate);
+    Tensor B = input(maps), C = input(maps);
+    Tensor D = if_asked(skip, channels), z = if_asked(gated, tokens);
+    Tensor bias;  // positive, as step sizes are, where there is no softplus
+    if (biased) bias = input(channels, [&] { return call.softplus ? any_value() : uniform(0, 2); });
+    Tensor first = if_asked(from_state, states);
+    Tensor dy = input(tokens), dlast = if_asked(call.orders == 1 && chance(0.5), states);
+    if (chance(0.1)) poison({&u, &delta, &A, &B, &C, &D, &z, &bias, &first, &dy, &dlast});
+
+    Tensor y = output(tokens), last = call.orders == 1 ? output(states) : Tensor(), saved;
+    const int64_t padded = call.groups * ceil_div(group_channels, PAD) * PAD;
+    if (backward) {
+        saved = dense({1, K, 1, 1, call.batch * ceil_div(H * L, TILE) * padded * n, 1});
+        if (padded != d) std::fill_n(saved.memory.get(), saved.floats, 0.0f);
+    }
+    call.u = u.view(), call.delta = delta.view(), call.A = A.view(), call.B = B.view(),
+    call.C = C.view();
+    call.D = D.view(), call.z = z.view(), call.bias = bias.view(), call.first = first.view();
+    call.y = y.view(), call.last = last.view(), call.saved = saved.view();
+    if (selective_scan_forward(&call)) fail("selective_scan_forward failed");
+
+    const std::array<int, 6> map_axes =
+        chance(0.5) ? std::array<int, 6>{5, 4, 3, 2, 0, 1} : std::array<int, 6>{5, 2, 4, 3, 0, 1};
+    Tensor du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst, y_again;
+    if (backward) {
+        du = output(tokens), ddelta = output(steps), dA = output(rates);
+        dB = dense(maps, map_axes), dC = dense(maps, map_axes);
+        if (skip) dD = output(channels);
+        if (gated) dz = output(tokens);
+        if (biased) dbias = output(channels);
+        if (call.orders == 1 && chance(0.5)) dfirst = output(states);
+        if (call.orders == 1 && chance(0.5)) y_again = output(tokens);
+        call.y = y_again.view(), call.last = View{};
+        call.dy = dy.view(), call.dlast = dlast.view(), call.du = du.view(),
+        call.ddelta = ddelta.view();
+        call.dA = dA.view(), call.dB = dB.view(), call.dC = dC.view(), call.dD = dD.view();
+        call.dz = dz.view(), call.dbias = dbias.view(), call.dfirst = dfirst.view();
+        if (selective_scan_backward(&call)) fail("selective_scan_backward failed");
+    }
+
+    Numbers right_y(tokens), right_last(states), right_du(tokens), right_ddelta(steps);
+    Numbers right_dA(rates), right_dB(maps), right_dC(maps), right_dD(channels), right_dz(tokens);
+    Numbers right_dbias(channels), right_dfirst(states);
+    const int64_t T = H * L;
+    std::vector<Number> h((T + 1) * n), decay(T * n), size(T), raw(T), ungated(T), g(n);
+    for (int64_t b = 0; b < call.batch; ++b)
+        for (int64_t k = 0; k < K; ++k)
+            for (int64_t c = 0; c < d; ++c) {
+                const int64_t group = c / group_channels;
+                auto site = [&](int64_t t) {
+                    const int64_t i = k >= 2 ? T - 1 - t : t;
+                    return k % 2 ? std::pair(i % H, i / H) : std::pair(i / L, i % L);
+                };
+                for (int64_t s = 0; s < n; ++s) h[s] = first ? first.at({b, 0, c, 0, 0, s}) : 0.0f;
+                for (int64_t t = 0; t < T; ++t) {
+                    const auto [i, j] = site(t);
+                    const Number in = u.at({b, 0, c, i, j, 0});
+                    raw[t] = Number(delta.at({b, k, c, i, j, 0}));
+                    if (biased) raw[t] += bias.at({0, k, c, 0, 0, 0});
+                    size[t] = call.softplus ? softplus_of(raw[t]) : raw[t];
+                    Number sum;
+                    for (int64_t s = 0; s < n; ++s) {
+                        decay[t * n + s] = exp_of(size[t] * A.at({0, k, c, 0, 0, s}));
+                        h[(t + 1) * n + s] = decay[t * n + s] * h[t * n + s] +
+                                             size[t] * in * B.at({b, k, group, i, j, s});
+                        sum += h[(t + 1) * n + s] * C.at({b, k, group, i, j, s});
+                    }
+                    if (skip) sum += in * D.at({0, k, c, 0, 0, 0});
+                    ungated[t] = sum;
+                    if (gated) {
+                        const Number gate = z.at({b, 0, c, i, j, 0});
+                        sum = sum * (gate * sigmoid_of(gate));
+                    }
+                    right_y[{b, 0, c, i, j, 0}] += sum;
+                }
+                for (int64_t s = 0; s < n; ++s) {
+                    right_last[{b, 0, c, 0, 0, s}] = h[T * n + s];
+                    g[s] = dlast ? dlast.at({b, 0, c, 0, 0, s}) : 0.0f;
+                }
+                for (int64_t t = T - 1; t >= 0 && backward; --t) {
+                    const auto [i, j] = site(t);
+                    const Number in = u.at({b, 0, c, i, j, 0});
+                    Number out = dy.at({b, 0, c, i, j, 0});
+                    if (gated) {
+                        const Number gate = z.at({b, 0, c, i, j, 0}), sig = sigmoid_of(gate);
+                        right_dz[{b, 0, c, i, j, 0}] = out * ungated[t] * silu_slope(gate, sig);
+                        out = out * (gate * sig);
+                    }
+                    Number by_input, by_step;
+                    for (int64_t s = 0; s < n; ++s) {
+                        const Number now = g[s] + out * C.at({b, k, group, i, j, s});
+                        right_dC[{b, k, group, i, j, s}] += out * h[(t + 1) * n + s];
+                        right_dB[{b, k, group, i, j, s}] += now * size[t] * in;
+                        by_input += now * B.at({b, k, group, i, j, s});
+                        g[s] = now * decay[t * n + s];
+                        const Number q = g[s] * h[t * n + s];
+                        right_dA[{0, k, c, 0, 0, s}] += q * size[t];
+                        by_step += q * A.at({0, k, c, 0, 0, s});
+                    }
+                    by_step += in * by_input;
+                    if (call.softplus) by_step = by_step * sigmoid_of(raw[t]);
+                    right_ddelta[{b, k, c, i, j, 0}] = by_step;
+                    right_dbias[{0, k, c, 0, 0, 0}] += by_step;
+                    Number by_u = size[t] * by_input;
+                    if (skip) by_u += out * D.at({0, k, c, 0, 0, 0});
+                    right_du[{b, 0, c, i, j, 0}] += by_u;
+                    right_dD[{0, k, c, 0, 0, 0}] += out * in;
+                }
+                for (int64_t s = 0; s < n; ++s) right_dfirst[{b, 0, c, 0, 0, s}] = g[s];
+            }
+
+    check("y", y, right_y), check("last", last, right_last), check("y again", y_again, right_y);
+    check("du", du, right_du), check("ddelta", ddelta, right_ddelta), check("dA", dA, right_dA);
+    check("dB", dB, right_dB), check("dC", dC, right_dC), check("dD", dD, right_dD);
+    check("dz", dz, right_dz), check("dbias", dbias, right_dbias);
+    check("dfirst", dfirst, right_dfirst);
+    for (const Tensor* x : {&u, &delta, &A, &B, &C, &D, &z, &bias, &first, &dy, &dlast})
+        check_memory("an input", *x, false);
+}
+
+// ---- the causal convolution --------------------------------------------------------------------
+
+void conv_case(int32_t threads, int32_t isa) {
+    Conv call{};
+    call.threads = threads, call.isa = isa;
+    call.batch = between(1, 3);
+    call.kernel = chance(0.5) ? 4 : between(1, 9);
+    call.length = chance(0.2) ? between(200, 4000) : between(1, 200);
+    call.channels =
+        std::min(chance(0.2) ? 16 * between(1, 5) : between(1, 70), 1 + 8000 / call.length);
+    call.before = between(0, call.kernel + 1), call.after = between(0, call.kernel + 1);
+    const bool backward = chance(0.7);
+    describe("conv: b %d, d %d, l %d, k %d, before %d, after %d, backward %d", int(call.batch),
+             int(call.channels), int(call.length), int(call.kernel), int(call.before),
+             int(call.after), backward);
+
+    const int64_t d = call.channels, L = call.length, k = call.kernel, end = L + call.after;
+    const Index tokens{call.batch, 1, d, 1, L, 1},
+        around{call.batch, 1, d, 1, call.before + end, 1};
+    Tensor x = input(around), weight = input({1, 1, d, 1, k, 1}), bias = input({1, 1, d, 1, 1, 1});
+    Tensor dy = input({call.batch, 1, d, 1, end, 1});
+    if (chance(0.1)) poison({&x, &weight, &bias, &dy});
+    Tensor y = output(tokens), dx, dweight, dbias;
+    call.x = x.view(), call.weight = weight.view(), call.bias = bias.view(), call.y = y.view();
+    call.x.data += call.before * call.x.l;
+    if (causal_conv1d_forward(&call)) fail("causal_conv1d_forward failed");
+    if (backward) {
+        dx = output(tokens), dweight = output(weight.size), dbias = output(bias.size);
+        call.dy = dy.view(), call.dx = dx.view(), call.dweight = dweight.view(),
+        call.dbias = dbias.view();
+        if (causal_conv1d_backward(&call)) fail("causal_conv1d_backward failed");
+    }
+
+    Numbers right_y(tokens), right_dx(tokens), right_dweight(weight.size), right_dbias(bias.size);
+    std::vector<Number> g(end);
+    for (int64_t b = 0; b < call.batch; ++b)
+        for (int64_t c = 0; c < d; ++c) {
+            auto x_at = [&](int64_t t, int64_t last) {  // outside of what can be read, 0
+                return t < -call.before || t >= last ? 0.0f
+                                                     : x.at({b, 0, c, 0, t + call.before, 0});
+            };
+            auto sum = [&](int64_t t, int64_t last) {
+                Number total = bias.at({0, 0, c, 0, 0, 0});
+                for (int64_t j = 0; j < k; ++j)
+                    total += Number(weight.at({0, 0, c, 0, j, 0})) * x_at(t - k + 1 + j, last);
+                return total;
+            };
+            for (int64_t t = 0; t < L; ++t) {
+                const Number total = sum(t, L);
+                right_y[{b, 0, c, 0, t, 0}] = total * sigmoid_of(total);
+            }
+            for (int64_t t = 0; t < end; ++t) {
+                const Number total = sum(t, end);
+                g[t] = Number(dy.at({b, 0, c, 0, t, 0})) * silu_slope(total, sigmoid_of(total));
+                for (int64_t j = 0; j < k; ++j) {
+                    const int64_t source = t - k + 1 + j;
+                    if (source >= 0 && source < L)
+                        right_dx[{b, 0, c, 0, source, 0}] += g[t] * weight.at({0, 0, c, 0, j, 0});
+                    if (t < L) right_dweight[{0, 0, c, 0, j, 0}] += g[t] * x_at(source, end);
+                }
+                if (t < L) right_dbias[{0, 0, c, 0, 0, 0}] += g[t];
+            }
+        }
+    check("y", y, right_y), check("dx", dx, right_dx);
+    check("dweight", dweight, right_dweight), check("dbias", dbias, right_dbias);
+    for (const Tensor* t : {&x, &weight, &bias, &dy}) check_memory("an input", *t, false);
+}
+
+// ---- the layer norm ----------------------------------------------------------------------------
+
+void layer_norm_case(int32_t threads, int32_t isa) {
+    LayerNorm call{};
+    call.threads = threads, call.isa = isa;
+    call.width = chance(0.3) ? 16 * between(1, 10) : between(1, 300);
+    call.rows = between(0, (chance(0.2) ? 40000 : 4000) / call.width);
+    call.eps = 1e-5f;
+    const bool residual = chance(0.5), scaled = residual && chance(0.5), in_place = chance(0.3);
+    describe("layer norm: %d rows of %d, skip %d, scale %d, in place %d", int(call.rows),
+             int(call.width), residual, scaled, in_place);
+
+    const int64_t width = call.width;
+    const Index one{1, 1, 1, 1, 1, 1}, columns{1, 1, 1, 1, 1, width},
+        all{call.rows, 1, 1, 1, 1, width};
+    auto filled = [](const Index& size) {
+        Tensor x = dense(size);
+        for_each(size, [&](const Index& i) { x.at(i) = float(any_value()); });
+        x.before.assign(x.memory.get(), x.memory.get() + x.floats);
+        return x;
+    };
+    Tensor x = call.rows ? filled(all) : Tensor(),
+           skip = residual && call.rows ? filled(all) : Tensor();
+    Tensor scale = scaled ? filled(one) : Tensor(), weight = filled(columns),
+           bias = filled(columns);
+    Tensor y = call.rows && !in_place ? dense(all) : Tensor();
+    if (chance(0.1)) poison({&x, &skip, &scale, &weight, &bias});
+    call.x = x.view().data, call.skip = skip.view().data, call.scale = scale.view().data;
+    call.weight = weight.view().data, call.bias = bias.view().data;
+    call.y = in_place ? x.view().data : y.view().data;
+
+    Numbers truth(all);
+    std::vector<Number> row(width);
+    for (int64_t r = 0; r < call.rows; ++r) {
+        Number sum, squares;
+        for (int64_t i = 0; i < width; ++i) {
+            row[i] = x.at({r, 0, 0, 0, 0, i});
+            if (residual)
+                row[i] += Number(scaled ? scale.at({}) : 1.0f) * skip.at({r, 0, 0, 0, 0, i});
+            sum += row[i];
+        }
+        const Number mean = sum * (1.0 / width);
+        for (int64_t i = 0; i < width; ++i) squares += (row[i] - mean) * (row[i] - mean);
+        const Number variance = squares * (1.0 / width) + double(call.eps);
+        const double root = std::sqrt(variance.value);
+        const Number factor = with_slope(variance, 1 / root, 0.5 / (root * variance.value));
+        for (int64_t i = 0; i < width; ++i)
+            truth[{r, 0, 0, 0, 0, i}] = (row[i] - mean) * factor * weight.at({0, 0, 0, 0, 0, i}) +
+                                        bias.at({0, 0, 0, 0, 0, i});
+    }
+    if (layer_norm_forward(&call)) fail("layer_norm_forward failed");
+    if (in_place) x.before.assign(x.floats, NOTHING);
+    check("y", in_place ? x : y, truth);
+    for (const Tensor* t : {&skip, &scale, &weight, &bias}) check_memory("an input", *t, false);
+    if (!in_place) check_memory("x", x, false);
+}
+
+struct Entry {
+    const char* name;
+    void (*run)(int32_t threads, int32_t isa);
+};
+const Entry ENTRIES[] = {{"scan", scan_case}, {"conv", conv_case}, {"layer norm", layer_norm_case}};
+
+// As OpenMP's: so many threads at once, the caller one of them.
+void threads_of_driver(void (*work)(void*), void* argument, unsigned count, unsigned) {
+    std::vector<std::thread> others;
+    for (unsigned i = 1; i < count; ++i) others.emplace_back(work, argument);
+    work(argument);
+    for (std::thread& thread : others) thread.join();
+}
+
+int64_t run_case(uint64_t seed, int64_t number) {
+    std::seed_seq both{seed, uint64_t(number)};
+    engine.seed(both);
+    const int64_t entry =
+        chance(0.4) ? 0 : between(0, int64_t(std::size(ENTRIES)) - 1);  // often scans
+    const int32_t threads = int32_t(between(1, 5)), isa = int32_t(between(0, best_isa()));
+    const bool borrowed = chance(0.3);
+    selective_scan_use_team(borrowed ? threads_of_driver : nullptr);
+    current.clear();
+    describe("case %lld of seed %llu, instruction set %d, %d threads%s, ", (long long)number,
+             (unsigned long long)seed, isa, threads, borrowed ? " of the driver" : "");
+    ENTRIES[entry].run(threads, isa);
+    return entry;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    if (count < 3) return fprintf(stderr, "fuzz SEED SECONDS [FIRST CASE]\n"), 2;
+    const uint64_t seed = strtoull(arguments[1], nullptr, 10);
+    const double seconds = atof(arguments[2]);
+    __sanitizer_set_death_callback(report);
+    const auto start = std::chrono::steady_clock::now();
+    std::array<int64_t, std::size(ENTRIES)> cases{};
+    int64_t number = count > 3 ? atoll(arguments[3]) : 0;
+    do ++cases[run_case(seed, number++)];
+    while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() <
+           seconds);
+    printf("seed %llu, instruction sets 0 to %d:", (unsigned long long)seed, best_isa());
+    for (size_t i = 0; i < cases.size(); ++i)
+        printf(" %lld of %s%s", (long long)cases[i], ENTRIES[i].name,
+               i + 1 < cases.size() ? "," : "\n");
+    return 0;
+}
