@@ -144,6 +144,13 @@ Tensor dense(const Index& size, std::array<int, 6> axes = {5, 4, 3, 2, 1, 0}) {
     return lay_out(size, axes, true, false);
 }
 
+Tensor filled(const Index& size) {
+    Tensor x = dense(size);
+    for_each(size, [&](const Index& i) { x.at(i) = float(any_value()); });
+    x.before.assign(x.memory.get(), x.memory.get() + x.floats);
+    return x;
+}
+
 // A NaN somewhere: it has to come out wherever, and only where, it does so from the plain loops.
 void poison(std::initializer_list<Tensor*> tensors) {
     Tensor& x = *tensors.begin()[between(0, int64_t(tensors.size()) - 1)];
@@ -474,12 +481,6 @@ void layer_norm_case(int32_t threads, int32_t isa) {
     const int64_t width = call.width;
     const Index one{1, 1, 1, 1, 1, 1}, columns{1, 1, 1, 1, 1, width},
         all{call.rows, 1, 1, 1, 1, width};
-    auto filled = [](const Index& size) {
-        Tensor x = dense(size);
-        for_each(size, [&](const Index& i) { x.at(i) = float(any_value()); });
-        x.before.assign(x.memory.get(), x.memory.get() + x.floats);
-        return x;
-    };
     Tensor x = call.rows ? filled(all) : Tensor(),
            skip = residual && call.rows ? filled(all) : Tensor();
     Tensor scale = scaled ? filled(one) : Tensor(), weight = filled(columns),
@@ -516,11 +517,150 @@ void layer_norm_case(int32_t threads, int32_t isa) {
     if (!in_place) check_memory("x", x, false);
 }
 
+// ---- group norm and depthwise convolution, which sum in double ----------------------------------
+
+// A sum in double that becomes a float, or a factor: rounded once, but for what the terms lose.
+struct Sum {
+    double value = 0, terms = 0;
+    void operator+=(double x) { value += x, terms += std::abs(x); }
+    Number rounded(double factor = 1) const {
+        return {factor * value, std::abs(factor) * (std::abs(value) + 1e-6 * terms)};
+    }
+};
+
+void group_norm_case(int32_t threads, int32_t isa) {
+    GroupNorm call{};
+    call.threads = threads, call.isa = isa, call.eps = 1e-5, call.relu = chance(0.5);
+    call.batch = between(1, 3);
+    call.groups = one_of({1, 1, 2, 3, 8, 17, 32});
+    const int64_t width = one_of({1, 1, 2, 4, 5, 16, 40});
+    call.channels = call.groups * width;
+    call.rows = between(1, std::max<int64_t>(1, (chance(0.2) ? 100000 : 5000) / (call.batch * call.channels)));
+    describe("group norm: b %d, %d rows of %d channels in %d groups, relu %d", int(call.batch),
+             int(call.rows), int(call.channels), int(call.groups), call.relu);
+
+    const int64_t d = call.channels;
+    const Index all{call.batch, 1, 1, call.rows, 1, d}, columns{1, 1, 1, 1, 1, d};
+    Tensor x = filled(all), weight = filled(columns), bias = filled(columns), dy = filled(all);
+    if (chance(0.1)) poison({&x, &weight, &bias, &dy});
+    Tensor y = dense(all), dx = dense(all), dweight = dense(columns), dbias = dense(columns);
+    std::unique_ptr<double[]> mean(new double[call.batch * call.groups]);
+    std::unique_ptr<double[]> rstd(new double[call.batch * call.groups]);
+    call.x = x.view().data, call.weight = weight.view().data, call.bias = bias.view().data;
+    call.mean = mean.get(), call.rstd = rstd.get(), call.y = y.view().data;
+    if (group_norm_forward(&call)) fail("group_norm_forward failed");
+    call.dy = dy.view().data, call.dx = dx.view().data;
+    call.dweight = dweight.view().data, call.dbias = dbias.view().data;
+    if (group_norm_backward(&call)) fail("group_norm_backward failed");
+
+    Numbers right_y(all), right_dx(all), right_dweight(columns), right_dbias(columns);
+    std::vector<Sum> of_weight(d), of_bias(d);
+    for (int64_t b = 0; b < call.batch; ++b)
+        for (int64_t group = 0; group < call.groups; ++group) {
+            auto each = [&](auto f) {
+                for (int64_t r = 0; r < call.rows; ++r)
+                    for (int64_t c = group * width; c < (group + 1) * width; ++c)
+                        f(Index{b, 0, 0, r, 0, c}, c);
+            };
+            const double count = double(call.rows * width);
+            double m = 0, variance = 0;
+            each([&](const Index& i, int64_t) { m += x.at(i) / count; });
+            each([&](const Index& i, int64_t) { variance += (x.at(i) - m) * (x.at(i) - m) / count; });
+            const double factor = 1 / std::sqrt(variance + call.eps);
+            auto scale = [&](int64_t c) {
+                const double value = factor * weight.at({0, 0, 0, 0, 0, c});
+                return Number(value, std::abs(value));
+            };
+            Sum of_g, of_gz;
+            bool unsure = false;  // which side of the ReLU a float is on
+            auto before_relu = [&](const Index& i, int64_t c) {
+                const double offset = bias.at({0, 0, 0, 0, 0, c}), moved = m * scale(c).value;
+                return Number(x.at(i)) * scale(c) +
+                       Number(offset - moved, std::abs(offset) + std::abs(moved));
+            };
+            auto gradient = [&](const Index& i, int64_t c) {
+                return call.relu && before_relu(i, c).value <= 0 ? 0.0f : dy.at(i);
+            };
+            each([&](const Index& i, int64_t c) {
+                const Number v = before_relu(i, c);
+                unsure |= call.relu && std::abs(v.value) <= ROUNDING * v.error;
+                right_y[i] = call.relu && v.value <= 0 ? Number(0, v.error) : v;
+                const double g = gradient(i, c), z = (x.at(i) - m) * factor, w = weight.at({0, 0, 0, 0, 0, c});
+                of_weight[c] += g * z, of_bias[c] += g;
+                of_g += w * g, of_gz += w * g * z;
+            });
+            if (unsure) return;
+            const Number from_x = of_gz.rounded(-factor * factor / count);
+            const Number constant = of_g.rounded(-factor / count), moved = from_x * Number(-m);
+            const Number offset(constant.value + moved.value, constant.error + moved.error);
+            each([&](const Index& i, int64_t c) {
+                right_dx[i] = Number(gradient(i, c)) * scale(c) + (Number(x.at(i)) * from_x + offset);
+            });
+        }
+    for (int64_t c = 0; c < d; ++c) {
+        right_dweight[{0, 0, 0, 0, 0, c}] = of_weight[c].rounded();
+        right_dbias[{0, 0, 0, 0, 0, c}] = of_bias[c].rounded();
+    }
+    check("y", y, right_y), check("dx", dx, right_dx);
+    check("dweight", dweight, right_dweight), check("dbias", dbias, right_dbias);
+    for (auto& [name, tensor] : {std::pair("x", &x), std::pair("weight", &weight), std::pair("bias", &bias), std::pair("dy", &dy)})
+        check_memory(name, *tensor, false);
+}
+
+void depthwise_conv_case(int32_t threads, int32_t isa) {
+    DepthwiseConv call{};
+    call.threads = threads, call.isa = isa;
+    const int64_t batch = between(1, 3);
+    call.channels = between(1, 3), call.planes = batch * call.channels;
+    call.depth = chance(0.5) ? 1 : between(1, 9), call.height = between(1, 20);
+    call.width = chance(0.2) ? between(1, 400) : between(1, 40);
+    call.kernel = one_of({1, 3, 3, 5, 7}), call.kernel_depth = call.depth == 1 ? 1 : call.kernel;
+    describe("depthwise convolution: %d planes, %d channels, %d x %d x %d, %d x %d x %d taps", int(call.planes),
+             int(call.channels), int(call.depth), int(call.height), int(call.width), int(call.kernel_depth),
+             int(call.kernel), int(call.kernel));
+
+    const Index maps{call.planes, 1, 1, call.depth, call.height, call.width};
+    const Index kernels{call.channels, 1, 1, call.kernel_depth, call.kernel, call.kernel};
+    Tensor x = filled(maps), weight = filled(kernels), dy = filled(maps);
+    if (chance(0.1)) poison({&x, &weight, &dy});
+    Tensor y = dense(maps), dweight = dense(kernels);
+    call.x = x.view().data, call.weight = weight.view().data, call.y = y.view().data;
+    if (depthwise_conv_forward(&call)) fail("depthwise_conv_forward failed");
+    call.weight = dweight.view().data, call.y = dy.view().data;
+    if (depthwise_conv_gradient(&call)) fail("depthwise_conv_gradient failed");
+
+    Numbers right_y(maps), right_dweight(kernels);
+    std::vector<Sum> of_weight(right_dweight.numbers.size());
+    for_each(maps, [&](const Index& i) {
+        Sum sum;
+        int64_t tap = i[0] % call.channels * (call.kernel_depth * call.kernel * call.kernel);
+        for (int64_t a = 0; a < call.kernel_depth; ++a)
+            for (int64_t b = 0; b < call.kernel; ++b)
+                for (int64_t c = 0; c < call.kernel; ++c, ++tap) {
+                    const Index from{i[0], 0, 0, i[3] + a - call.kernel_depth / 2,
+                                     i[4] + b - call.kernel / 2, i[5] + c - call.kernel / 2};
+                    bool inside = true;
+                    for (int axis = 3; axis < 6; ++axis) inside &= from[axis] >= 0 && from[axis] < maps[axis];
+                    if (!inside) continue;
+                    sum += double(x.at(from)) * weight.at({i[0] % call.channels, 0, 0, a, b, c});
+                    of_weight[tap] += double(x.at(from)) * dy.at(i);
+                }
+        right_y[i] = sum.rounded();
+    });
+    for (size_t i = 0; i < of_weight.size(); ++i) right_dweight.numbers[i] = of_weight[i].rounded();
+    check("y", y, right_y), check("dweight", dweight, right_dweight);
+    check_memory("x", x, false), check_memory("weight", weight, false), check_memory("dy", dy, false);
+}
+
 struct Entry {
     const char* name;
     void (*run)(int32_t threads, int32_t isa);
 };
-const Entry ENTRIES[] = {{"scan", scan_case}, {"conv", conv_case}, {"layer norm", layer_norm_case}};
+const Entry ENTRIES[] = {{"scan", scan_case},
+                         {"conv", conv_case},
+                         {"layer norm", layer_norm_case},
+                         {"group norm", group_norm_case},
+                         {"depthwise convolution", depthwise_conv_case}};
 
 // As OpenMP's: so many threads at once, the caller one of them.
 void threads_of_driver(void (*work)(void*), void* argument, unsigned count, unsigned) {
