@@ -8,7 +8,7 @@ from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.ao.quantization import quantize_dynamic
 
-from common.networks import LCMambaNet, LightMUNet
+from common.networks import LCMambaNet, LightMUNet, MambaClinix
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
@@ -17,8 +17,12 @@ from common.networks import LCMambaNet, LightMUNet
     [
         (lambda: LightMUNet(3, 1, 2, init_filters=8), (1, 1, 16, 16, 16)),
         (LCMambaNet, (1, 3, 64, 64)),
+        (
+            lambda: MambaClinix(1, 2, (8, 16, 16), [[1] * 3, [2] * 3, [2] * 3], [[3] * 3] * 3),
+            (1, 1, 16, 16, 16),
+        ),
     ],
-    ids=["LightMUNet", "LCMambaNet"],
+    ids=["LightMUNet", "LCMambaNet", "MambaClinix"],
 )
 def test_quantised_network_is_near_the_other(
     build: Callable[[], nn.Module], shape: tuple[int, ...]
