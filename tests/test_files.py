@@ -8,6 +8,7 @@ import torch
 from monai.data import MetaTensor
 
 from common.data import AtomicNibabelWriter
+from common.errors import InputError
 from common.files import replace_folder, replacing
 
 
@@ -77,7 +78,7 @@ def test_writer_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         raise OSError("No space left on device")
 
     monkeypatch.setattr(nib, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(InputError, match=r"mask\.nii\.gz cannot be written \(No space"):
         write(file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
