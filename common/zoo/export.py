@@ -228,7 +228,7 @@ def _depthwise(
             slice(at * spread, at * spread + (n - 1) * step + 1, step)
             for at, n, step, spread in zip(tap, size, stride, dilation, strict=True)
         ]
-        window, at_tap = (..., *shifted), (slice(None), 0, *tap)
+        window, at_tap = (slice(None), slice(None), *shifted), (slice(None), 0, *tap)
         y.addcmul_(x[window], weight[at_tap].view(-1, *per_channel))
     return y
 
