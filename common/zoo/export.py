@@ -223,13 +223,14 @@ def _depthwise(
     y = x.new_zeros(*x.shape[:2], *size)
     if bias is not None:
         y += bias.view(-1, *per_channel)
-    for tap in itertools.product(*map(range, kernel)):
+    taps = itertools.product(*map(range, kernel))
+    for tap, factor in zip(taps, weight.flatten(1).unbind(1), strict=True):
         shifted = [
             slice(at * spread, at * spread + (n - 1) * step + 1, step)
             for at, n, step, spread in zip(tap, size, stride, dilation, strict=True)
         ]
-        window, at_tap = (slice(None), slice(None), *shifted), (slice(None), 0, *tap)
-        y.addcmul_(x[window], weight[at_tap].view(-1, *per_channel))
+        window = (slice(None), slice(None), *shifted)
+        y.addcmul_(x[window], factor.view(-1, *per_channel))
     return y
 
 
