@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import itertools
 import json
 import logging
 import tempfile
@@ -158,14 +159,15 @@ def _shaken(network: nn.Module, image: Tensor) -> tuple[nn.Module, Tensor]:
 
 
 def _run_float64(network: nn.Module, image: Tensor) -> Tensor:
-    with _Slabs():
+    with _Convolutions():
         return network(image)
 
 
-class _Slabs(TorchFunctionMode):
-    """Convolutions of volumes slab by slab.
+class _Convolutions(TorchFunctionMode):
+    """Convolutions by other ways than torch's in float64.
 
-    In float64, torch's copies the window of every voxel, which for a whole volume is tens of GB.
+    That copies the window of every voxel, which for a whole volume is tens of GB, and takes one
+    channel after the other where they are separate, which for Mamba's takes longer than the scan.
     """
 
     def __torch_function__(
@@ -175,11 +177,13 @@ class _Slabs(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        run = _conv3d if function is torch.conv3d else function
-        return run(*args, **(kwargs or {}))
+        if function in (torch.conv1d, torch.conv2d, torch.conv3d):
+            return _convolution(function, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
 
-def _conv3d(
+def _convolution(
+    function: Callable[..., Tensor],
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -188,20 +192,68 @@ def _conv3d(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """torch.conv3d, a few planes of the output at a time."""
+    """One of torch's three, by its own arguments."""
     if isinstance(padding, str):  # no network of ours has it
-        return torch.conv3d(x, weight, bias, stride, padding, dilation, groups)
-    step, spread = (ensure_tuple_rep(sizes, 3)[0] for sizes in (stride, dilation))
-    pad, *pads = ensure_tuple_rep(padding, 3)
+        return function(x, weight, bias, stride, padding, dilation, groups)
+    axes = weight.dim() - 2
+    steps, pads, spreads = (ensure_tuple_rep(size, axes) for size in (stride, padding, dilation))
+    if groups > 1 and groups == weight.shape[0]:
+        return _depthwise(x, weight, bias, steps, pads, spreads)
+    if axes == 3:
+        return _slabs(x, weight, bias, steps, pads, spreads, groups)
+    return function(x, weight, bias, steps, pads, spreads, groups)
+
+
+def _depthwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """The sum of shifted maps, all channels at once."""
+    per_channel = [1] * len(stride)
+    x = F.pad(x, [pad for pad in reversed(padding) for _ in range(2)])
+    kernel = weight.shape[2:]
+    size = [
+        (n - spread * (taps - 1) - 1) // step + 1
+        for n, taps, step, spread in zip(x.shape[2:], kernel, stride, dilation, strict=True)
+    ]
+    y = x.new_zeros(*x.shape[:2], *size)
+    if bias is not None:
+        y += bias.view(-1, *per_channel)
+    taps = itertools.product(*map(range, kernel))
+    for tap, factor in zip(taps, weight.flatten(1).unbind(1), strict=True):
+        shifted = [
+            slice(at * spread, at * spread + (n - 1) * step + 1, step)
+            for at, n, step, spread in zip(tap, size, stride, dilation, strict=True)
+        ]
+        window = (slice(None), slice(None), *shifted)
+        y.addcmul_(x[window], factor.view(-1, *per_channel))
+    return y
+
+
+def _slabs(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """A few planes of the output at a time."""
+    pad, *pads = padding
     x = F.pad(x, (0, 0, 0, 0, pad, pad))
-    reach = spread * (weight.shape[2] - 1) + 1
-    planes = (x.shape[2] - reach) // step + 1
+    reach = dilation[0] * (weight.shape[2] - 1) + 1
+    planes = (x.shape[2] - reach) // stride[0] + 1
     windows = x.shape[1] * weight[0, 0].numel() * x[0, 0, 0].numel()  # elements, of a plane
     some = max(1, _WINDOWS // windows)
     return torch.cat(
         [
             torch.conv3d(
-                x[:, :, start * step : (start + some - 1) * step + reach],
+                x[:, :, start * stride[0] : (start + some - 1) * stride[0] + reach],
                 weight,
                 bias,
                 stride,

@@ -243,6 +243,18 @@ def test_convolution_in_slabs(
         seen.clear()
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": 3}, {"stride": 2, "dilation": 2, "bias": False}, {"padding": 1, "stride": 3}],
+)
+def test_depthwise_convolution(axes: int, options: dict):
+    kind = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1]
+    conv = kind(4, 4, (4, 3, 1)[:axes], groups=4, **options).double()
+    x = torch.rand(2, 4, *(13, 9, 8)[:axes], dtype=torch.float64)
+    torch.testing.assert_close(export._run_float64(conv, x), conv(x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("shift", [2e-3, float("nan")])
 def test_different_logits_are_refused(shift: float, tmp_path: Path):
     file = tmp_path / "model.ts"
