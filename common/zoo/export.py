@@ -197,7 +197,7 @@ def _convolution(
         return function(x, weight, bias, stride, padding, dilation, groups)
     axes = weight.dim() - 2
     steps, pads, spreads = (ensure_tuple_rep(size, axes) for size in (stride, padding, dilation))
-    if groups > 1 and groups == weight.shape[0]:
+    if groups > 1 and weight.shape[:2] == (groups, 1):
         return _depthwise(x, weight, bias, steps, pads, spreads)
     if axes == 3:
         return _slabs(x, weight, bias, steps, pads, spreads, groups)
