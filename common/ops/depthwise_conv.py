@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpp
-from .forward_mode import is_transformed, refuse_tangents
-from .selective_scan import exporting, plain
+from .forward_mode import refuse_tangents
+from .selective_scan import plain, served_in_cpp
 
 
 def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
@@ -40,17 +40,9 @@ def depthwise_conv(x: Tensor, weight: Tensor) -> Tensor:
             f"weight has shape {tuple(weight.shape)}; allowed are odd kernels of equal axes."
         )
     x = cast(Tensor, plain(x)).to(weight.dtype)
-    if (
-        x.device.type != "cpu"
-        or exporting()
-        or x.dtype != torch.float32
-        or x.numel() == 0
-        or is_transformed(x)
-        or is_transformed(weight)
-        or not cpp.available()
-    ):
-        return depthwise_conv_shifted(x, weight)
-    return _depthwise_conv_cpp(x, weight)
+    if x.numel() > 0 and served_in_cpp(x, weight):
+        return _depthwise_conv_cpp(x, weight)
+    return depthwise_conv_shifted(x, weight)
 
 
 def depthwise_conv_shifted(x: Tensor, weight: Tensor) -> Tensor:

@@ -13,10 +13,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from . import cpp, native
-from .forward_mode import is_transformed
+from . import cpp
 from .mamba_mixer_cpp import CHUNK
-from .selective_scan import plain
+from .selective_scan import plain, served_in_cpp
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
@@ -82,18 +81,17 @@ def _check(x: Tensor, norm: nn.LayerNorm) -> None:
 
 
 def _in_cpp(x: Tensor, norm: nn.LayerNorm, *others: Tensor | None) -> bool:
-    tensors = (x, norm.weight, norm.bias, *others)
+    tensors = [y for y in (x, norm.weight, norm.bias, *others) if y is not None]
     return (
         type(norm) is nn.LayerNorm
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and x.device.type == "cpu"
         and x.shape[-1] > 0
-        and all(y is not None and y.dtype == torch.float32 and y.is_contiguous() for y in tensors)
+        and len(tensors) == 3 + len(others)
+        and all(y.is_contiguous() for y in tensors)
         and norm.weight.shape == norm.bias.shape == x.shape[-1:]
-        and not any(is_transformed(y) for y in tensors if y is not None)
-        and native.why_unavailable() is None
+        and served_in_cpp(*tensors)
     )
 
 

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import cpp
-from .forward_mode import is_transformed, refuse_tangents
-from .selective_scan import exporting, plain
+from .forward_mode import refuse_tangents
+from .selective_scan import plain, served_in_cpp
 
 
 def group_norm(
@@ -40,9 +40,7 @@ def group_norm(
     """
     x = cast(Tensor, plain(x)).to(weight.dtype)
     if _in_cpp(x, weight, bias):
-        rows = x.movedim(1, -1)
-        y = _group_norm_cpp(rows.flatten(1, -2), weight, bias, groups, eps, relu)[0]
-        return y.view(rows.shape).movedim(-1, 1)
+        return _normalised(x, groups, weight, bias, eps, relu)
     y = F.group_norm(_contiguous(x), groups, weight, bias, eps)
     return F.relu(y) if relu else y
 
@@ -54,7 +52,7 @@ def instance_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor
     """
     x = cast(Tensor, plain(x)).to(weight.dtype)
     if _in_cpp(x, weight, bias):
-        return group_norm(x, x.shape[1], weight, bias, eps)
+        return _normalised(x, x.shape[1], weight, bias, eps)
     y = torch.instance_norm(_contiguous(x), weight, bias, None, None, True, 0.0, eps, True)
     return _contiguous_gradient(y)
 
@@ -99,15 +97,17 @@ def batch_norm(
 
 
 def _in_cpp(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    return (
-        x.device.type == "cpu"
-        and not exporting()
-        and x.numel() > 0
-        and x.movedim(1, -1).is_contiguous()
-        and all(y.dtype == torch.float32 for y in (x, weight, bias))
-        and not any(is_transformed(y) for y in (x, weight, bias))
-        and cpp.available()
-    )
+    last = x.movedim(1, -1).is_contiguous()
+    return x.numel() > 0 and last and served_in_cpp(x, weight, bias)
+
+
+def _normalised(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, relu: bool = False
+) -> Tensor:
+    """`group_norm` of a channels-last map, in C++."""
+    rows = x.movedim(1, -1)
+    y = _group_norm_cpp(rows.flatten(1, -2), weight, bias, groups, eps, relu)[0]
+    return y.view(rows.shape).movedim(-1, 1)
 
 
 def _contiguous(x: Tensor) -> Tensor:

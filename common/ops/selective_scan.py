@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from . import mamba_ssm_scan, native, triton_scan
+from . import cpp, mamba_ssm_scan, native, triton_scan
 from .chunked import selective_scan_chunked, selective_scan_chunked_backward
 from .cpp import selective_scan_cpp
 from .exported import selective_scan_exported
-from .forward_mode import refuse_tangents
+from .forward_mode import is_transformed, refuse_tangents
 from .mamba_ssm_scan import selective_scan_mamba_ssm
 from .reference import selective_scan_reference
 from .triton_scan import selective_scan_triton
@@ -174,6 +174,16 @@ def fastest(u: Tensor, A: Tensor, return_last_state: bool = False) -> Backend:
 def exporting() -> bool:
     """Whether torch.export traces this."""
     return hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting()
+
+
+def served_in_cpp(*tensors: Tensor) -> bool:
+    """Whether the C++ library takes these: of float32, on the CPU, not exported or transformed."""
+    return (
+        not exporting()
+        and all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+        and not any(is_transformed(x) for x in tensors)
+        and cpp.available()
+    )
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
