@@ -13,6 +13,15 @@ from ..ops import batch_norm, group_norm, instance_norm
 # TorchScript has to run where this package is not installed: there they are torch's, contiguous.
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map (b, channels, ...), in the weight's precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.movedim(1, -1).to(self.weight.dtype)
+        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x.movedim(-1, 1)
+
+
 class GroupNorm(nn.GroupNorm):
     """Group norm of maps (b, channels, ...), and a ReLU after it where `relu`."""
 

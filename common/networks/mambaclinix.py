@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
-from ..blocks import InstanceNorm3d, Mamba
+from ..blocks import ChannelNorm, InstanceNorm3d, Mamba
 from ..ops import Backend, without_autocast
 
 StageLayer = int | Literal["mamba"] | None
@@ -39,18 +39,6 @@ class ConvNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv(x))
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map (b, c, ...)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.movedim(1, -1).to(self.weight.dtype)
-        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.movedim(-1, 1)
 
 
 class HighOrderConv(nn.Module):
@@ -84,10 +72,10 @@ class HGCN(nn.Module):
         super().__init__()
         inner = channels // 2
         self.reduce = nn.Conv3d(channels, inner, 1)
-        self.norm1 = ChannelNorm(inner)
+        self.norm1 = ChannelNorm(inner, eps=1e-6)
         self.gated = HighOrderConv(inner, order, kernel)
         self.scale = nn.Parameter(torch.full((inner,), 1e-6))
-        self.norm2 = ChannelNorm(inner)
+        self.norm2 = ChannelNorm(inner, eps=1e-6)
         self.conv1 = _conv(inner, channels, kernel)
         self.conv2 = _conv(channels, channels, kernel)
         self.drop_path = DropPath(drop_path)
@@ -265,7 +253,7 @@ class MambaClinix(nn.Module):
                 features[s],
                 kernel_sizes[s],
                 strides[s],
-                ChannelNorm(features[s]) if s == last_hgcn else nn.Identity(),
+                ChannelNorm(features[s], eps=1e-6) if s == last_hgcn else nn.Identity(),
                 stage_layer(s),
             )
             for s in range(stages)

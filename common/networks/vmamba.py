@@ -12,17 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import VSSBlock
+from ..blocks import ChannelNorm, VSSBlock
 from ..ops import Backend
-
-
-class MapNorm(nn.LayerNorm):
-    """Layer norm over the channels of a map (b, c, h, w)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 2, 3, 1).to(self.weight.dtype)
-        x = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
 
 
 class PatchEmbedding(nn.Module):
@@ -31,9 +22,9 @@ class PatchEmbedding(nn.Module):
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
-        self.norm1 = MapNorm(channels // 2)
+        self.norm1 = ChannelNorm(channels // 2)
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
-        self.norm2 = MapNorm(channels)
+        self.norm2 = ChannelNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(F.gelu(self.norm1(self.conv1(x)))))
@@ -93,10 +84,10 @@ class VMambaEncoder(nn.Module):
         for i, (c, depth) in enumerate(zip(self.channels, depths, strict=True)):
             down: nn.Module = nn.Identity()
             if i > 0:
-                down = nn.Sequential(nn.Conv2d(c // 2, c, 3, stride=2, padding=1), MapNorm(c))
+                down = nn.Sequential(nn.Conv2d(c // 2, c, 3, stride=2, padding=1), ChannelNorm(c))
             blocks = [VSSBlock(c, next(rates), backend) for _ in range(depth)]
             self.stages.append(Stage(down, blocks))
-        self.norms = nn.ModuleList(MapNorm(c) for c in self.channels)
+        self.norms = nn.ModuleList(ChannelNorm(c) for c in self.channels)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.patch_embedding(x)
