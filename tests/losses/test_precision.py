@@ -43,7 +43,7 @@ def logits_and_target(channels: int, target_channels: int, large: bool) -> tuple
     return logits, target.float()
 
 
-def check(loss: Loss, logits: Tensor, target: Tensor, amp: bool, wrap: Callable = lambda x: x):
+def assert_near_float64(loss: Loss, logits: Tensor, target: Tensor, amp: bool, wrap: Callable = lambda x: x):
     """Hold the loss of 16-bit logits and its gradient to those in float64."""
     values, grads = [], []
     for x in (logits, logits.double()):
@@ -68,7 +68,7 @@ def check(loss: Loss, logits: Tensor, target: Tensor, amp: bool, wrap: Callable 
 def test_sixteen_bits(name: str, dtype: torch.dtype, large: bool, amp: bool):
     make, *channels = LOSSES[name]
     logits, target = logits_and_target(*channels, large=large)
-    check(make(), logits.to(dtype), target, amp)
+    assert_near_float64(make(), logits.to(dtype), target, amp)
 
 
 def test_every_loss_is_here():
@@ -92,4 +92,4 @@ def test_sixteen_bits_in_training(name: str, dtype: torch.dtype):
             return x, codebook_loss, None
         return [x, x[..., ::2, ::2, ::2].detach()] if network != "LightMUNet" else x
 
-    check(parser.get_parsed_content("loss"), logits.to(dtype), target, False, of_training)
+    assert_near_float64(parser.get_parsed_content("loss"), logits.to(dtype), target, False, of_training)

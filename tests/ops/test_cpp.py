@@ -30,17 +30,6 @@ needs_library = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _threads_and_poison():
-    """Memory from torch.empty starts as NaN; thread count and instruction set are put back."""
-    threads, isa = torch.get_num_threads(), cpp._highest_isa
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
-    cpp._highest_isa = isa
-
-
 def make_inputs(
     batch=2,
     groups=1,
@@ -281,7 +270,8 @@ here = [Scans()[i] for i in range(4)]
 loader = DataLoader(Scans(), None, num_workers=2, multiprocessing_context="fork")
 assert all(map(torch.equal, loader, here))
 """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", program], timeout=120)
+    assert done.returncode == 0
 
 
 def test_what_it_cannot_serve():

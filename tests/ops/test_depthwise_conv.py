@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.ops import cpp, depthwise_conv, depthwise_conv_shifted, native
+from common.ops import depthwise_conv, depthwise_conv_shifted
 
 CASES = [  # shape, kernel
     ((1, 1, 5, 6, 7), 3),
@@ -18,11 +18,6 @@ CASES = [  # shape, kernel
     ((2, 1, 1, 2), 7),
     ((1, 1, 40, 3, 600), 3),
 ]
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpp, "_highest_isa", native.INSTRUCTION_SETS.index(request.param))
 
 
 def make(shape: tuple[int, ...], kernel: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,17 +47,13 @@ def test_equals_float64(shape, kernel: int, function, isa: None):
 
 def test_equal_bits_whatever_the_threads():
     x, weight, dy = make((2, 3, 40, 30, 50), 3)
-    before, found = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            y = depthwise_conv(x, weight)
-            found.append([y, *torch.autograd.grad(y, [x, weight], dy)])
-    finally:
-        torch.set_num_threads(before)
-    assert all(
-        torch.equal(*pair) for other in found[1:] for pair in zip(found[0], other, strict=True)
-    )
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        y = depthwise_conv(x, weight)
+        found.append([y, *torch.autograd.grad(y, [x, weight], dy)])
+    for other in found[1:]:
+        assert all(torch.equal(*pair) for pair in zip(found[0], other, strict=True))
 
 
 def test_channels_last_images():

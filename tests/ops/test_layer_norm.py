@@ -10,15 +10,10 @@ from torch._subclasses import FakeTensorMode
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.ao.quantization import quantize_dynamic
 
-from common.ops import cpp, layer_norm, native, residual_norm_linear
+from common.ops import layer_norm, residual_norm_linear
 from common.ops.mamba_mixer_cpp import CHUNK
 
 SHAPES = [(1, 1, 8), (2, CHUNK // 8 + 1, 8), (3, 5, 33), (1, 7, 1), (2, 3, 300), (1, 0, 4)]
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpp, "_highest_isa", native.INSTRUCTION_SETS.index(request.param))
 
 
 def make(channels: int, out: int) -> tuple[nn.LayerNorm, nn.Linear, Tensor]:

@@ -24,17 +24,6 @@ needs_library = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _threads_and_poison():
-    """Memory from torch.empty starts as NaN; thread count and instruction set are put back."""
-    threads, isa = torch.get_num_threads(), cpp._highest_isa
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
-    cpp._highest_isa = isa
-
-
 def make_inputs(batch=1, length=50, c=6, d=20, n=4, rank=2, taps=4, out=5) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
 

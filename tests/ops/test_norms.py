@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from common.blocks import BatchNorm2d, BatchNorm3d, GroupNorm, InstanceNorm3d
-from common.ops import cpp, native, norms
+from common.ops import cpp, norms
 
 BUILD: dict[str, Callable[[int], nn.Module]] = {
     "group": lambda c: GroupNorm(c // 2, c),
@@ -27,11 +27,6 @@ SHAPES = [
     (1, 6, 40, 3, 200),
     (2, 320, 5, 5, 5),
 ]
-
-
-@pytest.fixture(params=native.INSTRUCTION_SETS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpp, "_highest_isa", native.INSTRUCTION_SETS.index(request.param))
 
 
 def make(kind: str, channels: int) -> nn.Module:
@@ -91,13 +86,9 @@ def test_channels_last_equals_float64(kind: str, shape: tuple[int, ...], isa: No
 @pytest.mark.parametrize("kind", BUILD)
 def test_error_does_not_grow_with_the_map(kind: str, threads: int):
     """torch's channels-last kernels are off by 2e-5 (one thread: 1e-4) at this size."""
-    before = torch.get_num_threads()
     torch.set_num_threads(threads)
-    try:
-        x = LAYOUTS["channels-last"](torch.randn(1, 16, 64, 64, 64) + 0.5)
-        assert_equals_float64(make(kind, 16), x, torch.randn(x.shape), tolerance=1e-6)
-    finally:
-        torch.set_num_threads(before)
+    x = LAYOUTS["channels-last"](torch.randn(1, 16, 64, 64, 64) + 0.5)
+    assert_equals_float64(make(kind, 16), x, torch.randn(x.shape), tolerance=1e-6)
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -138,13 +129,10 @@ def test_batch_norm_of_slices():
 
 def test_equal_bits_whatever_the_threads():
     norm, x = make("group-relu", 24), LAYOUTS["channels-last"](image(2, 24, 30, 20, 10))
-    dy, before, found = torch.randn(x.shape), torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            found.append(run(norm, x, dy))
-    finally:
-        torch.set_num_threads(before)
+    dy, found = torch.randn(x.shape), []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(run(norm, x, dy))
     for name, first in found[0].items():
         assert all(torch.equal(first, other[name]) for other in found), name
 

@@ -20,17 +20,6 @@ needs_library = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(autouse=True)
-def _threads_and_poison():
-    """Memory from torch.empty starts as NaN; thread count and instruction set are put back."""
-    threads, isa = torch.get_num_threads(), cpp._highest_isa
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(threads)
-    cpp._highest_isa = isa
-
-
 def arguments(height: int, width: int, d: int = 3, n: int = 2, batch: int = 2) -> list[Tensor]:
     generator = torch.Generator().manual_seed(height * 100 + width)
 
