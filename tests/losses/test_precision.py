@@ -43,7 +43,9 @@ def logits_and_target(channels: int, target_channels: int, large: bool) -> tuple
     return logits, target.float()
 
 
-def assert_near_float64(loss: Loss, logits: Tensor, target: Tensor, amp: bool, wrap: Callable = lambda x: x):
+def assert_near_float64(
+    loss: Loss, logits: Tensor, target: Tensor, amp: bool, wrap: Callable = lambda x: x
+):
     """Hold the loss of 16-bit logits and its gradient to those in float64."""
     values, grads = [], []
     for x in (logits, logits.double()):
@@ -92,4 +94,6 @@ def test_sixteen_bits_in_training(name: str, dtype: torch.dtype):
             return x, codebook_loss, None
         return [x, x[..., ::2, ::2, ::2].detach()] if network != "LightMUNet" else x
 
-    assert_near_float64(parser.get_parsed_content("loss"), logits.to(dtype), target, False, of_training)
+    assert_near_float64(
+        parser.get_parsed_content("loss"), logits.to(dtype), target, False, of_training
+    )

@@ -63,6 +63,16 @@ class Server:
         handler.wfile.write(self.content[start : self.cut])
 
 
+def by_name(*files: Path) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A server of files as they are when they are asked for."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        (file,) = (file for file in files if handler.path == f"/{file.name}")
+        Server(file)(handler)
+
+    return answer
+
+
 def test_newest_version_by_file_and_by_http(packed: Path, bundle: Path, tmp_path: Path):
     release(bundle, "0.2.0")
     newer = pack(bundle, tmp_path).archive
@@ -75,15 +85,7 @@ def test_newest_version_by_file_and_by_http(packed: Path, bundle: Path, tmp_path
     assert json.loads((folder / "configs/metadata.json").read_text())["version"] == "0.1.0"
     assert [x.name for x in (tmp_path / "by_file").iterdir()] == [NAME]
 
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        if handler.path == "/index.json":
-            handler.send_response(200)
-            handler.end_headers()
-            handler.wfile.write(index.read_bytes())
-        else:
-            Server(tmp_path / handler.path[1:])(handler)
-
-    with serving(answer) as address:
+    with serving(by_name(index, packed, newer)) as address:
         index_of(tmp_path, newer, source=lambda x: f"{address}/{x.name}")
         install(NAME, index=f"{address}/index.json", output=tmp_path / "by_http")
     index_of(tmp_path, packed, newer)
@@ -338,15 +340,7 @@ def test_downloaded_indices(
     """Plain http is warned of once; no file of this machine is named from afar."""
     index, output = index_of(tmp_path, packed), tmp_path / "out"
 
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        if handler.path == "/index.json":
-            handler.send_response(200)
-            handler.end_headers()
-            handler.wfile.write(index.read_bytes())
-        else:
-            Server(packed)(handler)
-
-    with serving(answer) as address:
+    with serving(by_name(index, packed)) as address:
         with pytest.raises(InputError, match=r"has the source file:.*; allowed in a downloaded"):
             install(NAME, index=f"{address}/index.json", output=output)
         assert [record.getMessage() for record in caplog.records] == [
