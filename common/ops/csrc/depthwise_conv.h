@@ -1,4 +1,11 @@
 // What the depthwise convolution's entry points and its kernels share.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "sizes.h"
 
 extern "C" {
 
@@ -21,11 +28,13 @@ struct DepthwiseConvPlan {
     int64_t rows, task_rows, tasks_per_plane, taps;
     std::vector<double> sums;  // of the weight's gradient: [task][tap]
 
-    explicit DepthwiseConvPlan(const DepthwiseConv& conv)
-        : conv(conv), rows(conv.depth * conv.height),
-          task_rows(std::max<int64_t>(1, (1 << 14) / conv.width)),
-          tasks_per_plane((rows + task_rows - 1) / task_rows),
-          taps(conv.kernel_depth * conv.kernel * conv.kernel) {}
+    explicit DepthwiseConvPlan(const DepthwiseConv& conv) : conv(conv) {
+        require_positive({conv.planes, conv.channels, conv.depth, conv.height, conv.width, conv.kernel});
+        rows = conv.depth * conv.height;
+        task_rows = std::max<int64_t>(1, (1 << 14) / conv.width);
+        tasks_per_plane = ceil_div(rows, task_rows);
+        taps = conv.kernel_depth * conv.kernel * conv.kernel;
+    }
 
     int64_t tasks() const { return conv.planes * tasks_per_plane; }
 

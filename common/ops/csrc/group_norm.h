@@ -1,4 +1,12 @@
 // What the group norm's entry points and its kernels share.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "sizes.h"
 
 extern "C" {
 
@@ -29,10 +37,12 @@ struct GroupNormPlan {
     std::vector<double> sums;    // [task][2][channels]
     std::vector<float> factors;  // [batch][4][channels]
 
-    explicit GroupNormPlan(const GroupNorm& norm)
-        : norm(norm), task_rows(std::max<int64_t>(1, TASK / norm.channels)),
-          tasks_per_item((norm.rows + task_rows - 1) / task_rows), sums(2 * tasks() * norm.channels),
-          factors(4 * norm.batch * norm.channels) {}
+    explicit GroupNormPlan(const GroupNorm& norm) : norm(norm) {
+        require_positive({norm.batch, norm.rows, norm.channels, norm.groups});
+        task_rows = std::max<int64_t>(1, TASK / norm.channels);
+        tasks_per_item = ceil_div(norm.rows, task_rows);
+        sums.resize(2 * tasks() * norm.channels), factors.resize(4 * norm.batch * norm.channels);
+    }
 
     int64_t tasks() const { return norm.batch * tasks_per_item; }
 

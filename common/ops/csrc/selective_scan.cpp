@@ -86,6 +86,7 @@ struct LayerNorm {
 
 #include "depthwise_conv.h"
 #include "group_norm.h"
+#include "sizes.h"
 
 #ifndef SOURCE_HASH
 #define SOURCE_HASH ""
@@ -99,12 +100,6 @@ constexpr int64_t PAD = 16;     // a group's channels are padded to a multiple, 
 constexpr int64_t LANES_AHEAD = 512;  // channels times tokens that are fetched before their turn
 constexpr int64_t MOST_AHEAD = 16;    // tokens
 constexpr float LOG2E = 1.44269504f;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-void require_positive(std::initializer_list<int64_t> sizes) {
-    if (std::min(sizes) < 1) throw std::invalid_argument("a size below 1");
-}
 
 // Where the tokens of a tile are in a tensor, from its first element at the same batch and channel.
 // Orders: 0 row by row, 1 column by column, 2 and 3 the same from the last token to the first.
@@ -674,7 +669,6 @@ void layer_norm(const LayerNorm& norm) {
 }
 
 void norm_forward(const GroupNorm& norm) {
-    require_positive({norm.batch, norm.rows, norm.channels, norm.groups});
     const Isa isa = choose_isa(norm.isa);
     GroupNormPlan plan(norm);
     auto all = [&](auto task) {
@@ -687,7 +681,6 @@ void norm_forward(const GroupNorm& norm) {
 }
 
 void norm_backward(const GroupNorm& norm) {
-    require_positive({norm.batch, norm.rows, norm.channels, norm.groups});
     const Isa isa = choose_isa(norm.isa);
     GroupNormPlan plan(norm);
     std::vector<double> dweight(norm.channels), dbias(norm.channels);
@@ -703,7 +696,6 @@ void norm_backward(const GroupNorm& norm) {
 }
 
 void depthwise_forward(const DepthwiseConv& conv) {
-    require_positive({conv.planes, conv.channels, conv.depth, conv.height, conv.width, conv.kernel});
     const Isa isa = choose_isa(conv.isa);
     DepthwiseConvPlan plan(conv);
     parallel(conv.threads, conv.threads, 2 * conv.width + 16, plan.tasks(),
@@ -711,7 +703,6 @@ void depthwise_forward(const DepthwiseConv& conv) {
 }
 
 void depthwise_gradient(const DepthwiseConv& conv) {
-    require_positive({conv.planes, conv.channels, conv.depth, conv.height, conv.width, conv.kernel});
     const Isa isa = choose_isa(conv.isa);
     DepthwiseConvPlan plan(conv);
     plan.sums.resize(plan.tasks() * plan.taps);
