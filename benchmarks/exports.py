@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from common import networks
-from common.zoo import FORMS, export_network
+from common.workflows import FORMS, export_network
 
 from .measure import Failed, in_own_process, machine, say, table
 

@@ -1,14 +1,20 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and JSON that is read strictly."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
+from typing import Any
+
+from .errors import InputError
+
+_MAX_DEPTH = 100  # of JSON: what reads it has to be able to follow
 
 
 @contextmanager
@@ -54,3 +60,57 @@ def replace_folder(new: Path, target: Path) -> None:
             aside.rmdir()
         raise
     shutil.rmtree(aside)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        InputError: it is missing, or is no JSON object as `parse_json` wants it.
+    """
+    try:
+        text = file.read_bytes()
+    except OSError as error:
+        raise InputError(f"{file} cannot be read ({error}).") from error
+    loaded = parse_json(text, str(file))
+    if not isinstance(loaded, dict):
+        raise InputError(f"{file} holds a {type(loaded).__name__}; allowed is a JSON object.")
+    return loaded
+
+
+def parse_json(text: str | bytes, where: str) -> Any:
+    """What a JSON text holds; `where` it is from is for messages.
+
+    Raises:
+        InputError: it is no JSON, has a name twice in one object, or is nested too deeply.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise InputError(f"{where} has {name!r} twice; allowed is once.")
+            found[name] = value
+        return found
+
+    too_deep = f"{where} is nested too deeply; allowed are {_MAX_DEPTH} levels."
+    try:
+        content = json.loads(text, object_pairs_hook=once)
+    except InputError:
+        raise
+    except RecursionError as error:
+        raise InputError(too_deep) from error
+    except ValueError as error:
+        raise InputError(f"{where} cannot be read as JSON ({error}).") from error
+    level = [content]
+    for _ in range(_MAX_DEPTH):
+        level = [inner for outer in level for inner in _within(outer)]
+    if level:
+        raise InputError(too_deep)
+    return content
+
+
+def _within(content: Any) -> list[Any]:
+    if isinstance(content, dict):
+        return list(content.values())
+    return content if isinstance(content, list) else []

@@ -110,7 +110,7 @@ def test_application_is_complete(tmp_path: Path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     compile((app / "app.py").read_text(), "app.py", "exec")
-    assert (app / "common/transforms.py").is_file()
+    assert (app / "common/transforms/loading.py").is_file()
     assert "monai==1.6.1\n" in (app / "requirements.txt").read_text()
     with zipfile.ZipFile(app / "model/model.ts") as archive:  # where the operator looks first
         config, metadata = (

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import __main__ as command_line
-from common import doctor
+from common import cli, doctor
 from common.ops import BACKENDS, fastest_backend, native, why_not
 
 
@@ -49,7 +48,7 @@ def test_report_names_the_facts():
 
 
 def test_missing_compiler_is_explained(no_compiler, capsys):
-    command_line.doctor()
+    cli.doctor()
     said = capsys.readouterr().out
     assert "not available: no-such-compiler" in said
     line = next(line for line in said.splitlines() if "not cpp" in line)
@@ -74,7 +73,7 @@ def test_broken_backend_fails_in_one_sentence(wrong, monkeypatch, capsys):
 
     monkeypatch.setattr(doctor, "selective_scan", broken)
     with pytest.raises(SystemExit) as ended:
-        command_line.doctor()
+        cli.doctor()
     sentence = str(ended.value.code)
     assert sentence.startswith("error: The self-test failed: torch on cpu ")
     assert ("no kernel" if wrong == "raises" else "is wrong by ") in sentence

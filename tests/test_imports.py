@@ -11,6 +11,10 @@ from .conftest import REPOSITORY
 COMMON = REPOSITORY / "common"
 FRAMEWORKS = {"torch", "monai", "numpy", "ignite", "nibabel", "scipy", "matplotlib", "tqdm", "PIL"}
 BASE = {"errors", "files"}  # what every other part may use
+DOMAIN = BASE | {
+    *("ops", "blocks", "networks", "losses", "data", "transforms", "inferers", "evaluation"),
+    "checkpoints",
+}
 
 # part of the package -> (other parts, third-party packages) that it may import
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
@@ -18,23 +22,24 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "blocks": ({"ops"}, {"torch", "monai"}),
     "networks": ({"blocks", "ops"}, {"torch", "monai"}),
     "losses": (BASE, FRAMEWORKS),
-    "evaluation": (BASE, FRAMEWORKS | {"umap"}),
     "data": (BASE, FRAMEWORKS | {"pydicom"}),
-    "body": (set(), {"torch", "numpy", "scipy"}),
-    "transforms": (BASE | {"body"}, FRAMEWORKS),
+    "transforms": (BASE | {"data"}, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),
+    "evaluation": (BASE | {"data"}, FRAMEWORKS | {"umap"}),
+    "checkpoints": (BASE, {"torch"}),
+    "workflows": (DOMAIN, FRAMEWORKS | {"nnunetv2", "onnxruntime"}),
+    "zoo": (
+        BASE | {"__version__", "checkpoints"},
+        {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},
+    ),
+    "cli": (DOMAIN | {"doctor", "workflows", "zoo"}, {"fire", "torch"}),
     "distributed": (set(), {"torch"}),
     "optimizers": (BASE, {"torch"}),
-    "planning": (BASE | {"data"}, FRAMEWORKS | {"nnunetv2"}),
-    "zoo": (
-        BASE | {"__version__"},
-        {"torch", "monai", "tqdm", "huggingface_hub", "httpx", "onnxruntime"},
-    ),
     "doctor": ({"__version__", "ops"}, {"torch"}),
     "errors": (set(), set()),
-    "files": (set(), set()),
+    "files": ({"errors"}, set()),
     "__init__": (set(), set()),
-    "__main__": (BASE | {"data", "doctor", "evaluation", "planning", "zoo"}, {"fire", "torch"}),
+    "__main__": ({"cli"}, set()),
 }
 
 

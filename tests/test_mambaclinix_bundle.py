@@ -12,7 +12,7 @@ import torch
 
 from common.data.phantom import write_phantom
 from common.networks import MambaClinix
-from common.planning import write_plan
+from common.workflows import write_plan
 
 from . import running
 from .conftest import REPOSITORY

@@ -77,7 +77,7 @@ def test_monais_loader_runs_no_code_of_a_checkpoint(
     assert not Path("executed").exists()
 
 
-# Of a later torch, where common.zoo.export has asked for that.
+# Of a later torch, where common.workflows.export has asked for that.
 LATER = {"torch.compiler.is_exporting", "torch.export.Dim.DYNAMIC"}
 
 

@@ -1,7 +1,7 @@
 """VMamba: visual state space model (Liu et al. 2024, arXiv:2401.10166), as an encoder.
 
 Written from the paper and from golden vectors made with a released network that holds it. Its
-ImageNet classifiers load through `common.zoo.load_encoder`.
+ImageNet classifiers load through `common.checkpoints.load_encoder`.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 from .. import __version__
+from ..checkpoints import check_checkpoint, load_state_dict
 from ..errors import InputError, first_line
+from ..files import read_json
 from .archives import COMPILED, sha256
-from .checkpoints import check_checkpoint, load_state_dict
-from .strict_json import parse_json
 
 Config = dict[str, Any]
 Check = Callable[[Path], Iterator[str]]
@@ -64,25 +64,9 @@ def config(bundle: Path, name: str) -> Config:
     """A config of a bundle as it stands in the file.
 
     Raises:
-        InputError: as `read_config`.
+        InputError: as `read_json`.
     """
-    return read_config(bundle / f"configs/{name}.json")
-
-
-def read_config(file: Path) -> Config:
-    """A JSON file with a config as it stands there.
-
-    Raises:
-        InputError: it is missing, or is no JSON object as `parse_json` wants it.
-    """
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error}).") from error
-    loaded = parse_json(text, str(file))
-    if not isinstance(loaded, dict):
-        raise InputError(f"{file} holds a {type(loaded).__name__}; allowed is a JSON object.")
-    return loaded
+    return read_json(bundle / f"configs/{name}.json")
 
 
 def ids(content: Any, prefix: str = "") -> dict[str, Any]:
@@ -463,7 +447,7 @@ def network(bundle: Path) -> Iterator[str]:
             yield f"the network of {name}.json is not as the metadata says: {error}"
     if (bundle / WEIGHTS).is_file():
         parser = ConfigParser()
-        parser.read_config(str(bundle / "configs/inference.json"))
+        parser.read_json(str(bundle / "configs/inference.json"))
         try:
             check_checkpoint(bundle / WEIGHTS, parser.get_parsed_content("network_def"))
         except InputError as error:

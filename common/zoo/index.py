@@ -16,11 +16,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import parse_json, replacing
 from .archives import DAMAGE, check_archive, is_portable, sha256
 from .contract import config
 from .download import ADDRESSES, scheme
-from .strict_json import parse_json
 from .versions import SEMANTIC, is_prerelease, precedence
 
 Index = dict[str, dict[str, str]]

@@ -18,8 +18,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from common.data import labelled_cases, split_cases, write_ircadb
 from common.errors import InputError
 
+from ..cli.test_cli import refused, run
 from ..conftest import shared
-from ..test_main import refused, run
 
 ROWS, COLUMNS, SLICES = 20, 24, 5
 SPACING = (0.8, 0.7, 2.5)  # between rows, columns and slices, mm

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from common.checkpoints import convert_checkpoint
 from common.networks import LCMambaNet, lcmambanet
-from common.zoo import convert_checkpoint
 
 from ..conftest import GoldenCase
 

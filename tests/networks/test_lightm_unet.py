@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from common.checkpoints import convert_checkpoint
 from common.networks import LightMUNet
 from common.networks.lightm_unet import AttentionLayer, ConvLayer, MambaLayer
-from common.zoo import convert_checkpoint
 
 from ..conftest import GoldenCase
 

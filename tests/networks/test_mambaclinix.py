@@ -6,10 +6,10 @@ from monai.losses import DeepSupervisionLoss
 from torch import nn
 
 from common.blocks import Mamba
+from common.checkpoints import convert_checkpoint
 from common.losses import DiceCERegionTverskyLoss, deep_supervision_weights
 from common.networks import MambaClinix
 from common.networks.mambaclinix import HGCN, DropPath, MambaLayer
-from common.zoo import convert_checkpoint
 
 from ..conftest import GoldenCase
 

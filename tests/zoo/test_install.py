@@ -18,7 +18,7 @@ from urllib.response import addinfourl
 
 import pytest
 
-from common.__main__ import main
+from common.cli import main
 from common.errors import InputError
 from common.zoo import install, pack
 from common.zoo.archives import sha256

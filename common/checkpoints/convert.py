@@ -1,0 +1,185 @@
+"""Published checkpoints, renamed for a strict load into the networks of this package."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from ..errors import InputError
+from .load import StateDict, unwrapped
+
+
+def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateDict:
+    """State dict for one of our networks from a checkpoint of its paper's released code.
+
+    Args:
+        state_dict: parameter names to tensors; or a checkpoint that holds them under a key as for
+            `load_state_dict`, such as nnU-Net's ``network_weights``. Prefixes of
+            DistributedDataParallel and torch.compile are removed.
+        network: "lightm_unet"; "mambaclinix"; "rma_mamba" for LCMambaNet, whose attention its code
+            released; or "vmamba" for an ImageNet classifier into VMambaEncoder: the classifier
+            lacks the encoder's output norms, the encoder its head.
+
+    Raises:
+        InputError: the network is unknown, or a parameter is none that its released code has.
+    """
+    if network not in _CONVERTERS:
+        raise InputError(f"network is {network!r}; allowed are {', '.join(sorted(_CONVERTERS))}.")
+    weights = unwrapped(state_dict).items()
+    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in weights}
+    return _CONVERTERS[network](plain)
+
+
+# Parameter names of a release, as patterns from their start, and ours.
+_Rules = list[tuple[str, str | Callable[[re.Match[str]], str]]]
+
+
+def _renamed(state_dict: Mapping[str, Tensor], rules: _Rules, release: str) -> StateDict:
+    renamed = {}
+    for name, x in state_dict.items():
+        for pattern, replacement in rules:
+            new, found = re.subn("^" + pattern, replacement, name)
+            if found:
+                renamed[new] = x
+                break
+        else:
+            raise InputError(
+                f"The checkpoint has a parameter {name!r}, which {release}'s released code has "
+                "not; allowed are checkpoints of that code."
+            )
+    return renamed
+
+
+_LIGHTM_UNET: _Rules = [
+    (r"convInit\.0\.conv\.", "stem.depthwise."),
+    (r"convInit\.1\.conv\.", "stem.pointwise."),
+    (r"down_layers\.(\d+)\.0\.0\.", r"encoder.\1.down.0."),
+    (r"down_layers\.(\d+)\.(\d+)\.norm", lambda m: f"encoder.{m[1]}.blocks.{int(m[2]) - 1}.norm"),
+    (
+        r"down_layers\.(\d+)\.(\d+)\.conv(\d)\.",
+        lambda m: f"encoder.{m[1]}.blocks.{int(m[2]) - 1}.layer{m[3]}.",
+    ),
+    (r"up_samples\.(\d+)\.0\.conv\.", r"decoder.\1.reduce."),
+    (r"up_layers\.(\d+)\.(\d+)\.conv\.0\.conv\.", r"decoder.\1.blocks.\2.conv.depthwise."),
+    (r"up_layers\.(\d+)\.(\d+)\.conv\.1\.conv\.", r"decoder.\1.blocks.\2.conv.pointwise."),
+    (r"up_layers\.(\d+)\.(\d+)\.", r"decoder.\1.blocks.\2."),
+    (r"conv_final\.0\.", "head.norm."),
+    (r"conv_final\.2\.0\.conv\.", "head.conv.depthwise."),
+    (r"conv_final\.2\.1\.conv\.", "head.conv.pointwise."),
+]
+
+
+def _lightm_unet(state_dict: Mapping[str, Tensor]) -> StateDict:
+    renamed = _renamed(state_dict, _LIGHTM_UNET, "LightM-UNet")
+    return {name.replace(".mamba.", ".mixer."): x for name, x in renamed.items()}
+
+
+_MAMBACLINIX: _Rules = [
+    (r"encoder\.stem\.convs\.0\.", "stem."),
+    (r"encoder\.stages\.(\d+)\.blocks\.0\.skip\.[01]\.", r"encoder.\1.block.skip.1."),
+    (r"encoder\.stages\.(\d+)\.blocks\.0\.", r"encoder.\1.block."),
+    (r"encoder\.encoder_layers\.(\d+)\.gamma1$", r"encoder.\1.layer.scale"),
+    (r"encoder\.encoder_layers\.(\d+)\.hgConvs\.dwconv\.", r"encoder.\1.layer.gated.depthwise."),
+    (r"encoder\.encoder_layers\.(\d+)\.hgConvs\.reconv\.", r"encoder.\1.layer.gated.widen."),
+    (r"encoder\.encoder_layers\.(\d+)\.hgConvs\.", r"encoder.\1.layer.gated."),
+    (r"encoder\.encoder_layers\.(\d+)\.lynorm(\d)\.", r"encoder.\1.layer.norm\2."),
+    (r"encoder\.encoder_layers\.(\d+)\.transconv\.conv\.", r"encoder.\1.layer.reduce."),
+    (r"encoder\.encoder_layers\.(\d+)\.conv(\d)\.conv\.", r"encoder.\1.layer.conv\2."),
+    (r"encoder\.encoder_layers\.(\d+)\.", r"encoder.\1.layer."),
+    (r"decoder\.Init_Residual\.", "bottleneck."),
+    (r"decoder\.residual_blocks\.(\d+)\.", r"decoder.\1.skip."),
+    (r"decoder\.upsample_layers\.(\d+)\.conv\.", r"decoder.\1.reduce."),
+    (r"decoder\.stages\.(\d+)\.conv3\.", r"decoder.\1.fuse.skip."),
+    (r"decoder\.stages\.(\d+)\.(conv|norm)(\d)\.", r"decoder.\1.fuse.conv\3.\2."),
+    (r"decoder\.seg_layers\.(\d+)\.", r"heads.\1."),
+]
+
+
+def _mambaclinix(state_dict: Mapping[str, Tensor]) -> StateDict:
+    # The released code registers its encoder and each convolution twice.
+    once = {
+        name: x
+        for name, x in state_dict.items()
+        if ".all_modules." not in name and not name.startswith("decoder.encoder.")
+    }
+    gated = [int(found[1]) for name in once if (found := re.match(r".*\.(\d+)\.gamma1$", name))]
+    # One norm for the whole encoder, used before the last HGCN: there it stands in ours.
+    norm = (r"encoder\.LayerNorm\.", f"encoder.{max(gated, default=0)}.norm.")
+    renamed = _renamed(once, [norm, *_MAMBACLINIX], "MambaClinix")
+    leaves = {"gamma": "weight", "beta": "bias"}
+    return {re.sub(r"(gamma|beta)$", lambda m: leaves[m[1]], k): x for k, x in renamed.items()}
+
+
+_VMAMBA: _Rules = [
+    (r"patch_embed\.0\.", "patch_embedding.conv1."),
+    (r"patch_embed\.2\.", "patch_embedding.norm1."),
+    (r"patch_embed\.5\.", "patch_embedding.conv2."),
+    (r"patch_embed\.7\.", "patch_embedding.norm2."),
+    # The release counts a downsampling to the stage before it.
+    (r"layers\.(\d+)\.downsample\.1\.", lambda m: f"stages.{int(m[1]) + 1}.down.0."),
+    (r"layers\.(\d+)\.downsample\.3\.", lambda m: f"stages.{int(m[1]) + 1}.down.1."),
+    (r"layers\.(\d+)\.blocks\.", r"stages.\1.blocks."),
+    (r"outnorm(\d+)\.", r"norms.\1."),
+]
+
+
+# The release counts the decoder from the finest map, where its attention comes last.
+_RMA_MAMBA: _Rules = [
+    (r"st_block(\d)\.1\.", lambda m: f"laterals.{int(m[1]) - 1}.blocks.0."),
+    (r"translayer(\d)_st\.conv\.", lambda m: f"laterals.{int(m[1]) - 1}.conv.0."),
+    (r"translayer(\d)_st\.bn\.", lambda m: f"laterals.{int(m[1]) - 1}.conv.1."),
+    (r"out_conv1\.", "coarse_head."),
+    (r"attention(\d)\.ra_conv3\.", lambda m: f"refinements.{3 - int(m[1])}.head."),
+    (
+        r"attention(\d)\.ra_conv(\d)\.conv\.",
+        lambda m: f"refinements.{3 - int(m[1])}.conv{m[2]}.0.",
+    ),
+    (r"attention(\d)\.ra_conv(\d)\.bn\.", lambda m: f"refinements.{3 - int(m[1])}.conv{m[2]}.1."),
+    (
+        r"attention(\d)\.st_block(\d)\.1\.",
+        lambda m: f"refinements.{3 - int(m[1])}.block{m[2]}.",
+    ),
+]
+
+
+_VSS_BLOCK = {
+    ".norm.": ".norm1.",
+    ".op.": ".mixer.",
+    ".mlp.fc1.": ".mlp.0.",
+    ".mlp.fc2.": ".mlp.2.",
+}
+
+
+def _rename_blocks(state_dict: StateDict) -> StateDict:
+    renamed = {}
+    for name, x in state_dict.items():
+        if ".block" in name:
+            for old, new in _VSS_BLOCK.items():
+                name = name.replace(old, new)
+        renamed[name] = x
+    return renamed
+
+
+def _vmamba(state_dict: Mapping[str, Tensor]) -> StateDict:
+    encoder = {name: x for name, x in state_dict.items() if not name.startswith("classifier.")}
+    return _rename_blocks(_renamed(encoder, _VMAMBA, "VMamba"))
+
+
+def _rma_mamba(state_dict: Mapping[str, Tensor]) -> StateDict:
+    prefix = "encoder."
+    encoder = {k.removeprefix(prefix): x for k, x in state_dict.items() if k.startswith(prefix)}
+    decoder = {k: x for k, x in state_dict.items() if not k.startswith(prefix)}
+    return {
+        **{prefix + name: x for name, x in _vmamba(encoder).items()},
+        **_rename_blocks(_renamed(decoder, _RMA_MAMBA, "RMA-Mamba")),
+    }
+
+
+_CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {
+    "lightm_unet": _lightm_unet,
+    "mambaclinix": _mambaclinix,
+    "rma_mamba": _rma_mamba,
+    "vmamba": _vmamba,
+}

@@ -1,0 +1,103 @@
+"""The checkpoint of a cascade: two networks that are trained one after the other, or apart."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from torch import nn
+
+from ..errors import InputError
+from .load import StateDict, load_state_dict
+
+_logger = logging.getLogger(__name__)
+
+# Stage -> what the names of its network's parameters begin with.
+_PREFIXES = {"liver": "liver.", "tumor": "tumour."}
+
+
+def check_stage(stage: str | None, num_classes: int) -> None:
+    """Check which of a cascade's networks a training is for, and its labels.
+
+    Raises:
+        InputError: the stage is not "liver" or "tumor", or num_classes not 3.
+    """
+    if stage not in _PREFIXES:
+        raise InputError(f"stage is {stage!r}; allowed are {' and '.join(map(repr, _PREFIXES))}.")
+    if num_classes != 3:
+        raise InputError(
+            f"num_classes is {num_classes}; allowed is 3: background, liver and tumour are what "
+            "the two stages tell apart."
+        )
+
+
+def keep_other_stage(network: nn.Module, path: str | Path, stage: str) -> None:
+    """Load the network of the stage that is not trained from a cascade's checkpoint.
+
+    So training writes the checkpoint again without loss of the other stage. Without the file that
+    network stays as it is initialised, and the log says so.
+
+    Args:
+        network: the cascade; without networks of both stages nothing is done.
+        path: the checkpoint.
+        stage: the one that is trained, "liver" or "tumor".
+
+    Raises:
+        InputError: the network has not both stages, or the checkpoint's is another one.
+    """
+    (other,) = _PREFIXES.keys() - {stage}
+    own = network.state_dict()
+    _check_both_stages(own, f"The network {type(network).__name__}")
+    if not Path(path).is_file():
+        _logger.info(f"There is no {path} yet: it will hold the {other} network untrained.")
+        return
+    weights = load_state_dict(path)
+    _check_both_stages(weights, f"The checkpoint {path}")
+    theirs, ours = (
+        {name: x for name, x in found.items() if name.startswith(_PREFIXES[other])}
+        for found in (weights, own)
+    )
+    if {name: x.shape for name, x in theirs.items()} != {name: x.shape for name, x in ours.items()}:
+        raise InputError(
+            f"The checkpoint {path} has another {other} network than network_def, which would be "
+            "lost; allowed is the one that it was trained with, or a new --ckpt_dir."
+        )
+    network.load_state_dict(theirs, strict=False)
+    _logger.info(f"The {other} network is kept as it is in {path}.")
+
+
+def join_stages(liver: str | Path, tumor: str | Path) -> StateDict:
+    """The state dict of a cascade with each stage from the checkpoint of its own training.
+
+    Raises:
+        InputError: as `load_state_dict`; or a checkpoint is not a cascade's, or was not trained for
+            its stage.
+    """
+    joined: StateDict = {}
+    for stage, path in (("liver", liver), ("tumor", tumor)):
+        weights = load_state_dict(path)
+        _check_both_stages(weights, f"The checkpoint {path}")
+        own = {name: x for name, x in weights.items() if name.startswith(_PREFIXES[stage])}
+        batches = [x for name, x in own.items() if name.endswith("num_batches_tracked")]
+        if batches and not any(batches):
+            raise InputError(
+                f"The {stage} network in the checkpoint {path} was never trained; allowed is what "
+                f"a training with --stage {stage} wrote."
+            )
+        joined |= own
+    return joined
+
+
+def _check_both_stages(weights: StateDict, what: str) -> None:
+    for stage, prefix in _PREFIXES.items():
+        if not any(name.startswith(prefix) for name in weights):
+            raise InputError(
+                f"{what} has no {stage} network (no parameter {prefix}*); allowed are those of "
+                "LiverTumourCascade, whose networks network_def#liver and network_def#tumour are."
+            )
+    for name in weights:
+        if not name.startswith(tuple(_PREFIXES.values())):
+            raise InputError(
+                f"{what} has a parameter {name}, which belongs to no stage; allowed are "
+                f"{' and '.join(f'{prefix}*' for prefix in _PREFIXES.values())}."
+            )

@@ -1,0 +1,80 @@
+"""Checkpoint files, read without running code, and checked against a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+StateDict = dict[str, Tensor]
+_SAFE = "2.6"  # of torch; before, weights_only could be got round (CVE-2025-32434)
+
+
+def load_state_dict(path: str | Path) -> StateDict:
+    """Read the parameters in a checkpoint file, without running any code that it may hold.
+
+    A plain state dict, or one under "model" (MONAI), "network_weights" (nnU-Net) or "state_dict".
+
+    Raises:
+        InputError: the file is missing, is no checkpoint, or holds more than tensors; or torch is
+            too old to read it without running code.
+    """
+    file = Path(path)
+    if torch.__version__ < _SAFE:
+        raise InputError(
+            f"torch is {torch.__version__}; allowed is one from {_SAFE}, the "
+            "first that reads a checkpoint without running any code in it."
+        )
+    if not file.is_file():
+        raise InputError(
+            f"There is no checkpoint {file}; training writes one, --checkpoint names another."
+        )
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise InputError(
+            f"{file} cannot be read as a checkpoint ({type(error).__name__}); allowed are files "
+            "that torch.save wrote, with tensors and plain values only."
+        ) from error
+    content = unwrapped(content)
+    if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
+        raise InputError(f"{file} holds no state dict; allowed are names with their tensors.")
+    return dict(content)
+
+
+def unwrapped(content: Any) -> Any:
+    """The state dict in what a checkpoint holds, where it stands under a key that is known."""
+    for key in ("model", "network_weights", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    return content
+
+
+def check_checkpoint(path: str | Path, network: nn.Module) -> None:
+    """Check that a checkpoint file fits a network, parameter by parameter.
+
+    Raises:
+        InputError: as `load_state_dict`; or a parameter is missing, unknown or of another shape.
+    """
+    found = {name: tuple(x.shape) for name, x in load_state_dict(path).items()}
+    wanted = {name: tuple(x.shape) for name, x in network.state_dict().items()}
+    differ = [
+        *(f"{name} is missing" for name in wanted if name not in found),
+        *(f"{name} is unknown" for name in found if name not in wanted),
+        *(
+            f"{name} has shape {found[name]}, not {shape}"
+            for name, shape in wanted.items()
+            if found.get(name, shape) != shape
+        ),
+    ]
+    if differ:
+        raise InputError(
+            f"The checkpoint {path} is not of this {type(network).__name__}: {differ[0]}, and "
+            f"{len(differ) - 1} other differences; allowed is a checkpoint that was trained with "
+            "the same network_def."
+        )

@@ -1,0 +1,29 @@
+"""Data sets: made and converted."""
+
+from __future__ import annotations
+
+from .output import say
+
+
+def phantom(
+    output: str, cases: int = 8, seed: int = 0, kind: str = "ct", size: int | None = None
+) -> None:
+    """Write a synthetic data set: kind "ct" (3D, liver and tumours) or "cxr" (2D, lungs)."""
+    from ..data.phantom import write_phantom
+
+    folder = write_phantom(output, cases=cases, seed=seed, kind=kind, size=size)  # type: ignore[arg-type]
+    say(f"{cases} cases are in {folder}")
+
+
+def ircadb(input: str, output: str) -> None:
+    """Convert 3D-IRCADb-01, folders of DICOM, to the layout that the bundles read (extra: dicom).
+
+    To evaluate on all its cases: --dataset_dir OUTPUT --split "[0,0,1]"
+    """
+    from ..data import write_ircadb
+
+    cases = write_ircadb(input, output)
+    width = max(len(case.name) for case in cases)
+    for case in cases:
+        say(f"{case.name:{width}}  {case.slices} slices  {', '.join(case.structures)}")
+    say(f"{len(cases)} cases are in {output}")

@@ -1,0 +1,100 @@
+"""Bundles as packages."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from .output import quieten_monai, say
+
+
+def zoo_pack(*names: str, output: str) -> None:
+    """Write bundles as zip files that run by themselves, each with its SHA-256 beside it.
+
+    NAMES are bundles' folders, or their names in bundles. Equal bundles give equal bytes.
+    """
+    from ..zoo import find_bundle, pack
+
+    if not names:
+        raise InputError("No bundle is named; needed are folders, or names of folders in bundles.")
+    quieten_monai()
+    for bundle in [find_bundle(str(name)) for name in names]:
+        archive, left_out = pack(bundle, output)
+        say(f"{archive}, and .sha256 beside it")
+        if left_out:
+            say(f"left out: {', '.join(left_out)}")
+
+
+def zoo_verify(path: str) -> None:
+    """Hold a bundle to the whole contract; it is a folder, or a zip file, of anybody's.
+
+    What only reads comes first. Where that passes, the network and the workflows are built, and
+    expressions in the configs run: verify only what you would run.
+    """
+    from ..zoo import verify
+
+    quieten_monai()
+    failed = checks = 0
+    for name, failures in verify(path):
+        if failures is None:
+            say(f"no {name} beside it")
+            continue
+        checks += 1
+        failed += bool(failures)
+        for failure in failures:
+            say(f"failed  {name}: {failure}")
+        if not failures:
+            say(f"passed  {name}")
+    if failed:
+        raise InputError(f"{path} fails {failed} of {checks} checks.")
+
+
+def zoo_index(
+    output: str = "model_zoo_index.json",
+    zips: str | None = None,
+    base_url: str | None = None,
+    bundles: str | None = None,
+) -> None:
+    """Add packed bundles (--zips, which will be at --base_url) to an index; what it has stays.
+
+    --bundles lists, of versions that are not released, the folders in which they are.
+    """
+    from ..zoo import write_index
+
+    say(f"{len(write_index(output, zips, base_url, bundles))} versions are in {output}")
+
+
+def zoo_install(
+    name: str,
+    version: str | None = None,
+    index: str = "model_zoo_index.json",
+    output: str = ".",
+    overwrite: bool = False,
+) -> None:
+    """Download a bundle that an index lists, verify its SHA-256, and unpack it below --output.
+
+    The index is a file or an address. A download that broke off goes on. An old version is
+    replaced, unless that would lose files of yours (--overwrite True).
+    """
+    from ..zoo import install
+
+    say(f"{name} is in {install(name, version, index, output, overwrite)}")
+
+
+def zoo_push(name: str, repo: str, dry_run: bool = True, private: bool = True) -> None:
+    """Upload a bundle to the Hugging Face Hub, as --repo owner/name (extra: hub).
+
+    It only tells what it would upload, unless --dry_run False. The token is in $HF_TOKEN, or that
+    of `hf auth login`.
+    """
+    from ..zoo import find_bundle, push
+
+    quieten_monai()
+    upload = push(find_bundle(name), repo, dry_run, private)
+    for file, size in upload.files.items():
+        say(f"{size:12d}  {file}")
+    done = "would be uploaded" if dry_run else "are uploaded"
+    say(
+        f"{len(upload.files)} files, {sum(upload.files.values())} bytes {done} to {upload.repo}, "
+        f"version {upload.version}; docs/README.md becomes the model card"
+    )
+    if dry_run:
+        say("--dry_run False uploads them")

@@ -1,0 +1,47 @@
+"""The mean over the flips of an image."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import chain, combinations
+from typing import Any
+
+from monai.inferers import Inferer
+from torch import Tensor
+
+
+class FlipInferer(Inferer):
+    """Mean of another inferer's logits over the flips of the image, each flipped back.
+
+    Of n axes there are 2 ** n flips, the image as it is among them; without axes the logits are
+    the other inferer's.
+
+    Args:
+        inferer: what is applied to each flip; its output has the image's spatial axes.
+        axes: spatial axes, counted from 0.
+
+    Raises:
+        ValueError: an axis occurs twice, or is negative.
+    """
+
+    def __init__(self, inferer: Inferer, axes: Sequence[int]) -> None:
+        super().__init__()
+        if len(set(axes)) < len(axes) or any(axis < 0 for axis in axes):
+            raise ValueError(f"axes is {list(axes)}; allowed are different numbers from 0.")
+        self.inferer = inferer
+        self.axes = list(axes)
+
+    def __call__(
+        self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Logits (b, classes, ...) of images (b, channels, ...)."""
+        total = self.inferer(inputs, network, *args, **kwargs)
+        flips = [[axis + 2 for axis in flip] for flip in _subsets(self.axes) if flip]
+        for flip in flips:
+            flipped = self.inferer(inputs.flip(flip), network, *args, **kwargs)
+            total = total + flipped.flip(flip)
+        return total / (1 + len(flips))
+
+
+def _subsets(items: Sequence[int]) -> list[tuple[int, ...]]:
+    return list(chain.from_iterable(combinations(items, n) for n in range(len(items) + 1)))

@@ -1,0 +1,77 @@
+"""What of a volume a network sees at once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform, SpatialPadd
+
+from ..errors import InputError
+from .naming import format_size, image_name
+
+_logger = logging.getLogger(__name__)
+
+
+class PadToPatchd(SpatialPadd):
+    """MONAI's `SpatialPadd` up to the training patch; says so in the log.
+
+    Args:
+        keys: keys of the volumes.
+        spatial_size: voxels of the patch.
+        value: what the volumes are padded with.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, spatial_size: Sequence[int], value: float = 0.0
+    ) -> None:
+        super().__init__(keys, spatial_size, value=value)
+        self.value = value
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict:
+        first = data[self.first_key(dict(data))]
+        patch: Sequence[int] = self.padder.spatial_size
+        if any(size < wanted for size, wanted in zip(first.shape[1:], patch, strict=True)):
+            _logger.warning(
+                "The image %s is %s voxels at the working spacing, smaller than the patch %s: "
+                "it is padded with %s.",
+                image_name(first),
+                format_size(first.shape[1:]),
+                format_size(patch),
+                f"{self.value:g}" if self.value else "zeros",
+            )
+        return super().__call__(data, lazy=lazy)
+
+
+class AdjacentSlicesd(MapTransform):
+    """Stack the slices around each slice as channels: 2.5D input for a 2D network.
+
+    (channels, h, w, depth) becomes (slices * channels, h, w, depth), the lower slices' channels
+    first; beyond the volume its first or last slice is repeated.
+
+    Args:
+        keys: keys of the volumes.
+        slices: how many, the middle one being the slice itself: odd; 1 changes nothing.
+
+    Raises:
+        InputError: slices is even, or below 1.
+    """
+
+    def __init__(self, keys: KeysCollection, slices: int) -> None:
+        super().__init__(keys)
+        if slices < 1 or slices % 2 == 0:
+            raise InputError(f"slices is {slices}; allowed are odd numbers from 1.")
+        self.slices = slices
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        stacked = dict(data)
+        for key in self.key_iterator(stacked):
+            volume = stacked[key]
+            depth = volume.shape[-1]
+            offsets = range(-(self.slices // 2), self.slices // 2 + 1)
+            at = [(torch.arange(depth) + offset).clamp(0, depth - 1) for offset in offsets]
+            stacked[key] = torch.cat([volume[..., index] for index in at]) if at[1:] else volume
+        return stacked

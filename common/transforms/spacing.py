@@ -1,0 +1,89 @@
+"""Resampling, and back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from monai.config import KeysCollection
+from monai.transforms import InvertibleTransform, MapTransform, Spacingd, SpatialResample
+from monai.utils import TraceKeys, ensure_tuple_rep
+
+from ..errors import InputError
+
+
+class OwnKeysSpacingd(Spacingd):
+    """MONAI's `Spacingd`, of which other entries of the data are none of its business.
+
+    MONAI 1.6 takes every entry whose name begins with a key's, such as MONAI Label's `image_path`
+    beside `image`, for metadata, and fails at it.
+    """
+
+    def __call__(
+        self, data: Mapping[Hashable, Any], lazy: bool | None = None
+    ) -> dict[Hashable, Any]:
+        own = {key: data[key] for key in self.key_iterator(dict(data))}
+        return dict(data) | super().__call__(own, lazy=lazy)
+
+
+class RelativeSpacingd(MapTransform, InvertibleTransform):
+    """MONAI's `Spacingd`, but in plane relative to each volume's own spacing.
+
+    Its inverse restores the volume's grid exactly. Values are kept within the volume's own, which
+    a spline leaves at edges; for the same reason the inverse of a spline is linear.
+
+    Args:
+        keys: keys of the volumes, MetaTensors (channels, h, w, depth).
+        in_plane_factor: voxels along h and w for each one that was there; 0.5 halves them.
+        slice_spacing: mm along depth; None keeps the slices as they are.
+        mode: "bilinear", "nearest", or the order of a spline, 3 being cubic; one for all keys or
+            one for each.
+
+    Raises:
+        InputError: in_plane_factor or slice_spacing is not positive.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        in_plane_factor: float,
+        slice_spacing: float | None,
+        mode: str | int | Sequence[str | int] = "bilinear",
+    ) -> None:
+        super().__init__(keys)
+        for name, value in (("in_plane_factor", in_plane_factor), ("slice_spacing", slice_spacing)):
+            if value is not None and value <= 0:
+                raise InputError(f"{name} is {value}; allowed are positive numbers.")
+        self.in_plane_factor = in_plane_factor
+        self.slice_spacing = slice_spacing
+        self.mode = ensure_tuple_rep(mode, len(self.keys))
+        self.resample = SpatialResample(dtype=torch.float32)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        resampled = dict(data)
+        for key, mode in self.key_iterator(resampled, self.mode):
+            volume = resampled[key]
+            spacing = float(volume.pixdim[2])
+            slices = spacing / (self.slice_spacing or spacing)
+            ratios = (self.in_plane_factor, self.in_plane_factor, slices)
+            # The first voxels coincide; the last ones as nearly as may be, the odd one left out.
+            size = [
+                1 + math.ceil((n - 1) * ratio - 0.5)
+                for n, ratio in zip(volume.shape[1:], ratios, strict=True)
+            ]
+            scale = torch.tensor([*(1 / ratio for ratio in ratios), 1.0], dtype=torch.float64)
+            affine = volume.affine.double() @ scale.diag()
+            done = self.resample(volume, dst_affine=affine, spatial_size=size, mode=mode)
+            resampled[key] = done.clamp(volume.min(), volume.max())
+        return resampled
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        inverted = dict(data)
+        for key in self.key_iterator(inverted):
+            how = inverted[key].applied_operations[-1][TraceKeys.EXTRA_INFO]
+            if isinstance(how["mode"], int):
+                how["mode"] = "bilinear"
+            inverted[key] = self.resample.inverse(inverted[key])
+        return inverted

@@ -1,0 +1,15 @@
+"""What drives a bundle: plans, runs over several seeds, its trained network, exports."""
+
+from .export import FORMS, export_network
+from .plan import write_plan
+from .repeat import run_with_seeds
+from .trained import load_for_export, load_trained
+
+__all__ = [
+    "FORMS",
+    "export_network",
+    "load_for_export",
+    "load_trained",
+    "run_with_seeds",
+    "write_plan",
+]

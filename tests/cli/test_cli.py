@@ -1,0 +1,133 @@
+"""The command line, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from common.networks import CodebookMambaUNet, LightMUNet
+
+from ..conftest import GoldenCase
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "common", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+
+
+def refused(*arguments: object) -> str:
+    done = run(*arguments)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    # Before the sentence may stand what MONAI says of packages that it lacks.
+    sentences = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1, done.stderr
+    return sentences[0] + "\n"
+
+
+def test_phantom_then_overlay(tmp_path: Path):
+    done = run("phantom", "--output", tmp_path / "data", "--cases", 1, "--seed", 3, "--size", 32)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"1 cases are in {tmp_path}/data\n"
+    image, label = (tmp_path / f"data/{part}/liver_000.nii.gz" for part in ("imagesTr", "labelsTr"))
+    overlay = ["overlay", "--image", image, "--prediction", label, "--label", label]
+    done = run(*overlay, "--output", tmp_path / "o.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "class  Dice",
+        "    1  1.0000",
+        "    2  1.0000",
+        f"mask:    {label}",
+        f"picture: {tmp_path}/o.png",
+    ]
+    assert (tmp_path / "o.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_converted_checkpoint_loads(tmp_path: Path):
+    case = GoldenCase("lightm_unet_2d")
+    torch.save({"network_weights": case.state_dict}, tmp_path / "theirs.pth")
+    names = ["--network", "lightm_unet", "--output", tmp_path / "model.pt"]
+    done = run("convert", "--checkpoint", tmp_path / "theirs.pth", *names)
+    assert done.returncode == 0, done.stderr
+    network = LightMUNet(**case.arguments)
+    network.load_state_dict(torch.load(tmp_path / "model.pt", weights_only=True), strict=True)
+
+    message = refused("convert", "--checkpoint", tmp_path / "none.pth", *names)
+    assert "There is no checkpoint" in message
+    nowhere = ["--network", "lightm_unet", "--output", tmp_path / "no/folder.pt"]
+    message = refused("convert", "--checkpoint", tmp_path / "theirs.pth", *nowhere)
+    assert "cannot be written" in message
+
+
+@pytest.mark.slow
+def test_codebook_of_a_trained_network(tmp_path: Path):
+    arguments = {"in_channels": 1, "widths": [2, 2, 2, 2], "prototype_dim": 8}
+    config = {
+        "imports": ["$import torch"],
+        "device": "cpu",
+        "patch_size": [32, 32, 16],
+        "network_def": {
+            "_target_": "common.networks.CodebookMambaUNet",
+            **arguments,
+            "num_prototypes": 8,
+        },
+        "network": "$@network_def.to(torch.device(@device))",
+        "preprocessing": {
+            "_target_": "Compose",
+            "transforms": [
+                {"_target_": "common.transforms.LoadCheckedImaged", "keys": "image"},
+                {"_target_": "EnsureChannelFirstd", "keys": "image"},
+            ],
+        },
+    }
+    (tmp_path / "inference.json").write_text(json.dumps(config))
+    network = CodebookMambaUNet(**arguments, num_prototypes=20)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "images").mkdir()
+    scan, affine = np.random.default_rng(0).normal(size=(40, 32, 16)), np.diag([1.5, 1.5, 3, 1])
+    nib.save(nib.Nifti1Image(scan, affine), tmp_path / "images/scan.nii.gz")
+
+    model = ["--checkpoint", tmp_path / "model.pt", "--config_file", tmp_path / "inference.json"]
+    data = ["--images", tmp_path / "images", "--output", tmp_path / "out"]
+    model += ["--network_def#num_prototypes", 20]
+    done = run("codebook", *model, *data)
+    assert done.returncode == 0, done.stderr
+    assert f"codes:      {tmp_path}/out/scan_codes.nii.gz\n" in done.stdout
+    assert " of 20 prototypes\n" in done.stdout
+    codes = nib.load(tmp_path / "out/scan_codes.nii.gz")
+    assert codes.shape == (40, 32, 16)
+    np.testing.assert_array_equal(codes.affine, affine)
+    assert (tmp_path / "out/prototypes.png").read_bytes().startswith(b"\x89PNG")
+
+    (tmp_path / "images/scan.nii.gz").write_bytes(b"no image")
+    assert "scan.nii.gz cannot be read" in refused("codebook", *model, *data)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--cases", 0], "cases is 0; allowed are whole numbers from 1"),
+        (["--kind", "mri"], "kind is 'mri'; allowed are 'ct' and 'cxr'"),
+        (["--size", 5], "size is 5; allowed are whole numbers from 32 to 512"),
+    ],
+)
+def test_bad_phantoms_are_named(tmp_path: Path, arguments: list[object], expected: str):
+    assert expected in refused("phantom", "--output", tmp_path / "data", *arguments)
+
+
+def test_somebodys_data_is_not_replaced(tmp_path: Path):
+    nib.save(nib.Nifti1Image(np.zeros((2, 2, 2)), np.eye(4)), tmp_path / "mine.nii.gz")
+    assert "holds other data" in refused("phantom", "--output", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.nii.gz"]
+
+
+def test_unknown_verb_fails():
+    assert run("paint").returncode == 2

@@ -1,0 +1,99 @@
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from monai.data import MetaTensor
+from monai.transforms import Compose, EnsureChannelFirstd
+from PIL import Image
+
+from common.transforms import LoadCheckedImaged, LoadRadiographd
+
+from .conftest import check, scan, sentence, write
+
+
+def test_image_in_memory_stays(tmp_path: Path):
+    image = check(write(tmp_path / "image.nii.gz", scan()))["image"]
+    assert LoadCheckedImaged("image")({"image": image})["image"] is image
+
+
+def test_unreadable_files_are_named(tmp_path: Path):
+    missing = str(tmp_path / "missing.nii.gz")
+    assert f"The image {missing} cannot be read" in sentence(missing)
+
+    text = tmp_path / "text.nii.gz"
+    text.write_text("no image")
+    assert f"The image {text} cannot be read" in sentence(str(text))
+
+    whole = Path(write(tmp_path / "whole.nii.gz", scan((40, 40, 40)))).read_bytes()
+    cut = tmp_path / "cut.nii.gz"
+    cut.write_bytes(whole[: len(whole) // 2])
+    assert f"The image {cut} cannot be read" in sentence(str(cut))
+
+    plain = tmp_path / "cut.nii"
+    plain.write_bytes(gzip.decompress(whole)[:5000])
+    assert f"The image {plain} cannot be read" in sentence(str(plain))
+
+
+def radiograph(image: str | list[str]) -> np.ndarray:
+    """(channels, columns, rows) of files, as the bundles load them."""
+    load = Compose([LoadRadiographd("image"), EnsureChannelFirstd("image")])
+    return load({"image": image})["image"].numpy()
+
+
+def png(path: Path, values: np.ndarray, mode: str | None = None) -> str:
+    image = Image.fromarray(values)
+    (image if mode is None else image.convert(mode)).save(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("mode", [None, "RGB", "RGBA", "LA", "P"])
+def test_radiographs_have_one_channel_of_grey(tmp_path: Path, mode: str | None):
+    grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
+    loaded = radiograph(png(tmp_path / "a.png", grey, mode))
+    np.testing.assert_array_equal(loaded, grey.T[None])  # the horizontal axis comes first
+
+
+def test_luminance_of_colours_and_nothing_of_transparency(tmp_path: Path):
+    colours = np.array([[[255, 0, 0, 255], [0, 255, 0, 0], [9, 9, 9, 0]]], np.uint8)
+    loaded = radiograph(png(tmp_path / "a.png", colours))
+    # ITU-R BT.601: 0.299 red, 0.587 green, 0.114 blue
+    np.testing.assert_array_equal(loaded, [[[76], [150], [9]]])
+
+
+def test_sixteen_bits_are_kept(tmp_path: Path):
+    grey = np.array([[0, 300, 65535], [1, 4095, 40000]], np.uint16)
+    np.testing.assert_array_equal(radiograph(png(tmp_path / "a.png", grey)), grey.T[None])
+
+
+def test_radiographs_in_other_formats(tmp_path: Path):
+    values = scan((8, 9))
+    file = write(tmp_path / "image.nii.gz", values)
+    np.testing.assert_array_equal(radiograph(file), values[None])
+
+
+def test_several_files_are_channels(tmp_path: Path):
+    values = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    files = [png(tmp_path / "a.png", values), png(tmp_path / "b.png", values + 1, "RGB")]
+    np.testing.assert_array_equal(radiograph(files), np.stack([values.T, values.T + 1]))
+
+
+def test_truncated_png_is_named(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 255, (60, 80), np.uint8)
+    for mode in ("L", "RGB"):
+        file = Path(png(tmp_path / f"{mode}.png", noise, mode))
+        file.write_bytes(file.read_bytes()[:1500])
+        with pytest.raises(RuntimeError) as raised:
+            radiograph(str(file))
+        assert f"The image {file} cannot be read (" in str(raised.value.__cause__)
+        assert "truncated" in str(raised.value.__cause__)
+
+
+def test_loads_beside_metadata_as_monai_label_asks(tmp_path: Path):
+    """MONAI Label sets the loader's image_only to False, and takes transforms one by one."""
+    values = scan()
+    load = LoadCheckedImaged("image")
+    load._loader.image_only = False
+    loaded = EnsureChannelFirstd("image")(load({"image": write(tmp_path / "a.nii.gz", values)}))
+    assert isinstance(loaded["image"], MetaTensor)
+    np.testing.assert_array_equal(loaded["image"][0], values)

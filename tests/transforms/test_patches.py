@@ -1,0 +1,42 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from monai.data import MetaTensor
+
+from common.errors import InputError
+from common.transforms import AdjacentSlicesd, PadToPatchd
+
+from .conftest import check, scan, write
+
+
+def test_small_volumes_are_padded_with_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    loaded = check(write(tmp_path / "image.nii.gz", scan()))
+    pad = PadToPatchd(keys="image", spatial_size=(16, 8, 8))
+    with caplog.at_level(logging.WARNING, logger="common.transforms.patches"):
+        padded = pad(loaded)["image"]
+    assert padded.shape == (1, 16, 9, 10)
+    assert "image.nii.gz is 8 x 9 x 10 voxels" in caplog.text
+    assert "smaller than the patch 16 x 8 x 8" in caplog.text
+    caplog.clear()
+    pad({"image": padded})
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING, logger="common.transforms.patches"):
+        air = PadToPatchd("image", (16, 8, 8), value=-1)({"image": loaded["image"]})["image"]
+    assert "it is padded with -1." in caplog.text
+    assert (air[0, :4] == -1).all()
+    assert torch.equal(air[0, 4:12], loaded["image"][0])
+
+
+def test_adjacent_slices_are_channels():
+    volume = MetaTensor(torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5))
+    stacked = AdjacentSlicesd("image", slices=3)({"image": volume})["image"]
+    assert isinstance(stacked, MetaTensor)
+    assert stacked.shape == (6, 3, 4, 5)
+    for z in range(5):
+        for k, at in enumerate((max(z - 1, 0), z, min(z + 1, 4))):
+            assert torch.equal(stacked[2 * k : 2 * k + 2, ..., z], volume[..., at])
+    assert AdjacentSlicesd("image", slices=1)({"image": volume})["image"] is volume
+    with pytest.raises(InputError, match="slices is 2; allowed are odd numbers from 1"):
+        AdjacentSlicesd("image", slices=2)
