@@ -339,6 +339,15 @@ def test_weights_are_kept_where_nothing_is_left_to_validate_on(bundle: Path, tmp
         assert len(savers) == expected
 
 
+def test_paths_are_what_was_typed(bundle: Path):
+    """Whatever reads a path of the user's reads what was typed, not what python-fire made of it."""
+    path = re.compile(r"@(\w*(?:_dir|_root|_weights|checkpoint))\b")
+    for file in sorted((bundle / "configs").glob("*.json")):
+        for id_, value in ids(json.loads(file.read_text())).items():
+            if isinstance(value, str) and (name := path.search(value)):
+                assert id_ == f"typed#{name[1]}#value", f"{file.name}: {id_} reads {value}"
+
+
 @pytest.mark.parametrize(
     ("name", "part"), [("train", "train#"), ("train", "validate#"), ("inference", "")]
 )
