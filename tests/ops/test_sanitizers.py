@@ -85,7 +85,7 @@ def test_random_calls(tmp_path: Path, sanitizer: str, seconds: int, record_prope
         ),
         (
             "thread",
-            "selective_scan.cpp",
+            "parallel.h",
             "std::atomic<int64_t> next{0}, arrived{0};",
             "std::atomic<int64_t> arrived{0}; int64_t next = 0;",
             "data race",

@@ -17,6 +17,8 @@ inline V load(const float* p) { return *(const Loose*)p; }
 inline void store(float* p, V x) { *(Loose*)p = x; }
 inline V splat(float x) { return x - V{}; }
 
+constexpr float LOG2E = 1.44269504f;
+
 // ---- exp and its kin ---------------------------------------------------------------------------
 
 // The greater and the lesser; x where either is NaN.
