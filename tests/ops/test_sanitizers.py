@@ -78,7 +78,7 @@ def test_random_calls(tmp_path: Path, sanitizer: str, seconds: int, record_prope
     [
         (
             "address",
-            "selective_scan_kernels.h",
+            "tiles-inl.h",
             "whole = channels / W * W;",
             "whole = (channels + W - 1) / W * W;",
             "ERROR: AddressSanitizer",
@@ -92,7 +92,7 @@ def test_random_calls(tmp_path: Path, sanitizer: str, seconds: int, record_prope
         ),
         (
             "address",
-            "selective_scan_kernels.h",
+            "selective_scan-inl.h",
             "std::fill(y, y + column.tokens * COLUMN, 0.0f);",
             "",
             "wrong result",

@@ -1,28 +1,23 @@
 // The library's entry points: the selective scan and the causal convolution before it, forward and
-// backward, float32, on a CPU; beside them layer and group norm and a depthwise convolution. The
-// arithmetic is in the *_kernels.h files.
+// backward, float32, on a CPU; beside them layer and group norm and a depthwise convolution.
 //
 // No torch, no Python, no OpenMP: tensors come as pointers with strides.
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <initializer_list>
 #include <new>
 #include <stdexcept>
-#include <type_traits>
-#include <utility>
 #include <vector>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 #include "arena.h"
 #include "causal_conv1d.h"
 #include "depthwise_conv.h"
 #include "group_norm.h"
 #include "huge_pages.h"
+#include "instruction_sets.h"
+#include "kernels.h"
 #include "layer_norm.h"
 #include "parallel.h"
 #include "selective_scan.h"
@@ -33,126 +28,6 @@
 #endif
 
 namespace {
-
-// from (row by row, 4 x 4) to its transpose
-inline void transpose_4x4(const float* from, int64_t from_row, float* to, int64_t to_row) {
-#if defined(__x86_64__)
-    __m128 a = _mm_loadu_ps(from), b = _mm_loadu_ps(from + from_row);
-    __m128 c = _mm_loadu_ps(from + 2 * from_row), d = _mm_loadu_ps(from + 3 * from_row);
-    _MM_TRANSPOSE4_PS(a, b, c, d);
-    _mm_storeu_ps(to, a), _mm_storeu_ps(to + to_row, b);
-    _mm_storeu_ps(to + 2 * to_row, c), _mm_storeu_ps(to + 3 * to_row, d);
-#else
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < 4; ++j) to[j * to_row + i] = from[i * from_row + j];
-#endif
-}
-
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
-namespace portable {
-#define W 4
-#if defined(__aarch64__)
-#define MAXN 16
-#else
-#define MAXN 8
-#endif
-#include "selective_scan_kernels.h"
-#include "causal_conv1d_kernels.h"
-#include "layer_norm_kernels.h"
-#include "group_norm_kernels.h"
-#include "depthwise_conv_kernels.h"
-#undef W
-#undef MAXN
-}  // namespace portable
-
-#if defined(__x86_64__)
-
-#ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
-#endif
-namespace avx2 {
-#define W 8
-#define MAXN 8
-#include "selective_scan_kernels.h"
-#include "causal_conv1d_kernels.h"
-#include "layer_norm_kernels.h"
-#include "group_norm_kernels.h"
-#include "depthwise_conv_kernels.h"
-#undef W
-#undef MAXN
-}  // namespace avx2
-#ifdef __clang__
-#pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f"))), apply_to = function)
-#else
-#pragma GCC pop_options
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f")
-#endif
-namespace avx512 {
-#define W 16
-#define MAXN 16
-#include "selective_scan_kernels.h"
-#include "causal_conv1d_kernels.h"
-#include "layer_norm_kernels.h"
-#include "group_norm_kernels.h"
-#include "depthwise_conv_kernels.h"
-#undef W
-#undef MAXN
-}  // namespace avx512
-#ifdef __clang__
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
-
-#endif  // __x86_64__
-
-struct Isa {
-    int width;
-    decltype(&portable::forward_task) forward;
-    decltype(&portable::backward_task) backward;
-    decltype(&portable::conv_forward_task) conv_forward;
-    decltype(&portable::conv_backward_task) conv_backward;
-    decltype(&portable::layer_norm_task) layer_norm;
-    decltype(&portable::group_norm_sums) group_norm_sums, group_norm_normalise;
-    decltype(&portable::group_norm_gradient_sums) group_norm_gradient_sums;
-    decltype(&portable::group_norm_differentiate) group_norm_differentiate;
-    decltype(&portable::depthwise_conv_task) depthwise_conv, depthwise_conv_gradient;
-};
-
-int best_isa() {
-#if defined(__x86_64__)
-    if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return 0;
-    return __builtin_cpu_supports("avx512f") ? 2 : 1;
-#else
-    return 0;
-#endif
-}
-
-#define ISA(width, name)                                                                              \
-    {width, name::forward_task, name::backward_task, name::conv_forward_task, name::conv_backward_task, \
-     name::layer_norm_task, name::group_norm_sums, name::group_norm_normalise,                       \
-     name::group_norm_gradient_sums, name::group_norm_differentiate,                               \
-     name::depthwise_conv_task, name::depthwise_conv_gradient_task}
-
-Isa choose_isa(int highest) {
-#if defined(__x86_64__)
-    const int level = std::min(highest, best_isa());
-    if (level >= 2) return ISA(16, avx512);
-    if (level == 1) return ISA(8, avx2);
-#endif
-    (void)highest;
-    return ISA(4, portable);
-}
 
 template <class F>
 void parallel(const Plan& plan, int64_t count, F f) {
@@ -257,9 +132,9 @@ void in_turn(std::vector<Plan>& plans, F f) {
 // a short loop carries states over the chunks by exp(A sum(delta)), then every chunk starts from
 // its true state. Backward alike, for the adjoint, from the last chunk to the first.
 void forward(const Scan& call) {
-    const Isa isa = choose_isa(call.isa);
+    const Kernels& kernels = kernels_for(call.isa);
     const std::vector<Scan> scans = in_orders(call);
-    std::vector<Plan> plans = make_plans(scans, isa.width);
+    std::vector<Plan> plans = make_plans(scans, kernels.width);
     const int64_t size = call.batch * call.channels * call.length();
     expect_writes(call.y.data, size);
     for (const Plan& plan : plans)
@@ -268,7 +143,7 @@ void forward(const Scan& call) {
     if (plans[0].chunks > 1) {
         all_at_once(plans, [&](Plan& plan, const Task& task, Arena arena) {
             if (task.chunk + 1 < plan.chunks)
-                isa.forward(plan, task, plan.carried_at(task.batch, task.chunk + 1),
+                kernels.forward(plan, task, plan.carried_at(task.batch, task.chunk + 1),
                             &plan.elapsed[plan.slot(task.batch, task.chunk)], arena);
         });
         for (Plan& plan : plans)
@@ -278,15 +153,15 @@ void forward(const Scan& call) {
                           plan.carried_at(b, k + 1));
     }
     in_turn(plans, [&](Plan& plan, const Task& task, Arena arena) {
-        isa.forward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
+        kernels.forward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
     });
     copy_states(plans[0], plans[0].chunks - 1, call.last, false);
 }
 
 void backward(const Scan& call) {
-    const Isa isa = choose_isa(call.isa);
+    const Kernels& kernels = kernels_for(call.isa);
     const std::vector<Scan> scans = in_orders(call);
-    std::vector<Plan> plans = make_plans(scans, isa.width);
+    std::vector<Plan> plans = make_plans(scans, kernels.width);
     const int64_t size = call.batch * call.channels * call.length();
     for (float* x : {call.du.data, call.dz.data}) expect_writes(x, size);
     for (Plan& plan : plans) {
@@ -301,7 +176,7 @@ void backward(const Scan& call) {
     if (plans[0].chunks > 1) {
         all_at_once(plans, [&](Plan& plan, const Task& task, Arena arena) {
             if (task.chunk > 0)
-                isa.backward(plan, task, plan.carried_at(task.batch, task.chunk - 1),
+                kernels.backward(plan, task, plan.carried_at(task.batch, task.chunk - 1),
                              &plan.elapsed[plan.slot(task.batch, task.chunk)], arena);
         });
         for (Plan& plan : plans)
@@ -311,25 +186,25 @@ void backward(const Scan& call) {
                           plan.carried_at(b, k - 1));
     }
     in_turn(plans, [&](Plan& plan, const Task& task, Arena arena) {
-        isa.backward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
+        kernels.backward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
     });
     copy_states(plans[0], 0, call.dfirst, false);
     for (Plan& plan : plans) add_up(plan);
 }
 
 void conv_forward(const Conv& conv) {
-    const Isa isa = choose_isa(conv.isa);
+    const Kernels& kernels = kernels_for(conv.isa);
     const ConvPlan plan(conv);
     parallel(plan.threads, conv.threads, plan.scratch_floats(), plan.tasks(),
-             [&](int64_t i, Arena arena) { isa.conv_forward(plan, i, arena); });
+             [&](int64_t i, Arena arena) { kernels.conv_forward(plan, i, arena); });
 }
 
 void conv_backward(const Conv& conv) {
-    const Isa isa = choose_isa(conv.isa);
+    const Kernels& kernels = kernels_for(conv.isa);
     ConvPlan plan(conv);
     plan.sums.resize(plan.sums_at(plan.tasks()));
     parallel(plan.threads, conv.threads, plan.scratch_floats(), plan.tasks(),
-             [&](int64_t i, Arena arena) { isa.conv_backward(plan, i, arena); });
+             [&](int64_t i, Arena arena) { kernels.conv_backward(plan, i, arena); });
     for (int64_t d = 0; d < conv.channels; ++d)
         for (int64_t j = 0; j <= conv.kernel; ++j) {
             float total = 0;
@@ -341,53 +216,53 @@ void conv_backward(const Conv& conv) {
 
 void layer_norm(const LayerNorm& norm) {
     require_positive({norm.width});
-    const Isa isa = choose_isa(norm.isa);
+    const Kernels& kernels = kernels_for(norm.isa);
     const int64_t rows = ceil_div(1 << 14, norm.width);  // of a task
     parallel(norm.threads, norm.threads, 0, ceil_div(norm.rows, rows), [&](int64_t i, Arena) {
-        isa.layer_norm(norm, i * rows, std::min(norm.rows, (i + 1) * rows));
+        kernels.layer_norm(norm, i * rows, std::min(norm.rows, (i + 1) * rows));
     });
 }
 
 void norm_forward(const GroupNorm& norm) {
-    const Isa isa = choose_isa(norm.isa);
+    const Kernels& kernels = kernels_for(norm.isa);
     GroupNormPlan plan(norm);
     auto all = [&](auto task) {
         parallel(norm.threads, norm.threads, 0, plan.tasks(), [&](int64_t i, Arena) { task(plan, i); });
     };
     expect_writes(norm.y, norm.batch * norm.rows * norm.channels);
-    all(isa.group_norm_sums);
+    all(kernels.group_norm_sums);
     for (int64_t item = 0; item < norm.batch; ++item) plan.find_mean(item), plan.find_scale(item);
-    all(isa.group_norm_normalise);
+    all(kernels.group_norm_normalise);
 }
 
 void norm_backward(const GroupNorm& norm) {
-    const Isa isa = choose_isa(norm.isa);
+    const Kernels& kernels = kernels_for(norm.isa);
     GroupNormPlan plan(norm);
     std::vector<double> dweight(norm.channels), dbias(norm.channels);
     expect_writes(norm.dx, norm.batch * norm.rows * norm.channels);
     for (int64_t item = 0; item < norm.batch; ++item) plan.find_scale(item);
     parallel(norm.threads, norm.threads, plan.scratch_floats(), plan.tasks(),
-             [&](int64_t i, Arena arena) { isa.group_norm_gradient_sums(plan, i, arena); });
+             [&](int64_t i, Arena arena) { kernels.group_norm_gradient_sums(plan, i, arena); });
     for (int64_t item = 0; item < norm.batch; ++item) plan.find_gradient(item, dweight, dbias);
     parallel(norm.threads, norm.threads, 0, plan.tasks(),
-             [&](int64_t i, Arena) { isa.group_norm_differentiate(plan, i); });
+             [&](int64_t i, Arena) { kernels.group_norm_differentiate(plan, i); });
     for (int64_t c = 0; c < norm.channels; ++c)
         norm.dweight[c] = float(dweight[c]), norm.dbias[c] = float(dbias[c]);
 }
 
 void depthwise_forward(const DepthwiseConv& conv) {
-    const Isa isa = choose_isa(conv.isa);
+    const Kernels& kernels = kernels_for(conv.isa);
     DepthwiseConvPlan plan(conv);
     parallel(conv.threads, conv.threads, 2 * conv.width + 16, plan.tasks(),
-             [&](int64_t i, Arena arena) { isa.depthwise_conv(plan, i, arena); });
+             [&](int64_t i, Arena arena) { kernels.depthwise_conv(plan, i, arena); });
 }
 
 void depthwise_gradient(const DepthwiseConv& conv) {
-    const Isa isa = choose_isa(conv.isa);
+    const Kernels& kernels = kernels_for(conv.isa);
     DepthwiseConvPlan plan(conv);
     plan.sums.resize(plan.tasks() * plan.taps);
     parallel(conv.threads, conv.threads, 0, plan.tasks(),
-             [&](int64_t i, Arena arena) { isa.depthwise_conv_gradient(plan, i, arena); });
+             [&](int64_t i, Arena arena) { kernels.depthwise_conv_gradient(plan, i, arena); });
     std::vector<double> total(conv.channels * plan.taps);
     for (int64_t task = 0; task < plan.tasks(); ++task)
         for (int64_t tap = 0; tap < plan.taps; ++tap)
