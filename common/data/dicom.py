@@ -121,7 +121,7 @@ def read_dicom(
             are of the modality; slices are missing, doubled, of several sizes, spacings or
             orientations, or tilted against the axis they are stacked along (gantry tilt).
     """
-    highdicom = _library()
+    highdicom = _library(path)
     with _files(Path(path)) as files:
         slices = _chosen(path, _headers(path, files), modality, series_uid)
         datasets = [_dataset(item) for item in slices]
@@ -149,7 +149,7 @@ def read_dicom(
     except Exception as error:
         _check_decoded(names, datasets)
         raise InputError(
-            f"The series in {path} cannot be made an image ({first_line(error)}); needed are "
+            f"{path} cannot be made an image ({first_line(error)}); needed are "
             "slices of one regular volume."
         ) from error
     # (slices, rows, columns), the slices ordered against the normal of columns and rows
@@ -157,7 +157,7 @@ def read_dicom(
     return volume.array, volume.get_affine("RAS")
 
 
-def _library() -> Any:
+def _library(path: Any) -> Any:
     try:
         import highdicom
     except ImportError as error:
@@ -251,7 +251,8 @@ def _chosen(
     if series_uid is not None:
         if series_uid not in all_series:
             raise InputError(
-                f"series_uid is {series_uid}; allowed are those in {path}: {_listed(all_series)}."
+                f"{path} has no series of the series_uid {series_uid}; allowed are those of "
+                f"{_listed(all_series)}."
             )
         return all_series[series_uid]
     wanted = [modality] if isinstance(modality, str) else modality
@@ -353,7 +354,7 @@ def _check_alike(path: Any, names: Sequence[str], datasets: Sequence[Any]) -> No
             )
         for tag in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             if not dataset.get(tag):
-                raise InputError(f"The slice {name} has no {tag}, which a volume's slices need.")
+                raise InputError(f"{name} has no {tag}, which a volume's slices need.")
     alike: dict[str, Callable[[Any], Any]] = {
         "sizes": lambda dataset: f"{dataset.Columns} x {dataset.Rows}",
         "pixel spacings": lambda dataset: " x ".join(map(str, dataset.get("PixelSpacing") or ())),

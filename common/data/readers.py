@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from monai.data import ITKReader, NibabelReader, PILReader
 from monai.data.image_reader import ImageReader
-from monai.utils import MetaKeys, ensure_tuple
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 from nibabel.fileholders import FileHolder
 from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
@@ -91,8 +92,13 @@ class FormatReader(ImageReader):
     def _read(self, file: str) -> _Image:
         found = format_of(file)
         if found is not None:
-            reader = self._reader(found)
-            values, meta = reader.get_data(reader.read(file))
+            reader = self._reader(file, found)
+            try:
+                values, meta = reader.get_data(reader.read(file))
+            except RuntimeError as error:
+                if found.library != "itk":
+                    raise
+                raise ValueError(_reason(error)) from error
         elif is_dicom(file):
             values, affine = read_dicom(file, self.modality, self.series_uid)
             meta = _dicom_meta(values, affine)
@@ -106,7 +112,7 @@ class FormatReader(ImageReader):
         _check_image(file, values, meta)
         return _Image(file, values, meta)
 
-    def _reader(self, found: Format) -> ImageReader:
+    def _reader(self, file: str, found: Format) -> ImageReader:
         if found.library == "nibabel":
             return _NiftiReader()
         if found.library == "PIL":
@@ -115,7 +121,7 @@ class FormatReader(ImageReader):
             import itk
         except ImportError as error:
             raise InputError(
-                f"Reading {found.name} needs itk, which is not installed: "
+                f"{file} is {found.name}, and itk, which reads it, is not installed: "
                 'pip install "monai-mamba-bundles[formats]".'
             ) from error
         # ITK chooses by the ending, of which it knows some in lower case only.
@@ -139,6 +145,12 @@ class _NiftiReader(NibabelReader):
         return kind.from_file_map({"image": FileHolder(filename=data)})
 
 
+def _reason(error: RuntimeError) -> str:
+    """What is wrong: the last line of ITK's, of which those before say where in its sources."""
+    lines = [line for line in str(error).splitlines() if line not in ("", "Reason: Success")]
+    return re.sub(r"^ITK ERROR: \w+\(\w+\): ", "", lines[-1])
+
+
 def _grey(image: Any) -> Any:
     """A PIL image of one channel, of the bit depth that PIL gives it."""
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
@@ -156,7 +168,11 @@ def _one_page(converter: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
 
 
 def _dicom_meta(values: NDArray[Any], affine: NDArray[np.float64] | None) -> dict[Any, Any]:
-    meta = {MetaKeys.SPATIAL_SHAPE: np.array(values.shape), MetaKeys.ORIGINAL_CHANNEL_DIM: np.nan}
+    meta: dict[Any, Any] = {
+        MetaKeys.SPATIAL_SHAPE: np.array(values.shape),
+        MetaKeys.ORIGINAL_CHANNEL_DIM: np.nan,
+        MetaKeys.SPACE: SpaceKeys.RAS,
+    }
     if affine is not None:
         meta |= {MetaKeys.AFFINE: affine, MetaKeys.ORIGINAL_AFFINE: affine.copy()}
     return meta

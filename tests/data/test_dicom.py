@@ -12,6 +12,8 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
+import torch
+from monai.bundle import ConfigParser
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
@@ -25,7 +27,8 @@ from pydicom.uid import (
 from common.data.dicom import is_dicom, read_dicom
 from common.errors import InputError
 
-from ..conftest import shared
+from ..conftest import REPOSITORY, shared
+from ..running import command, succeed
 from .series import AFFINE, COLUMNS, FIRST, HU, ROWS, SLICES, SPACING, STORED, write_series
 from .test_ircadb import change, write_slice
 
@@ -157,7 +160,9 @@ def test_one_of_several_series(tmp_path: Path):
         read_dicom(tmp_path)
     np.testing.assert_array_equal(read_dicom(tmp_path, modality="CT")[0], HU)
     assert read_dicom(tmp_path, series_uid=other)[0].shape == HU.shape
-    with pytest.raises(InputError, match=rf"series_uid is 1\.2; allowed are .*{listed}"):
+    with pytest.raises(
+        InputError, match=rf"no series of the series_uid 1\.2; allowed are .*{listed}"
+    ):
         read_dicom(tmp_path, series_uid="1.2")
     with pytest.raises(InputError, match=r"no series of the modality CR or DX, but .*'T2'"):
         read_dicom(tmp_path, modality=("CR", "DX"))
@@ -331,3 +336,30 @@ def test_real_series_by_hand():
     step = float(slices[1].ImagePositionPatient[2]) - z
     expected = nib.affines.from_matvec(np.diag([-across, -down, step]), [-x, -y, z])
     np.testing.assert_allclose(affine, expected, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_masks_of_a_real_series_as_of_its_nifti(tmp_path: Path):
+    """The liver bundle's inference, with few weights, and those untrained."""
+    bundle = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
+    folder = shared("data/real_ct_dicom")
+    values, affine = read_dicom(folder)
+    nib.save(nib.Nifti1Image(values.astype(np.int16), affine), tmp_path / "ct.nii.gz")
+    with zipfile.ZipFile(tmp_path / "zipped.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+    small = {"network_def#init_filters": 8, "patch_size": [64, 64, 8], "spacing": [8, 8, 5]}
+    parser = ConfigParser()
+    parser.read_config(bundle / "configs/inference.json")
+    parser.update(small)
+    torch.manual_seed(0)
+    torch.save(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    images = [str(path) for path in (tmp_path / "ct.nii.gz", tmp_path / "zipped.zip", folder)]
+    places = {"output_dir": tmp_path / "masks", "checkpoint": tmp_path / "model.pt"}
+    succeed(command(bundle, "inference", datalist=images, **places, **small))
+    names = [f"{name}_seg.nii.gz" for name in ("ct", "zipped", "real_ct_dicom")]
+    nifti, *series = (nib.load(tmp_path / "masks" / name) for name in names)
+    assert len(np.unique(nifti.dataobj)) > 1
+    for mask in series:
+        np.testing.assert_array_equal(mask.dataobj, nifti.dataobj)
+        np.testing.assert_allclose(mask.affine, affine, atol=1e-4)

@@ -35,6 +35,14 @@ def test_unreadable_files_are_named(tmp_path: Path):
     cut.write_bytes(whole[: len(whole) // 2])
     assert f"The image {cut} cannot be read" in sentence(str(cut))
 
+    volume = tmp_path / "cut.mha"
+    volume.write_text(
+        "NDims = 3\nDimSize = 9 9 9\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    )
+    assert re.match(
+        rf"The image {volume} cannot be read \(File cannot be read", sentence(str(volume))
+    )
+
     plain = tmp_path / "cut.nii"
     plain.write_bytes(gzip.decompress(whole)[:5000])
     assert f"The image {plain} cannot be read" in sentence(str(plain))
