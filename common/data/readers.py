@@ -23,6 +23,7 @@ from .dicom import is_dicom, read_dicom
 from .formats import Format, allowed_endings, format_of
 from .geometry import apart, described, no_grid
 
+_NOT_IN_PYTHON = ("char", "long", "long_long")  # of ITK's types: int8 and int64
 _SAME_PLACE = 0.1  # voxels that channels of one image may lie apart
 
 
@@ -92,8 +93,8 @@ class FormatReader(ImageReader):
     def _read(self, file: str) -> _Image:
         found = format_of(file)
         if found is not None:
-            reader = self._reader(file, found)
             try:
+                reader = self._reader(file, found)
                 values, meta = reader.get_data(reader.read(file))
             except RuntimeError as error:
                 if found.library != "itk":
@@ -125,8 +126,13 @@ class FormatReader(ImageReader):
                 'pip install "monai-mamba-bundles[formats]".'
             ) from error
         # ITK chooses by the ending, of which it knows some in lower case only.
-        io = {"NRRD": itk.NrrdImageIO, "MetaImage": itk.MetaImageIO}[found.name]
-        return ITKReader(imageio=io.New())
+        io = {"NRRD": itk.NrrdImageIO, "MetaImage": itk.MetaImageIO}[found.name].New()
+        io.SetFileName(file)
+        io.ReadImageInformation()
+        component = io.GetComponentTypeAsString(io.GetComponentType())
+        if io.GetNumberOfComponents() == 1 and component in _NOT_IN_PYTHON:
+            return ITKReader(imageio=io, pixel_type=itk.D)
+        return ITKReader(imageio=io)
 
 
 class _NiftiReader(NibabelReader):

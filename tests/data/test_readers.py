@@ -86,6 +86,18 @@ def test_nifti_2_and_big_endian(tmp_path: Path):
         np.testing.assert_allclose(meta["affine"], AFFINE, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64])
+def test_integers_of_all_sizes(tmp_path: Path, dtype: type):
+    """ITK's Python knows neither int8 nor int64, as which pynrrd saves numpy's integers."""
+    values = (np.arange(24) % 7).astype(dtype)
+    header = f"NRRD0004\ntype: {np.dtype(dtype).name}\ndimension: 3\nsizes: 2 3 4\n"
+    header += "endian: little\nencoding: raw\n\n"
+    (tmp_path / "a.nrrd").write_bytes(header.encode() + values.tobytes())
+    pytest.importorskip("itk", reason="needs the extra formats")
+    read_values, _ = read(tmp_path / "a.nrrd")
+    np.testing.assert_array_equal(read_values, values.reshape(2, 3, 4, order="F"))
+
+
 def test_channels(tmp_path: Path):
     files = nifti(tmp_path / "a.nii.gz"), itk_image(tmp_path / "b.nrrd", VALUES + 1)
     values, meta = read(*files)
