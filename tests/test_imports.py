@@ -22,7 +22,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "blocks": ({"ops"}, {"torch", "monai"}),
     "networks": ({"blocks", "ops"}, {"torch", "monai"}),
     "losses": (BASE, FRAMEWORKS),
-    "data": (BASE, FRAMEWORKS | {"pydicom"}),
+    "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "pydicom"}),
     "transforms": (BASE | {"data"}, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),
     "evaluation": (BASE | {"data"}, FRAMEWORKS | {"umap"}),

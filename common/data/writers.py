@@ -3,27 +3,64 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter, PILWriter
+from monai.data.utils import to_affine_nd
+from monai.utils import MetaKeys
 
 from ..errors import InputError
 from ..files import replacing
+from .geometry import apart
 
 _logger = logging.getLogger(__name__)
 
 
-class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer; a file appears under its name only when it is complete."""
+# What a NIfTI header says of where its voxels are.
+_PLACE = (
+    *("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z", "xyzt_units"),
+)
 
-    def write(self, filename: str | PathLike, verbose: bool = False, **obj_kwargs: object) -> None:
+
+class AtomicNibabelWriter(NibabelWriter):
+    """MONAI's NIfTI writer; a file appears under its name only when it is complete.
+
+    A mask on the grid of a NIfTI image has its qform, sform, their codes and the units, so that
+    programs that prefer either of the two show both at one place. On any other grid both forms are
+    set from the affine.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.place: nib.Nifti1Header | None = None
+
+    def set_metadata(
+        self, meta_dict: Mapping | None, resample: bool = True, **options: Any
+    ) -> None:
+        super().set_metadata(meta_dict, resample, **options)
+        self.place = _place(meta_dict or {}, self.affine, np.shape(self.data_obj))
+
+    def write(self, filename: str | PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         with _complete(filename) as partial:
-            super().write(partial, **obj_kwargs)
+            if self.place is None:
+                super().write(partial, **obj_kwargs)
+            else:
+                mask = self.create_backend_obj(
+                    self.data_obj,
+                    affine=self.place.get_best_affine(),
+                    dtype=self.output_dtype,
+                    header=self.place,
+                    **obj_kwargs,
+                )
+                mask.set_data_dtype(mask.dataobj.dtype)  # the header's would be used
+                nib.save(mask, partial)
         if verbose:
             _logger.info("The mask is in %s", filename)
 
@@ -52,6 +89,21 @@ class AtomicPILWriter(PILWriter):
             super().write(partial, **kwargs)
         if verbose:
             _logger.info("The mask is in %s", filename)
+
+
+def _place(meta: Mapping[Any, Any], affine: Any, size: tuple[int, ...]) -> nib.Nifti1Header | None:
+    """A header that places voxels as the image's does; None if it has none for this affine."""
+    if affine is None or not all(name in meta for name in (*_PLACE, MetaKeys.ORIGINAL_PIXDIM)):
+        return None
+    header = nib.Nifti1Header()
+    for name in _PLACE:
+        header[name] = np.asarray(meta[name])
+    # The first one is the qform's handedness.
+    header["pixdim"][:4] = np.asarray(meta[MetaKeys.ORIGINAL_PIXDIM])[:4]
+    header.set_data_shape(size)  # without codes the middle of the image is the origin
+    if apart(header.get_best_affine(), to_affine_nd(3, affine), size) > 0.01:
+        return None
+    return header
 
 
 @contextmanager

@@ -2,30 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from monai.config import KeysCollection
-from monai.data import PILReader
 from monai.transforms import LoadImaged
 from torch import Tensor
 
+from ..data.readers import FormatReader
 from ..errors import InputError, first_line
 from .naming import file_names
 
 
 class LoadCheckedImaged(LoadImaged):
-    """MONAI's `LoadImaged`, for files that a user chose.
+    """MONAI's `LoadImaged`, for files that a user chose, of all formats of `FormatReader`.
 
     An image that is in memory stays as it is: MONAI Deploy reads images itself, and leaves out the
     transforms that it knows as loaders by their names.
 
+    Args:
+        keys: keys of the images: a file, a DICOM folder or zip file, or a list, the channels.
+        reader: as for MONAI's, in place of `FormatReader`.
+        modality: of the DICOM series that are images here, such as "CT"; None takes any.
+        series_uid: the DICOM series to take where there are several; None where there is one.
+        kwargs: as for MONAI's.
+
     Raises:
-        InputError: a file is missing, or cannot be read to its end as an image.
+        InputError: a file is missing, cannot be read to its end as an image, or is one that
+            `FormatReader` refuses.
     """
 
-    def __init__(self, keys: KeysCollection, reader: Any = None, **kwargs: Any) -> None:
+    _grey = False
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        reader: Any = None,
+        modality: str | Sequence[str] | None = None,
+        series_uid: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(keys, reader, image_only=True, **kwargs)
+        if reader is None:  # the last one registered is asked first
+            self.register(FormatReader(self._grey, modality, series_uid))
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         loaded = dict(data)
@@ -34,6 +53,8 @@ class LoadCheckedImaged(LoadImaged):
                 continue
             try:
                 image = self._loader(data[key], reader)
+            except InputError as error:
+                raise InputError(f"The {key} {error}") from error
             except Exception as error:
                 raise InputError(
                     f"The {key} {file_names(data[key])} cannot be read ({first_line(error)}); "
@@ -45,19 +66,10 @@ class LoadCheckedImaged(LoadImaged):
 
 
 class LoadRadiographd(LoadCheckedImaged):
-    """`LoadCheckedImaged` that makes of each PNG, JPEG or BMP file one channel of grey.
+    """`LoadCheckedImaged` that makes of each PNG, JPEG, TIFF or BMP file one channel of grey.
 
     Colours become their luminance and transparency is left out; 16-bit greys stay 16-bit greys.
     As for every reader of MONAI the first spatial axis is the horizontal one.
     """
 
-    def __init__(self, keys: KeysCollection, **kwargs: Any) -> None:
-        super().__init__(keys, **kwargs)
-        self.register(PILReader(converter=_grey))  # the last one registered is asked first
-
-
-def _grey(image: Any) -> Any:
-    """A PIL image of one channel, of the bit depth that PIL gives it."""
-    if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
-        return image
-    return image.convert("L")
+    _grey = True

@@ -36,7 +36,6 @@ def write_slice(
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     data = pydicom.Dataset()
     data.file_meta = meta
-    data.is_little_endian, data.is_implicit_VR = True, False
     data.SOPClassUID, data.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
     if series is not None:
         data.SeriesInstanceUID = series
@@ -49,7 +48,7 @@ def write_slice(
     for name, value in tags.items():
         setattr(data, name, value)
     file.parent.mkdir(parents=True, exist_ok=True)
-    data.save_as(file, write_like_original=False)
+    data.save_as(file, enforce_file_format=True)
 
 
 def stored(z: int) -> NDArray[np.int16]:

@@ -1,14 +1,19 @@
 import gzip
+import re
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, EnsureChannelFirstd
+from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from PIL import Image
 
-from common.transforms import LoadCheckedImaged, LoadRadiographd
+from common.transforms import LoadCheckedImaged, LoadRadiographd, OwnKeysSpacingd
 
+from ..data.series import AFFINE as DICOM_AFFINE
+from ..data.series import HU, write_series
 from .conftest import check, scan, sentence, write
 
 
@@ -29,6 +34,14 @@ def test_unreadable_files_are_named(tmp_path: Path):
     cut = tmp_path / "cut.nii.gz"
     cut.write_bytes(whole[: len(whole) // 2])
     assert f"The image {cut} cannot be read" in sentence(str(cut))
+
+    volume = tmp_path / "cut.mha"
+    volume.write_text(
+        "NDims = 3\nDimSize = 9 9 9\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    )
+    assert re.match(
+        rf"The image {volume} cannot be read \(File cannot be read", sentence(str(volume))
+    )
 
     plain = tmp_path / "cut.nii"
     plain.write_bytes(gzip.decompress(whole)[:5000])
@@ -97,3 +110,57 @@ def test_loads_beside_metadata_as_monai_label_asks(tmp_path: Path):
     loaded = EnsureChannelFirstd("image")(load({"image": write(tmp_path / "a.nii.gz", values)}))
     assert isinstance(loaded["image"], MetaTensor)
     np.testing.assert_array_equal(loaded["image"][0], values)
+
+
+def test_what_the_reader_refuses_is_said_of_the_key(tmp_path: Path):
+    values = scan()
+    first, other = write(tmp_path / "a.nii.gz", values), tmp_path / "b.nii.gz"
+    nib.save(nib.Nifti1Image(values, np.diag([-2.0, 2.0, 3.0, 1.0])), other)
+    assert re.match(rf"The image {other} has the affine .*{first} \[2 0", sentence([first, other]))
+    write(other, values * 1j)
+    assert sentence(str(other)).startswith(f"The image {other} has complex values")
+    (tmp_path / "a.txt").write_text("text")
+    assert "of no format that is known; allowed are" in sentence(str(tmp_path / "a.txt"))
+
+
+def test_series_are_chosen_by_the_loaders_arguments(tmp_path: Path):
+    pytest.importorskip("highdicom", reason="needs the extra dicom")
+    uid = write_series(tmp_path / "study/a")
+    write_series(tmp_path / "study/b", Modality="MR")
+    image = str(tmp_path / "study")
+    assert "holds 2 series" in sentence(image)
+    for choice in ({"modality": "CT"}, {"series_uid": uid}):
+        loaded = LoadCheckedImaged("image", **choice)({"image": image})["image"]
+        np.testing.assert_array_equal(loaded, HU)
+        np.testing.assert_allclose(loaded.affine, DICOM_AFFINE, atol=1e-9)
+
+
+def test_sheared_volumes_are_straightened_and_sheared_again(tmp_path: Path):
+    """Values that are linear in space are where MONAI's resampling puts them, there and back."""
+    affine = np.array([[-2.0, 0, 1.1, 9], [0, 2, 0, -7], [0, 0, 3, 5], [0, 0, 0, 1]])  # 20 degrees
+    voxels = np.moveaxis(np.indices((20, 18, 16)), 0, -1)
+    x, y, z = np.moveaxis(nib.affines.apply_affine(affine, voxels), -1, 0)
+    nib.save(nib.Nifti1Image((x + 2 * y + 3 * z).astype(np.float32), affine), tmp_path / "a.nii")
+    chain = Compose(
+        [
+            LoadCheckedImaged("image"),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", "RAS", labels=None),
+            OwnKeysSpacingd("image", (1.5, 1.5, 2.0), mode="bilinear", dtype=torch.float64),
+        ]
+    )
+    done = chain({"image": str(tmp_path / "a.nii")})
+    straight = done["image"].affine.numpy()
+    np.testing.assert_allclose(straight[:3, :3], np.diag([1.5, 1.5, 2.0]), atol=1e-9)
+    voxels = np.moveaxis(np.indices(done["image"].shape[1:]), 0, -1)
+    there = nib.affines.apply_affine(np.linalg.inv(affine) @ straight, voxels)
+    inside = ((there >= 0) & (there <= (19, 17, 15))).all(-1)
+    assert inside.mean() > 0.6
+    x, y, z = np.moveaxis(nib.affines.apply_affine(straight, voxels), -1, 0)
+    expected = (x + 2 * y + 3 * z)[inside]
+    np.testing.assert_allclose(done["image"][0].numpy()[inside], expected, atol=1e-3)
+    back = chain.inverse(done)["image"]
+    np.testing.assert_allclose(back.affine, affine, atol=1e-9)
+    original = nib.load(tmp_path / "a.nii").get_fdata()
+    middle = (slice(2, -2),) * 3
+    np.testing.assert_allclose(back[0].numpy()[middle], original[middle], atol=1e-3)

@@ -1,0 +1,41 @@
+"""Where the voxels of an image are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def no_grid(affine: ArrayLike) -> bool:
+    """Whether an affine (n + 1, n + 1) is not finite, or has axes that span no space."""
+    matrix = np.asarray(affine, np.float64)
+    axes = matrix[:-1, :-1]
+    lengths = np.linalg.norm(axes, axis=0)
+    if not np.isfinite(matrix).all() or not lengths.all():
+        return True
+    return bool(abs(np.linalg.det(axes / lengths)) < 1e-6)
+
+
+def apart(affine: ArrayLike, other: ArrayLike, size: Sequence[int]) -> float:
+    """How far the farthest corner of a grid lies from another's of the same size, in voxels.
+
+    Args:
+        affine: (n + 1, n + 1), whose voxels count; both can be inverted.
+        other: (n + 1, n + 1).
+        size: n numbers of voxels; axes that it lacks have one.
+    """
+    ours, theirs = np.asarray(affine, np.float64), np.asarray(other, np.float64)
+    dims = len(ours) - 1
+    ends = [(0, n - 1) for n in [*size, *[1] * dims][:dims]]
+    corners = np.array([(*corner, 1) for corner in itertools.product(*ends)], np.float64).T
+    moved = np.linalg.solve(ours, theirs @ corners) - corners
+    return float(np.linalg.norm(moved[:-1], axis=0).max())
+
+
+def described(affine: ArrayLike) -> str:
+    """The rows of an affine but the last, for a sentence."""
+    rows = np.asarray(affine, np.float64)[:-1]
+    return f"[{'; '.join(' '.join(f'{x:g}' for x in row) for row in rows)}]"

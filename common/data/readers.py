@@ -1,0 +1,220 @@
+"""Images from files: the one place that chooses what reads a format."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from monai.data import ITKReader, NibabelReader, PILReader
+from monai.data.image_reader import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+from nibabel.fileholders import FileHolder
+from nibabel.nifti1 import Nifti1Image
+from nibabel.nifti2 import Nifti2Header, Nifti2Image
+from nibabel.openers import ImageOpener
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from .dicom import is_dicom, read_dicom
+from .formats import Format, allowed_endings, format_of
+from .geometry import apart, described, no_grid
+
+_NOT_IN_PYTHON = ("char", "long", "long_long")  # of ITK's types: int8 and int64
+_SAME_PLACE = 0.1  # voxels that channels of one image may lie apart
+
+
+class _Image(NamedTuple):
+    file: str
+    values: NDArray[Any]
+    meta: dict[Any, Any]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        return tuple(int(n) for n in self.meta[MetaKeys.SPATIAL_SHAPE])
+
+
+class FormatReader(ImageReader):
+    """MONAI's readers of NIfTI (nibabel), NRRD and MetaImage (ITK) and pictures (Pillow), and
+    `read_dicom`, each for the files whose names or contents say so.
+
+    Axes are the file's, the horizontal one first; affines are to RAS, mm, in all formats. Several
+    files are the channels of one image.
+
+    Args:
+        grey: make one channel of grey of colour pictures.
+        modality: as for `read_dicom`.
+        series_uid: as for `read_dicom`.
+    """
+
+    def __init__(
+        self,
+        grey: bool = False,
+        modality: str | Sequence[str] | None = None,
+        series_uid: str | None = None,
+    ) -> None:
+        self.grey = grey
+        self.modality = modality
+        self.series_uid = series_uid
+
+    def verify_suffix(self, filename: object) -> bool:
+        return True  # of any other file a sentence says which are allowed
+
+    def read(self, data: Any, **kwargs: Any) -> list[_Image]:
+        """The images of one or several files.
+
+        Raises:
+            InputError: an ending that no format has, or whose library is missing; values that are
+                complex numbers or colours of a volume; an affine that no grid of voxels has; or as
+                `read_dicom`.
+        """
+        return [self._read(os.fspath(file)) for file in ensure_tuple(data)]
+
+    def get_data(self, img: list[_Image]) -> tuple[NDArray[Any], dict[Any, Any]]:
+        """Values and metadata, of which those of the first channel count.
+
+        Raises:
+            InputError: channels of other sizes than the first one's, or at other places.
+        """
+        first, *others = img
+        for image in others:
+            _check_channel(image, first)
+        if not others:
+            return first.values, first.meta
+        values = [image.values for image in img]
+        if np.isnan(float(first.meta[MetaKeys.ORIGINAL_CHANNEL_DIM])):
+            meta = first.meta | {MetaKeys.ORIGINAL_CHANNEL_DIM: 0}
+            return np.stack(values), meta
+        return np.concatenate(values, -1), first.meta
+
+    def _read(self, file: str) -> _Image:
+        found = format_of(file)
+        if found is not None:
+            try:
+                reader = self._reader(file, found)
+                values, meta = reader.get_data(reader.read(file))
+            except RuntimeError as error:
+                if found.library != "itk":
+                    raise
+                raise ValueError(_reason(error)) from error
+        elif is_dicom(file):
+            values, affine = read_dicom(file, self.modality, self.series_uid)
+            meta = _dicom_meta(values, affine)
+        elif not Path(file).exists():
+            raise FileNotFoundError(f"there is no {file}")
+        else:
+            raise InputError(
+                f"{file} is of no format that is known; allowed are files that end in "
+                f"{allowed_endings()}, and DICOM as a file, a folder or a zip file."
+            )
+        _check_image(file, values, meta)
+        return _Image(file, values, meta)
+
+    def _reader(self, file: str, found: Format) -> ImageReader:
+        if found.library == "nibabel":
+            return _NiftiReader()
+        if found.library == "PIL":
+            return PILReader(converter=_one_page(_grey if self.grey else None))
+        try:
+            import itk
+        except ImportError as error:
+            raise InputError(
+                f"{file} is {found.name}, and itk, which reads it, is not installed: "
+                'pip install "monai-mamba-bundles[formats]".'
+            ) from error
+        # ITK chooses by the ending, of which it knows some in lower case only.
+        io = {"NRRD": itk.NrrdImageIO, "MetaImage": itk.MetaImageIO}[found.name].New()
+        io.SetFileName(file)
+        io.ReadImageInformation()
+        component = io.GetComponentTypeAsString(io.GetComponentType())
+        if io.GetNumberOfComponents() == 1 and component in _NOT_IN_PYTHON:
+            return ITKReader(imageio=io, pixel_type=itk.D)
+        return ITKReader(imageio=io)
+
+
+class _NiftiReader(NibabelReader):
+    """MONAI's, with the affine that nibabel and the standard take: sform, else qform.
+
+    MONAI replaces an sform whose spacing differs from pixdim's by 1e-5 of it with the qform, even
+    one whose code says that there is none: axes are flipped without a word. And nibabel's `load`
+    finds no file whose ending mixes cases.
+    """
+
+    def read(self, data: Any, **kwargs: Any) -> Nifti1Image:
+        self.filenames = (data,)
+        with ImageOpener(data) as file:
+            start = file.read(Nifti2Header.sizeof_hdr)
+        kind = Nifti2Image if Nifti2Header.may_contain_header(start) else Nifti1Image
+        return kind.from_file_map({"image": FileHolder(filename=data)})
+
+
+def _reason(error: RuntimeError) -> str:
+    """What is wrong: the last line of ITK's, of which those before say where in its sources."""
+    lines = [line for line in str(error).splitlines() if line not in ("", "Reason: Success")]
+    return re.sub(r"^ITK ERROR: \w+\(\w+\): ", "", lines[-1])
+
+
+def _grey(image: Any) -> Any:
+    """A PIL image of one channel, of the bit depth that PIL gives it."""
+    if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
+        return image
+    return image.convert("L")
+
+
+def _one_page(converter: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+    def convert(image: Any) -> Any:
+        if (pages := getattr(image, "n_frames", 1)) > 1:
+            raise InputError(f"{image.filename} has {pages} pages; allowed is one.")
+        return image if converter is None else converter(image)
+
+    return convert
+
+
+def _dicom_meta(values: NDArray[Any], affine: NDArray[np.float64] | None) -> dict[Any, Any]:
+    meta: dict[Any, Any] = {
+        MetaKeys.SPATIAL_SHAPE: np.array(values.shape),
+        MetaKeys.ORIGINAL_CHANNEL_DIM: np.nan,
+        MetaKeys.SPACE: SpaceKeys.RAS,
+    }
+    if affine is not None:
+        meta |= {MetaKeys.AFFINE: affine, MetaKeys.ORIGINAL_AFFINE: affine.copy()}
+    return meta
+
+
+def _check_image(file: str, values: NDArray[Any], meta: dict[Any, Any]) -> None:
+    if values.dtype.fields is not None:
+        raise InputError(
+            f"{file} has voxels of {', '.join(values.dtype.fields)}; allowed is one number each."
+        )
+    if np.iscomplexobj(values):
+        raise InputError(
+            f"{file} has complex values ({values.dtype}); allowed are real ones, such as their "
+            "magnitude."
+        )
+    affine = meta.get(MetaKeys.AFFINE)
+    if affine is not None and no_grid(affine):
+        raise InputError(
+            f"{file} has the affine {described(affine)}, of which no grid of voxels can be made; "
+            "allowed are finite ones that can be inverted."
+        )
+
+
+def _check_channel(image: _Image, first: _Image) -> None:
+    if image.size != first.size:
+        one, other = (" x ".join(map(str, i.size)) for i in (image, first))
+        raise InputError(
+            f"{image.file} has the size {one}, {first.file} {other}; allowed are channels of one "
+            "size."
+        )
+    affine, expected = (i.meta.get(MetaKeys.AFFINE) for i in (image, first))
+    if affine is None or expected is None:
+        return
+    if not (distance := apart(expected, affine, first.size)) <= _SAME_PLACE:
+        raise InputError(
+            f"{image.file} has the affine {described(affine)}, {first.file} "
+            f"{described(expected)}, which are up to {distance:.3g} voxels apart; allowed are "
+            f"channels of one place, within {_SAME_PLACE:g} voxels."
+        )
