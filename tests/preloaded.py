@@ -37,10 +37,8 @@ def run(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.C
 
 def _main(module: str, words: Sequence[str], cwd: str, files: Sequence[str]) -> None:
     os.chdir(cwd)
-    for number, file in enumerate(files, start=1):
-        descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-        os.dup2(descriptor, number)
-    sys.stdin = open(os.devnull)
+    for number, file in enumerate([os.devnull, *files]):
+        os.dup2(os.open(file, os.O_CREAT | os.O_RDWR | os.O_TRUNC), number)
     sys.argv = [module, *words]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)
