@@ -1,8 +1,9 @@
 """Data lists and splits, writers, and synthetic data."""
 
-from .cases import check_output_folder, image_files, labelled_cases, split_cases
 from .ircadb import write_ircadb
-from .outputs import OutputLayout
+from .layouts import find_cases, image_files, labelled_cases
+from .outputs import OutputLayout, check_output_folder
+from .splits import split_cases
 from .writers import AtomicNibabelWriter, AtomicPILWriter
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "AtomicPILWriter",
     "OutputLayout",
     "check_output_folder",
+    "find_cases",
     "image_files",
     "labelled_cases",
     "split_cases",

@@ -100,7 +100,8 @@ def staged(bundle: Path) -> bool:
 
 def shipped() -> dict[str, Path]:
     """What of this package a packed bundle carries: paths in it, and files."""
-    sources = (*_PACKAGE.rglob("*.py"), *_PACKAGE.glob("ops/csrc/*"))
+    others = (*_PACKAGE.glob("ops/csrc/*"), *_PACKAGE.glob("data/lists/*.txt"))
+    sources = (*_PACKAGE.rglob("*.py"), *others)
     return {file.relative_to(_PACKAGE).as_posix(): file for file in sources}
 
 
