@@ -448,7 +448,7 @@ def network(bundle: Path) -> Iterator[str]:
             yield f"the network of {name}.json is not as the metadata says: {error}"
     if (bundle / WEIGHTS).is_file():
         parser = ConfigParser()
-        parser.read_json(str(bundle / "configs/inference.json"))
+        parser.read_config(str(bundle / "configs/inference.json"))
         try:
             check_checkpoint(bundle / WEIGHTS, parser.get_parsed_content("network_def"))
         except InputError as error:
