@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all, and JSON that is read strictly."""
+"""Files that appear complete or not at all, JSON that is read strictly, and paths as typed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -60,6 +61,24 @@ def replace_folder(new: Path, target: Path) -> None:
             aside.rmdir()
         raise
     shutil.rmtree(aside)
+
+
+def as_typed(name: str, value: Any) -> Any:
+    """A path as it was typed after ``--NAME``.
+
+    The command line of MONAI's bundles makes numbers of 1234, 1e3 and 2024_01, a tuple of a,b, and
+    data of data#1. Configs have this around each path that a user may give; in other programs, and
+    where nothing was typed, it is `value` itself.
+    """
+    from fire.parser import DefaultParseValue
+
+    words = sys.argv[1:]
+    for index, word in reversed(list(enumerate(words))):
+        flag, equals, text = word.partition("=")
+        if flag.startswith("--") and flag[2:].replace("-", "_") == name and value is not None:
+            text = text if equals else "".join(words[index + 1 : index + 2])
+            return text if DefaultParseValue(text) == value else value
+    return value
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -331,3 +331,39 @@ def test_volume_smaller_than_the_patch(trained: Path, dataset: Path, tmp_path: P
     assert "smaller than the patch 64 x 64 x 64: it is padded with zeros" in output
     succeed(command("inference", **large))
     assert len(list((tmp_path / "eval").glob("*_seg.nii.gz"))) == 1
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver"])
+def test_paths_like_numbers_and_workers_as_on_other_systems(
+    trained: Path, dataset: Path, tmp_path: Path, start: str
+):
+    (tmp_path / "2024").symlink_to(dataset)
+    train = command(
+        "train",
+        bundle_root=trained,
+        dataset_dir="2024",
+        output_dir="a,b",
+        ckpt_dir="1e3",
+        num_workers=2,
+        **{
+            "train#dataloader#multiprocessing_context": start,
+            "validate#dataloader#multiprocessing_context": start,
+            "train#trainer#max_epochs": 1,
+        },
+        **SMALL,
+    )
+    succeed(train, cwd=tmp_path)
+    assert list((tmp_path / "a,b").glob("events*"))
+    assert (tmp_path / "1e3/model.pt").is_file()
+    infer = command(
+        "inference",
+        bundle_root=trained,
+        dataset_dir="2024",
+        output_dir="run#1",
+        checkpoint="1e3/model.pt",
+        **SMALL,
+    )
+    succeed(infer, cwd=tmp_path)
+    assert len(list((tmp_path / "run#1").rglob("*_seg.nii.gz"))) == len(
+        list((dataset / "imagesTs").iterdir())
+    )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -335,6 +337,25 @@ def test_weights_are_kept_where_nothing_is_left_to_validate_on(bundle: Path, tmp
         handlers = parsed.get_parsed_content("train#handlers")
         savers = [handler for handler in handlers if isinstance(handler, CheckpointSaver)]
         assert len(savers) == expected
+
+
+def test_paths_are_what_was_typed(bundle: Path):
+    """Whatever reads a path of the user's reads what was typed, not what python-fire made of it."""
+    path = re.compile(r"@(\w*(?:_dir|_root|_weights|checkpoint))\b")
+    for file in sorted((bundle / "configs").glob("*.json")):
+        for id_, value in ids(json.loads(file.read_text())).items():
+            if isinstance(value, str) and (name := path.search(value)):
+                assert id_ == f"typed#{name[1]}#value", f"{file.name}: {id_} reads {value}"
+
+
+@pytest.mark.parametrize(
+    ("name", "part"), [("train", "train#"), ("train", "validate#"), ("inference", "")]
+)
+def test_workers_may_be_started_by_spawn(bundle: Path, name: str, part: str):
+    """As on macOS and Windows, where what a worker works with is pickled."""
+    transforms = parser(bundle, name).get_parsed_content(f"{part}preprocessing")
+    sent = pickle.loads(ForkingPickler.dumps(transforms))
+    assert [type(t) for t in sent.transforms] == [type(t) for t in transforms.transforms]
 
 
 def test_every_process_validates(bundle: Path):

@@ -1,15 +1,17 @@
 import os
+import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from fire.parser import DefaultParseValue
 from monai.data import MetaTensor
 
 from common.data import AtomicNibabelWriter
 from common.errors import InputError
-from common.files import replace_folder, replacing
+from common.files import as_typed, replace_folder, replacing
 
 
 def test_complete_or_not_at_all(tmp_path: Path):
@@ -125,3 +127,21 @@ def test_folders_that_cannot_be_put_back_are_kept(tmp_path: Path, monkeypatch: p
         replace_folder(new, target)
     assert target.read_text() == "another's"
     assert [x.read_text() for x in tmp_path.glob(".target*/*/file")] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["1234", "007", "1e3", "2024_01", "a,b", "data#1", "0x10", "[x]", "True", "'q'", "-5", "a@b"],
+)
+@pytest.mark.parametrize("form", ["--dataset_dir {}", "--dataset_dir={}", "--dataset-dir {}"])
+def test_path_as_it_was_typed(monkeypatch: pytest.MonkeyPatch, text: str, form: str):
+    words = form.replace(" ", "\n").format(text).split("\n")
+    monkeypatch.setattr(sys, "argv", ["monai", "run", "--dataset_dir", "other", *words, "--x", "1"])
+    assert as_typed("dataset_dir", DefaultParseValue(text)) == text
+
+
+def test_path_that_was_not_typed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["server", "--dataset_dir", "1234", "--checkpoint", "None"])
+    assert as_typed("output_dir", "eval") == "eval"
+    assert as_typed("dataset_dir", "from elsewhere") == "from elsewhere"
+    assert as_typed("checkpoint", None) is None

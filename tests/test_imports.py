@@ -37,7 +37,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "optimizers": (BASE, {"torch"}),
     "doctor": ({"__version__", "ops"}, {"torch"}),
     "errors": (set(), set()),
-    "files": ({"errors"}, set()),
+    "files": ({"errors"}, {"fire"}),
     "__init__": (set(), set()),
     "__main__": ({"cli"}, set()),
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Callable
 
 import fire
+from fire.decorators import SetParseFn, SetParseFns
 
 from ..errors import input_error_in
 from .checkpoints import convert, export, join
@@ -20,10 +23,19 @@ def main() -> None:
     try:
         verbs = (phantom, ircadb, overlay, convert, join, plan, doctor, codebook, export, repeat)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
-        groups = {"zoo": {verb.__name__.removeprefix("zoo_"): verb for verb in zoo}}
-        fire.Fire({verb.__name__: verb for verb in verbs} | groups, name="common")
+        groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}
+        fire.Fire({verb.__name__: _typed(verb) for verb in verbs} | groups, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")
+
+
+def _typed(verb: Callable) -> Callable:
+    """A verb whose texts stay what was typed: --output 1234 is a path, and so is a,b."""
+    parameters = inspect.signature(verb).parameters.values()
+    texts = [p for p in parameters if p.annotation in ("str", "str | None")]
+    if any(p.kind is p.VAR_POSITIONAL for p in texts):
+        SetParseFn(str)(verb)  # names in a row have no name of their own
+    return SetParseFns(**dict.fromkeys((p.name for p in texts), str))(verb)

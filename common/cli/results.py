@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 from ..errors import InputError
+from ..files import as_typed
 from .output import say
 
 
@@ -77,7 +78,8 @@ def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     check_output_folder(output)
     seeds = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
-    results = run_with_seeds(bundle, output, seeds, overrides)
+    typed = {name: as_typed(name, value) for name, value in overrides.items()}
+    results = run_with_seeds(bundle, output, seeds, typed)
     done = {seed: read_metrics(x) for seed, x in results.items() if not isinstance(x, str)}
     failures = [x for x in results.values() if isinstance(x, str)]
     if done:

@@ -16,7 +16,7 @@ def zoo_pack(*names: str, output: str) -> None:
     if not names:
         raise InputError("No bundle is named; needed are folders, or names of folders in bundles.")
     quieten_monai()
-    for bundle in [find_bundle(str(name)) for name in names]:
+    for bundle in [find_bundle(name) for name in names]:
         archive, left_out = pack(bundle, output)
         say(f"{archive}, and .sha256 beside it")
         if left_out:

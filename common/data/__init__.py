@@ -3,6 +3,7 @@
 from .ircadb import write_ircadb
 from .layouts import find_cases, image_files, labelled_cases
 from .outputs import OutputLayout, check_output_folder
+from .skipping import SkippingDataLoader, SkippingDataset
 from .splits import split_cases
 from .writers import AtomicNibabelWriter, AtomicPILWriter
 
@@ -10,6 +11,8 @@ __all__ = [
     "AtomicNibabelWriter",
     "AtomicPILWriter",
     "OutputLayout",
+    "SkippingDataLoader",
+    "SkippingDataset",
     "check_output_folder",
     "find_cases",
     "image_files",

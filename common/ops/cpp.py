@@ -23,7 +23,7 @@ from torch import Tensor
 from . import native
 from .forward_mode import refuse_tangents
 
-# csrc/selective_scan.cpp has the same: tokens between saved states, channels a group is padded to.
+# csrc/tiles.h has the same: tokens between saved states, channels a group is padded to.
 TILE, PAD = 64, 16
 _highest_isa = len(native.INSTRUCTION_SETS) - 1  # tests lower it
 
@@ -217,7 +217,7 @@ class _View(ctypes.Structure):
 
 
 class _Scan(ctypes.Structure):
-    """The arguments of the library's functions, in csrc/selective_scan.cpp's order."""
+    """The arguments of the library's functions, in csrc/selective_scan.h's order."""
 
     _fields_ = (
         *(

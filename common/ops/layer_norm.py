@@ -142,7 +142,7 @@ def _(x, skip, scale, norm_weight, norm_bias, weight, bias, eps, out):
 
 
 class _LayerNorm(ctypes.Structure):
-    """The arguments of layer_norm_forward, in csrc/selective_scan.cpp's order."""
+    """The arguments of layer_norm_forward, in csrc/layer_norm.h's order."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "width")),

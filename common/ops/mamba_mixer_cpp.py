@@ -290,7 +290,7 @@ class _Chunk:
 
 
 class _Conv(ctypes.Structure):
-    """The arguments of causal_conv1d_*, in csrc/selective_scan.cpp's order."""
+    """The arguments of causal_conv1d_*, in csrc/causal_conv1d.h's order."""
 
     _fields_ = (
         *(

@@ -6,11 +6,13 @@ from .labels import MergeMasksd, NestedLabelsd, NestedRegionsd
 from .loading import LoadCheckedImaged, LoadRadiographd
 from .patches import AdjacentSlicesd, PadToPatchd
 from .spacing import OwnKeysSpacingd, RelativeSpacingd
+from .stages import ForegroundOrAll, StageLabeld
 
 __all__ = [
     "AdjacentSlicesd",
     "BodyCropd",
     "CheckInputd",
+    "ForegroundOrAll",
     "LoadCheckedImaged",
     "LoadRadiographd",
     "MergeMasksd",
@@ -19,5 +21,6 @@ __all__ = [
     "OwnKeysSpacingd",
     "PadToPatchd",
     "RelativeSpacingd",
+    "StageLabeld",
     "body_mask",
 ]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.cli import main
 from common.networks import CodebookMambaUNet, LightMUNet
 
 from ..conftest import GoldenCase
@@ -131,3 +132,18 @@ def test_somebodys_data_is_not_replaced(tmp_path: Path):
 
 def test_unknown_verb_fails():
     assert run("paint").returncode == 2
+
+
+@pytest.mark.parametrize("name", ["2024", "1e3", "a,b", "run#1", "@home"])
+def test_paths_are_what_was_typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["phantom", "--output", name, "--cases", "1", "--size", "32"]
+    monkeypatch.setattr(sys, "argv", ["common", *arguments])
+    main()
+    assert (tmp_path / name / "dataset.json").is_file()
+
+
+def test_names_in_a_row_are_what_was_typed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "argv", ["common", "zoo", "pack", "1e3", "--output", "zips"])
+    with pytest.raises(SystemExit, match="1e3"):
+        main()

@@ -78,21 +78,21 @@ def test_random_calls(tmp_path: Path, sanitizer: str, seconds: int, record_prope
     [
         (
             "address",
-            "selective_scan_kernels.h",
+            "tiles-inl.h",
             "whole = channels / W * W;",
             "whole = (channels + W - 1) / W * W;",
             "ERROR: AddressSanitizer",
         ),
         (
             "thread",
-            "selective_scan.cpp",
+            "parallel.h",
             "std::atomic<int64_t> next{0}, arrived{0};",
             "std::atomic<int64_t> arrived{0}; int64_t next = 0;",
             "data race",
         ),
         (
             "address",
-            "selective_scan_kernels.h",
+            "selective_scan-inl.h",
             "std::fill(y, y + column.tokens * COLUMN, 0.0f);",
             "",
             "wrong result",

@@ -1,19 +1,17 @@
-// What one task of the group norm does, compiled once per instruction set like
-// selective_scan_kernels.h, which comes before and has the vectors.
+// What one task of the group norm does. Compiled once per instruction set, see kernels-inl.h.
 //
 // Sums are double: a volume has millions of sites, and the error of a plain float32 sum grows with
 // their number. Widening is free, since the sites come from memory slower than they are added.
 
-constexpr int HALF = W / 2;
-typedef float Half __attribute__((vector_size(4 * HALF)));
-typedef float LooseHalf __attribute__((vector_size(4 * HALF), may_alias, aligned(4)));
-typedef double Wide __attribute__((vector_size(8 * HALF)));
-typedef double LooseWide __attribute__((vector_size(8 * HALF), may_alias, aligned(8)));
+#include <algorithm>
+#include <cstdint>
 
-inline Wide widen(const float* p) {
-    return __builtin_convertvector((Half) * (const LooseHalf*)p, Wide);
-}
-inline void add_to(double* p, Wide x) { *(LooseWide*)p = *(LooseWide*)p + x; }
+#include "arena.h"
+#include "group_norm.h"
+#include "vector-inl.h"
+
+namespace {
+namespace INSTRUCTION_SET {
 
 // x scale + shift: what the ReLU, if any, is applied to.
 inline V normalised(V x, const float* scale, const float* shift) { return x * load(scale) + load(shift); }
@@ -134,3 +132,6 @@ void differentiate(GroupNormPlan& plan, int64_t task) {
 void group_norm_differentiate(GroupNormPlan& plan, int64_t task) {
     plan.norm.relu ? differentiate<true>(plan, task) : differentiate<false>(plan, task);
 }
+
+}  // namespace INSTRUCTION_SET
+}  // namespace

@@ -1,195 +1,32 @@
-// What one task of the selective scan does, compiled once per instruction set: selective_scan.cpp
-// includes this file several times, each time in another namespace and for another target.
-//
-//   W     channels in a vector register
-//   MAXN  states that a kernel keeps in registers
+// What one task of the selective scan does. Compiled once per instruction set, see kernels-inl.h.
 //
 // A task walks a range of tokens in tiles of TILE tokens and, within a tile, its channels in
 // columns of COLUMN channels. Kernels read token-major scratch memory that stays in cache, where
 // lanes without a channel are zero. Tensors whose channels are not next to each other are copied
 // there first; others are read and written where they are.
 
-typedef float V __attribute__((vector_size(4 * W)));
-typedef uint32_t U __attribute__((vector_size(4 * W)));
-typedef float Loose __attribute__((vector_size(4 * W), may_alias, aligned(4)));
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <initializer_list>
+#include <type_traits>
 
-inline V load(const float* p) { return *(const Loose*)p; }
-inline void store(float* p, V x) { *(Loose*)p = x; }
-inline V splat(float x) { return x - V{}; }
+#include "arena.h"
+#include "selective_scan.h"
+#include "sizes.h"
+#include "tiles-inl.h"
+#include "tiles.h"
+#include "vector-inl.h"
 
-// ---- exp and its kin ---------------------------------------------------------------------------
+namespace {
+namespace INSTRUCTION_SET {
 
-// The greater and the lesser; x where either is NaN.
-#if W == 16
-inline V at_least(float low, V x) { return (V)_mm512_max_ps((__m512)splat(low), (__m512)x); }
-inline V at_most(float high, V x) { return (V)_mm512_min_ps((__m512)splat(high), (__m512)x); }
-#elif W == 8
-inline V at_least(float low, V x) { return (V)_mm256_max_ps((__m256)splat(low), (__m256)x); }
-inline V at_most(float high, V x) { return (V)_mm256_min_ps((__m256)splat(high), (__m256)x); }
+// States that a kernel keeps in registers.
+#if defined(__aarch64__)
+constexpr int MAXN = 16;
 #else
-inline V at_least(float low, V x) { return low > x ? splat(low) : x; }
-inline V at_most(float high, V x) { return high < x ? splat(high) : x; }
+constexpr int MAXN = W == 16 ? 16 : 8;
 #endif
-
-inline V minus_abs(V x) { return (V)((U)x | 0x80000000u); }
-
-// 2^f for |f| <= 1/2, minimax with value 1 at 0 (a decay near 1 must not be biased).
-inline V exp2_fraction(V f) {
-    V p = f * 1.53531539e-4f + 1.33991323e-3f;
-    p = p * f + 9.61843971e-3f;
-    p = p * f + 5.55033199e-2f;
-    p = p * f + 0.240226477f;
-    p = p * f + 0.693147182f;
-    return p * f + 1.0f;
-}
-
-constexpr float ROUNDER = 12582912.0f;  // 1.5 * 2^23: x + ROUNDER has round(x) in its low bits
-
-inline V shift_exponent(V p, V rounded) { return (V)((U)p + ((U)rounded << 23)); }
-
-// 2^x: exactly 0 below -127, infinite from 128. Of a NaN whose low bits are not 0, anything. For
-// the forward pass: those of a NaN in A are 0, and one in delta is in the state by delta u too.
-inline V exp2(V x) {
-#if W == 16  // AVX-512 scales by a power of two, and saturates, in one instruction
-    V r = (V)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return (V)_mm512_scalef_ps((__m512)exp2_fraction(x - r), (__m512)r);
-#else
-    x = at_most(128.0f, at_least(-127.0f, x));
-    V rounded = x + ROUNDER;
-    return shift_exponent(exp2_fraction(x - (rounded - ROUNDER)), rounded);
-#endif
-}
-
-// The same but infinite from 127.5, and NaN of every NaN. For the backward pass.
-inline V exp2_or_nan(V x) {
-#if W == 16
-    return exp2(x);
-#else
-    x = at_most(128.0f, at_least(-127.0f, x));
-    V rounded = x + (ROUNDER + 127.0f);
-    return exp2_fraction(x - (rounded - (ROUNDER + 127.0f))) * (V)((U)rounded << 23);
-#endif
-}
-
-// e^x to float32's accuracy however large |x| is, for -87.3 <= x <= 88.3.
-inline V exp_within(V x) {
-#if W == 16
-    V r = (V)_mm512_roundscale_ps((__m512)(x * LOG2E), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-#else
-    V rounded = x * LOG2E + ROUNDER;
-    V r = rounded - ROUNDER;
-#endif
-    V f = (x - r * 0.693359375f) - r * -2.12194440e-4f;  // ln 2 in two parts
-    V p = f * 1.38434660e-3f + 8.37431649e-3f;           // as exp2_fraction, in powers of f ln 2
-    p = p * f + 4.16680122e-2f;
-    p = p * f + 0.166664298f;
-    p = p * f + 0.499999938f;
-    p = p * f + 1.0f;
-    p = p * f + 1.0f;
-#if W == 16
-    return (V)_mm512_scalef_ps((__m512)p, (__m512)r);
-#else
-    return shift_exponent(p, rounded);
-#endif
-}
-
-inline V exp(V x) { return exp_within(at_most(88.3f, at_least(-87.3f, x))); }
-
-inline V exp_of_minus_abs(V x) { return exp_within(at_least(-87.3f, minus_abs(x))); }
-
-// max(x, 0) + log(1 + w), w = e^-|x|; log(1 + w) = 2 atanh(w / (2 + w))
-inline V softplus(V x, V w) {
-    V s = w / (w + 2.0f), q = s * s;
-    V p = q * 0.280119926f + 0.280018032f;
-    p = p * q + 0.400215268f;
-    p = p * q + 0.666664184f;
-    p = p * q + 2.0f;
-    return at_least(0.0f, x) + s * p;
-}
-inline V softplus(V x) { return softplus(x, exp_of_minus_abs(x)); }
-
-inline V sigmoid(V x) { return 1.0f / (1.0f + exp(-x)); }
-inline V sigmoid(V x, V w) { return (x < 0.0f ? w : splat(1.0f)) / (w + 1.0f); }  // w as above
-
-// ---- sums over lanes ---------------------------------------------------------------------------
-
-template <int K, int... L>
-inline V add_pairs(V a, V b, std::integer_sequence<int, L...>) {
-    // Lane L of the first term is a's where bit K of L is clear, else b's lane L - K.
-#ifdef __clang__
-    return __builtin_shufflevector(a, b, (L & K ? W + L - K : L)...) +
-           __builtin_shufflevector(a, b, (L & K ? W + L : L + K)...);
-#else
-    return __builtin_shuffle(a, b, U{(L & K ? W + L - K : L)...}) +
-           __builtin_shuffle(a, b, U{(L & K ? W + L : L + K)...});
-#endif
-}
-
-template <int K>
-inline void sum_lanes_from(V* v) {
-    if constexpr (K < W) {
-        UNROLL for (int i = 0; i < W / K; i += 2)
-            v[i / 2] = add_pairs<K>(v[i], v[i + 1], std::make_integer_sequence<int, W>());
-        sum_lanes_from<2 * K>(v);
-    }
-}
-
-// Lane i of the result is the sum of v[i]'s lanes. Overwrites v.
-inline V sum_lanes(V* v) {
-    sum_lanes_from<1>(v);
-    return v[0];
-}
-
-// ---- copies between the caller's tensors and a tile --------------------------------------------
-
-// tile[t][c] = x[c * by_channel + rows.at[t]], for t < tokens and c < channels; 0 up to `lanes`.
-template <class AnyRows>
-inline void gather(const float* x, int64_t by_channel, const AnyRows& rows, int tokens, int channels,
-                   int lanes, float* tile, int row) {
-    int whole = 0;  // channels that the fast paths have copied
-    if (by_channel == 1) {
-        whole = channels / W * W;
-        for (int t = 0; t < tokens; ++t)
-            for (int c = 0; c < whole; c += W) store(tile + t * row + c, load(x + rows.at[t] + c));
-    } else if (rows.adjacent) {
-        whole = channels / 4 * 4;
-        for (int c = 0; c < whole; c += 4) {
-            const float* from = x + rows.at[0] + c * by_channel;
-            int t = 0;
-            for (; t + 4 <= tokens; t += 4)
-                transpose_4x4(from + t, by_channel, tile + t * row + c, row);
-            for (; t < tokens; ++t)
-                for (int i = 0; i < 4; ++i) tile[t * row + c + i] = from[i * by_channel + t];
-        }
-    }
-    for (int t = 0; t < tokens && whole < lanes; ++t) {
-        for (int c = whole; c < channels; ++c) tile[t * row + c] = x[c * by_channel + rows.at[t]];
-        for (int c = channels; c < lanes; ++c) tile[t * row + c] = 0;
-    }
-}
-
-template <class AnyRows>
-inline void scatter(const float* tile, int row, int tokens, int channels, float* x,
-                    int64_t by_channel, const AnyRows& rows) {
-    int whole = 0;
-    if (by_channel == 1) {
-        whole = channels / W * W;
-        for (int t = 0; t < tokens; ++t)
-            for (int c = 0; c < whole; c += W) store(x + rows.at[t] + c, load(tile + t * row + c));
-    } else if (rows.adjacent) {
-        whole = channels / 4 * 4;
-        for (int c = 0; c < whole; c += 4) {
-            float* to = x + rows.at[0] + c * by_channel;
-            int t = 0;
-            for (; t + 4 <= tokens; t += 4)
-                transpose_4x4(tile + t * row + c, row, to + t, by_channel);
-            for (; t < tokens; ++t)
-                for (int i = 0; i < 4; ++i) to[i * by_channel + t] = tile[t * row + c + i];
-        }
-    }
-    for (int t = 0; t < tokens && whole < channels; ++t)
-        for (int c = whole; c < channels; ++c) x[c * by_channel + rows.at[t]] = tile[t * row + c];
-}
 
 // ---- kernels: N states of W channels over the tokens of a tile ---------------------------------
 // Per-channel values of token t are at [t * COLUMN], per-state values of B and C at [t * n].
@@ -720,3 +557,6 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
         }
     }
 }
+
+}  // namespace INSTRUCTION_SET
+}  // namespace

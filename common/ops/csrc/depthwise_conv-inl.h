@@ -1,5 +1,16 @@
-// What one task of the depthwise convolution does, compiled once per instruction set like
-// group_norm_kernels.h, which comes before and has the wide vectors.
+// What one task of the depthwise convolution does. Compiled once per instruction set, see
+// kernels-inl.h.
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+#include "arena.h"
+#include "depthwise_conv.h"
+#include "vector-inl.h"
+
+namespace {
+namespace INSTRUCTION_SET {
 
 // f(w, n) for the places w of a row that see x at w + shift, HALF at a time (n is HALF), then one.
 template <class F>
@@ -51,3 +62,6 @@ void depthwise_conv_gradient_task(DepthwiseConvPlan& plan, int64_t task, Arena) 
         }
     });
 }
+
+}  // namespace INSTRUCTION_SET
+}  // namespace

@@ -1,8 +1,20 @@
-// What one task of the causal depthwise convolution with SiLU does, compiled once per instruction
-// set like selective_scan_kernels.h, which comes before and has the vectors.
+// What one task of the causal depthwise convolution with SiLU does. Compiled once per instruction
+// set, see kernels-inl.h.
 //
 // A task walks a range of tokens in tiles of TILE tokens and COLUMN channels, copied with as many
 // tokens around them as the taps reach into scratch memory; 0 where the sequence has none.
+
+#include <algorithm>
+#include <cstdint>
+
+#include "arena.h"
+#include "causal_conv1d.h"
+#include "tiles-inl.h"
+#include "tiles.h"
+#include "vector-inl.h"
+
+namespace {
+namespace INSTRUCTION_SET {
 
 // The taps of W channels: in registers where their number is a constant K, in memory where K is 0.
 template <int K>
@@ -126,3 +138,6 @@ void conv_backward_task(ConvPlan& plan, int64_t task, Arena arena) {
         column.write(dx, tokens, conv.dx, t0);
     });
 }
+
+}  // namespace INSTRUCTION_SET
+}  // namespace

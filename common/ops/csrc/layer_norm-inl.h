@@ -1,5 +1,13 @@
-// What one task of the layer norm does, compiled once per instruction set like
-// selective_scan_kernels.h, which comes before and has the vectors.
+// What one task of the layer norm does. Compiled once per instruction set, see kernels-inl.h.
+
+#include <cmath>
+#include <cstdint>
+
+#include "layer_norm.h"
+#include "vector-inl.h"
+
+namespace {
+namespace INSTRUCTION_SET {
 
 inline float sum_of(V x) {
     float total = 0;
@@ -38,3 +46,6 @@ void layer_norm_task(const LayerNorm& norm, int64_t begin, int64_t end) {
             y[i] = (x[i] - mean) * factor * norm.weight[i] + norm.bias[i];
     }
 }
+
+}  // namespace INSTRUCTION_SET
+}  // namespace
