@@ -1,9 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from common.errors import InputError, input_error_in
+from common.errors import InputError, input_error_in, listed
 
 
 def test_found_in_causes_contexts_and_text():

@@ -204,7 +204,10 @@ def inference_config(bundle: Path) -> Iterator[str]:
     if "inferer#_target_" not in inference:
         yield "inferer has no _target_"
     found = (inference.get("handlers#0#_target_"), inference.get("handlers#0#load_path"))
-    if found not in (("CheckpointLoader", "@checkpoint"), ("CheckpointLoader", "@typed#checkpoint")):
+    if found not in (
+        ("CheckpointLoader", "@checkpoint"),
+        ("CheckpointLoader", "@typed#checkpoint"),
+    ):
         yield "the first of handlers has to be a CheckpointLoader of @checkpoint, for Slicer"
     steps = _targets(bundle, "postprocessing#transforms")
     if [step for step in steps if step in ("Invertd", "SaveImaged")] != ["Invertd", "SaveImaged"]:
