@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import compress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.data import partition_dataset
 
 from ..errors import InputError, listed
-from ..files import parse_json
+from .case_lists import NameIndex, are_names, read_any_json, without
 from .layouts import (
     SPLITS,
     Case,
@@ -23,7 +21,6 @@ from .layouts import (
     say_once,
 )
 
-_LISTS = Path(__file__).parent / "lists"
 _NNUNETS = "splits_final.json"
 _OURS = '{"training": [NAME, ...], "validation": [NAME, ...], "test": [NAME, ...]}'
 _THEIRS = '[{"train": [NAME, ...], "val": [NAME, ...]}, ...]'
@@ -83,7 +80,7 @@ def split_cases(
         raise InputError(f"ratios is {list(ratios)}; allowed are three numbers, none below 0.")
     where = cases_file or dataset_dir
     data = require_cases(find_cases(dataset_dir, cases_file), where)
-    kept = _without(data, exclude, where)
+    kept = without(data, exclude, where)
     folds_file = Path(dataset_dir) / _NNUNETS
     if split_file is not None:
         return _part(_listed_parts(Path(split_file), data, kept, fold), split, str(split_file))
@@ -94,7 +91,7 @@ def split_cases(
             raise InputError(
                 f"fold is {fold}, but {where} comes with its own split; allowed is no fold (None)."
             )
-        say_once([f"{where} comes split: its own parts are used, and no others are drawn."])
+        say_once([f"{where} comes split: its own parts are used, not split and split_seed."])
         return _part(_completed(kept, ratios, seed), split, f"{where}, which comes split,")
     if cases_file is None and folds_file.is_file():
         if fold is not None:
@@ -185,6 +182,7 @@ def _completed(data: DataSet, ratios: Sequence[float], seed: int) -> _Parts:
         return parts
     share = [*ratios[:2], 0]
     training = parts["training"]
+    say_once(["No part for validation is published: it is drawn from the training part."])
     drawn: tuple[Split, ...] = ("training", "validation")
     return parts | {
         split: _part_by_ratios(training, split, share, seed, "The training part") for split in drawn
@@ -213,7 +211,7 @@ def _parts_of_folds(data: DataSet, fold: int, where: str | Path) -> _Parts:
 
 def _listed_parts(path: Path, data: DataSet, kept: DataSet, fold: int | None) -> _Parts:
     """The parts that a split_file names, less what is excluded."""
-    content = _json(path)
+    content = read_any_json(path)
     names: dict[Split, list[str]]
     if isinstance(content, list):
         names = _names_of_fold(path, content, fold)
@@ -221,12 +219,12 @@ def _listed_parts(path: Path, data: DataSet, kept: DataSet, fold: int | None) ->
         raise InputError(f"fold is {fold}, but {path} has no folds; allowed is no fold (None).")
     else:
         wrong = not isinstance(content, dict) or set(content) - set(SPLITS)
-        if wrong or not all(_are_names(part) for part in content.values()):
+        if wrong or not all(are_names(part) for part in content.values()):
             raise InputError(
                 f"{path} is no split_file; allowed is {_OURS}, or nnU-Net's list {_THEIRS}."
             )
         names = content
-    index, unknown, several = _NameIndex(data.cases), [], []
+    index, unknown, several = NameIndex(data.cases), [], []
     parts: dict[Split, list[Case]] = {}
     for split, listed_names in names.items():
         found = {name: index.find(name) for name in listed_names}
@@ -240,16 +238,15 @@ def _listed_parts(path: Path, data: DataSet, kept: DataSet, fold: int | None) ->
     _refuse_shared(path, parts, isinstance(content, list))
     rest = [case for case in data.cases if not any(case in part for part in parts.values())]
     if rest:
-        say_once(
-            [f"{path} leaves {len(rest)} cases out: {listed(case_names(c)[0] for c in rest)}."]
-        )
+        names_of_rest = listed(case_names(case)[0] for case in rest)
+        say_once([f"Cases that {path} does not name are left out: {names_of_rest}."])
     return {split: [case for case in part if case in kept.cases] for split, part in parts.items()}
 
 
 def _names_of_fold(path: Path, content: list[Any], fold: int | None) -> dict[Split, list[str]]:
     for part in content:
         wrong = not isinstance(part, dict) or not {"train", "val"} <= set(part)
-        if wrong or not all(_are_names(part[key]) for key in ("train", "val")):
+        if wrong or not all(are_names(part[key]) for key in ("train", "val")):
             raise InputError(f"{path} is not nnU-Net's splits_final.json; allowed is {_THEIRS}.")
     if fold is None or not 0 <= fold < len(content):
         raise InputError(
@@ -269,84 +266,3 @@ def _refuse_shared(path: Path, parts: _Parts, tested_as_validated: bool) -> None
                 f"{path} has {listed(case_names(case)[0] for case in shared)} both for {one} and "
                 f"for {other}; allowed is one part a case."
             )
-
-
-def _without(data: DataSet, exclude: Any, where: str | Path) -> DataSet:
-    """The data set less the cases that are named."""
-    if not exclude:
-        return data
-    names, all_known = _excluded_names(exclude)
-    index = _NameIndex(data.cases)
-    found = {name: index.find(name) for name in names}
-    unknown = [name for name, cases in found.items() if not cases]
-    if unknown and all_known:
-        raise InputError(
-            f"exclude names {listed(unknown)}, of which {where} has no case; allowed are names of "
-            "its cases, as of their labels without the ending."
-        )
-    if len(unknown) == len(names):
-        raise InputError(
-            f"exclude is {exclude!r}, and {where} has no case of that list; allowed is none (None)."
-        )
-    out = [case for cases in found.values() for case in cases]
-    kept = [case not in out for case in data.cases]
-    say_once([f"{kept.count(False)} of the {len(kept)} cases of {where} are left out by exclude."])
-    return data._replace(
-        cases=list(compress(data.cases, kept)),
-        folds=None if data.folds is None else list(compress(data.folds, kept)),
-        parts=None
-        if data.parts is None
-        else {split: [c for c in part if c not in out] for split, part in data.parts.items()},
-    )
-
-
-def _excluded_names(exclude: Any) -> tuple[list[str], bool]:
-    """Names, and whether each has to be of a case: a list of ours has several spellings of each."""
-    if isinstance(exclude, (list, tuple)):
-        return [str(name) for name in exclude], True
-    lists = {path.stem: path for path in sorted(_LISTS.glob("*.txt"))}
-    path = lists.get(str(exclude), Path(str(exclude)))
-    if not path.is_file():
-        raise InputError(
-            f"exclude is {exclude!r}; allowed are a list of names, a text or JSON file of them, or "
-            f"one of the lists {', '.join(lists)}."
-        )
-    if path.suffix.lower() == ".json":
-        names = _json(path)
-        if not _are_names(names):
-            raise InputError(f"{path} holds no list of names; allowed is [NAME, ...].")
-    else:
-        lines = _text(path).decode("utf-8-sig", errors="replace").splitlines()
-        names = [name for line in lines if (name := line.strip()) and not name.startswith("#")]
-    return names, str(exclude) not in lists
-
-
-class _NameIndex:
-    """Cases by what they may be called; what a case is called first goes before all else."""
-
-    def __init__(self, cases: Iterable[Case]) -> None:
-        self._first: dict[str, list[Case]] = defaultdict(list)
-        self._other: dict[str, list[Case]] = defaultdict(list)
-        for case in cases:
-            first, *others = case_names(case)
-            self._first[first].append(case)
-            for name in others:
-                self._other[name].append(case)
-
-    def find(self, name: str) -> list[Case]:
-        return self._first.get(name) or self._other.get(name) or []
-
-
-def _are_names(names: Any) -> bool:
-    return isinstance(names, list) and all(isinstance(name, str) for name in names)
-
-
-def _json(path: Path) -> Any:
-    return parse_json(_text(path), str(path))
-
-
-def _text(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"The file {path} cannot be read ({error.strerror}).") from error

@@ -85,6 +85,10 @@ def test_one_file_per_channel(touch: Touch):
         (["p_0000.nii", "q_0000.nii", "q_0001.nii"], "imagesTr/p lacks 0001 of the channels"),
         (["c0.nii", "c0.nii.gz"], r"imagesTr/c0\.nii and .*/c0\.nii\.gz are of one name; allowed"),
         (["p_0000.nii", "p_0000.nii.gz"], r"p_0000\.nii and .*/p_0000\.nii\.gz are of one name"),
+        (
+            ["p_2019.nii"],
+            r"imagesTr/p lacks 0000; 0001; 0002; 0003; 0004; and 2014 more of the channel",
+        ),
         (["p.nii", "p_0000.nii.gz"], r"p\.nii and .*/p_0000\.nii\.gz are of one"),
     ],
 )
@@ -120,8 +124,8 @@ def test_what_is_left_out_is_said_once(touch: Touch, caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
         assert len(labelled_cases(root)) == len(labelled_cases(root)) == 1
     assert caplog.messages == [
-        f"1 pictures lie beside volumes and are left out: {root}/imagesTr/a.png.",
-        f"1 labels have no image and are left out: {root}/labelsTr/b.nii.gz.",
+        f"Pictures beside volumes are left out: {root}/imagesTr/a.png.",
+        f"Labels without an image are left out: {root}/labelsTr/b.nii.gz.",
     ]
 
 
@@ -166,8 +170,8 @@ def test_decathlon_list(touch: Touch):
     assert data.label_values == {"background": 0, "liver": 1, "cancer": 2}
     assert (data.channel_names, data.parts, data.images) == (["CT"], None, [])
     assert list(data.notes) == [
-        f"{file} lists 1 test images that do not exist.",
-        f"{file} says numTraining 3; 1 cases for training are there.",
+        f"Of the test images that {file} lists 1 of 1 do not exist.",
+        f"{file} says numTraining 3, and cases for training are 1.",
     ]
 
 
@@ -277,7 +281,7 @@ def test_nnunet_raw(touch: Touch):
     assert [len(case["image"]) for case in data.cases] == [2, 2]
     assert data.label_values == {"background": 0, "whole": [1, 2], "core": 2}
     assert (data.ignore_label, data.channel_names) == (3, ["T1", "T2"])
-    assert list(data.notes) == [f"{file} says numTraining 3; 2 cases for training are there."]
+    assert list(data.notes) == [f"{file} says numTraining 3, and cases for training are 2."]
     assert data.images == image_files(root)
     assert short(root, data.images) == [["imagesTs/q_0000.nrrd", "imagesTs/q_0001.nrrd"]]
 
@@ -322,7 +326,7 @@ def test_lits_in_folders_by_number(touch: Touch):
         *("volume-0.nii", "volume-2.nii", "volume-10.nii")
     ]
     assert data.notes == [
-        f"1 labels have no image and are left out: {root}/Training Batch 2/segmentation-3.nii."
+        f"Labels without an image are left out: {root}/Training Batch 2/segmentation-3.nii."
     ]
     assert [Path(str(file)).name for file in image_files(root)] == [
         *("volume-0.nii", "volume-2.nii", "volume-10.nii")

@@ -136,7 +136,7 @@ def test_published_parts_are_kept(touch: Touch, caplog: pytest.LogCaptureFixture
     with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
         assert parts(root, ratios=(1, 1, 1), seed=5) == [["a", "b"], ["c"], ["d"]]
     assert caplog.messages == [
-        f"{root} comes split: its own parts are used, and no others are drawn."
+        f"{root} comes split: its own parts are used, not split and split_seed."
     ]
     assert parts(root, exclude=["b"]) == [["a"], ["c"], ["d"]]
     with pytest.raises(InputError, match="comes with its own split; allowed is no fold"):
@@ -188,7 +188,7 @@ def test_split_file(folders: Any, caplog: pytest.LogCaptureFixture):
     file = write(root, {"training": ["b", "a"], "validation": ["c"], "test": ["d"]})
     with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
         assert parts(root, split_file=file) == [["b", "a"], ["c"], ["d"]]
-    assert caplog.messages == [f"{file} leaves 1 cases out: e."]
+    assert caplog.messages == [f"Cases that {file} does not name are left out: e."]
     assert parts(root, split_file=str(file), exclude=["a"]) == [["b"], ["c"], ["d"]]
     file = write(root, {"training": ["a"]})
     with pytest.raises(
@@ -263,7 +263,7 @@ def test_lits_without_ircadb(
     names = {name for part in found for name in part}
     numbers = {int(name.replace("-", "_").rsplit("_", 1)[1]) for name in names}
     assert numbers == {*range(28), *range(48, 131)}
-    assert caplog.messages[-1] == f"20 of the 131 cases of {root} are left out by exclude."
+    assert caplog.messages[-1] == f"Of the 131 cases of {root} exclude leaves out 20."
 
 
 def test_cases_are_left_out_by_names_and_files(folders: Any):

@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import InputError, listed
-from .names import by_label, by_name, refuse_unlabelled, subfolders, volumes_of
+from .names import by_label, by_name, subfolders, volumes_of
+from .refusals import refuse_unlabelled
 from .types import Case, DataSet, Image
 
 SEQUENCES = {"_": ("flair", "t1", "t1ce", "t2"), "-": ("t2f", "t1n", "t1c", "t2w")}

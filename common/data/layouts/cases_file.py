@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from ...errors import InputError, listed
 from ...files import parse_json
 from . import decathlon
-from .names import as_image, by_label, refuse_doubled, refuse_missing
+from .names import as_image, by_label
+from .refusals import refuse_doubled, refuse_missing
 from .types import SPLITS, Case, DataSet, Split
 
 

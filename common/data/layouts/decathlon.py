@@ -20,16 +20,14 @@ from .names import (
     as_image,
     by_label,
     by_name,
-    channels_of,
     images_of,
     label_key,
     name_of,
-    refuse_doubled,
-    refuse_missing,
-    refuse_unlabelled,
     without_channel,
     without_mask,
 )
+from .pairing import channels_of
+from .refusals import refuse_doubled, refuse_missing, refuse_unlabelled
 from .stated import with_stated
 from .types import SPLITS, Case, DataSet, Image, Split
 
@@ -61,7 +59,8 @@ def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
     there = [image for image in images if all(Path(file).exists() for file in ensure_tuple(image))]
     notes = []
     if len(there) < len(images):  # whoever trains need not have downloaded them
-        notes.append(f"{path} lists {len(images) - len(there)} test images that do not exist.")
+        gone = len(images) - len(there)
+        notes.append(f"Of the test images that {path} lists {gone} of {len(images)} do not exist.")
     folds = _folds(path, [entry for entries in listed_parts.values() for entry in entries])
     order = sorted(range(len(cases)), key=lambda i: label_key(cases[i]))
     data = DataSet(

@@ -12,7 +12,8 @@ from ...files import read_json
 from ..formats import allowed_endings
 from . import brats, decathlon, folders, lits, nnunet, radiographs
 from . import cases_file as listing
-from .names import is_dicom_series, unlabelled_images
+from .names import is_dicom_series
+from .pairing import unlabelled_images
 from .types import Case, DataSet, Image
 
 _logger = logging.getLogger(__name__)

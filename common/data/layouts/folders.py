@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import InputError
-from .names import by_label, paired, unlabelled_images
+from .names import by_label
+from .pairing import paired, unlabelled_images
 from .types import SPLITS, Case, DataSet, Image, Split
 
 PAIRS = (

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ...errors import listed
 from .folders import PAIRS
-from .names import by_name, name_of, refuse_unlabelled, subfolders, volumes_of
+from .names import by_name, name_of, subfolders, volumes_of
+from .refusals import refuse_unlabelled
 from .types import Case, DataSet, Image
 
 _KINDS = ("volume", "segmentation", "test-volume")
@@ -29,7 +30,7 @@ def read(root: Path) -> DataSet | None:
     refuse_unlabelled(unlabelled, f"{root}, segmentation-N")
     notes = []
     if rest := [str(label) for number, label in labels.items() if number not in volumes]:
-        notes.append(f"{len(rest)} labels have no image and are left out: {listed(rest)}.")
+        notes.append(f"Labels without an image are left out: {listed(rest)}.")
     cases = [Case(image=str(image), label=str(labels[number])) for number, image in volumes.items()]
     tests: list[Image] = [str(file) for file in files["test-volume"].values()]
     return DataSet("LiTS", cases, tests, notes=notes)

@@ -14,15 +14,9 @@ from monai.utils import ensure_tuple
 
 from ...errors import InputError, listed
 from ..formats import allowed_endings, format_of
-from .names import (
-    as_image,
-    by_label,
-    case_names,
-    name_of,
-    paired,
-    refuse_missing,
-    unlabelled_images,
-)
+from .names import as_image, by_label, case_names, name_of
+from .pairing import paired, unlabelled_images
+from .refusals import refuse_missing
 from .stated import with_stated
 from .types import Case, DataSet
 

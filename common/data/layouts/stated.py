@@ -25,7 +25,7 @@ def with_stated(data: DataSet, stated: Mapping[str, Any], path: Path, count: int
         names = list(names.values())
     notes, said = list(data.notes), stated.get("numTraining")
     if said is not None and str(said) != str(count):
-        notes.append(f"{path} says numTraining {said}; {count} cases for training are there.")
+        notes.append(f"{path} says numTraining {said}, and cases for training are {count}.")
     return data._replace(
         label_values=values,
         ignore_label=ignore,
