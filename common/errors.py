@@ -6,6 +6,7 @@ import logging
 import re
 import sys
 import threading
+from collections.abc import Iterable
 from multiprocessing.dummy import DummyProcess
 from types import TracebackType
 from typing import Any
@@ -81,3 +82,10 @@ def _wait_for_pools() -> None:
 def first_line(error: BaseException) -> str:
     """What an error says, as far as it fits into a sentence of ours."""
     return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
+
+
+def listed(things: Iterable[object], most: int = 20) -> str:
+    """Things as a part of a sentence: the first of them, and how many more there are."""
+    words = [str(thing) for thing in things]
+    rest = len(words) - most
+    return "; ".join([*words[:most], *([f"and {rest} more"] if rest > 0 else [])])

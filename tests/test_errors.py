@@ -1,9 +1,10 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from common.errors import InputError, input_error_in
+from common.errors import InputError, input_error_in, listed
 
 
 def test_found_in_causes_contexts_and_text():
@@ -45,3 +46,8 @@ def test_process_ends_with_one_sentence(inner: str, tracebacks: int):
     assert done.stderr.count("Traceback") + done.stderr.count("direct cause") == tracebacks
     if not tracebacks:
         assert done.stderr == "ERROR:engine:No such file.\nerror: No such file.\n"
+
+
+def test_a_sentence_lists_the_first_twenty():
+    assert listed(["a", Path("b")]) == "a; b"
+    assert listed(range(22)).endswith("; 18; 19; and 2 more")

@@ -1,9 +1,10 @@
 """Data lists and splits, writers, and synthetic data."""
 
-from .cases import check_output_folder, image_files, labelled_cases, split_cases
 from .ircadb import write_ircadb
-from .outputs import OutputLayout
+from .layouts import find_cases, image_files, labelled_cases
+from .outputs import OutputLayout, check_output_folder
 from .skipping import SkippingDataLoader, SkippingDataset
+from .splits import split_cases
 from .writers import AtomicNibabelWriter, AtomicPILWriter
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "SkippingDataLoader",
     "SkippingDataset",
     "check_output_folder",
+    "find_cases",
     "image_files",
     "labelled_cases",
     "split_cases",

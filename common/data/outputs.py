@@ -8,13 +8,31 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai.data import FolderLayoutBase, create_file_basename
+from monai.data import FolderLayoutBase
 from monai.utils import ensure_tuple
 
-from ..errors import InputError
-from .cases import IMAGE_FOLDERS
+from ..errors import InputError, listed
+from .layouts import name_of
 
-_NAMED = 20  # collisions in a message
+_IMAGE_FOLDERS = ("imagesTs", "CXR_png", "test_images", "images")  # of a data set
+
+
+def check_output_folder(output_dir: str | Path) -> None:
+    """Create the folder that a run will write to.
+
+    Raises:
+        InputError: it cannot be created or written to.
+    """
+    folder = Path(output_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # several processes may try at once
+            pass
+    except OSError as error:
+        raise InputError(
+            f"The output folder {folder} cannot be written to ({error.strerror}); "
+            "allowed is a folder in which you may create files."
+        ) from error
 
 
 class OutputLayout(FolderLayoutBase):
@@ -22,7 +40,8 @@ class OutputLayout(FolderLayoutBase):
 
     FOLDER is the image's own below `dataset_dir`, so that images of one name in two folders stay
     apart: that of ``A/CXR_png/1.png`` and of ``A/1.png`` is A. There is none for
-    ``imagesTs/1.nii.gz``, nor for an image that is not below `dataset_dir`.
+    ``imagesTs/1.nii.gz``, nor for an image that is not below `dataset_dir`. NAME is that of the
+    image of which the file is the first channel: of ``case_0000.nii.gz`` in a folder it is case.
 
     Args:
         output_dir: where the files go.
@@ -73,13 +92,13 @@ class OutputLayout(FolderLayoutBase):
         if collisions:
             raise InputError(
                 f"{_count(collisions, 'file')} would be written more than once: "
-                f"{_listed(collisions)}; allowed are images of different names, or a dataset_dir "
+                f"{listed(collisions)}; allowed are images of different names, or a dataset_dir "
                 "whose folders tell them apart."
             )
         if replaced:
             raise InputError(
                 f"{_count(replaced, 'image')} would be replaced by what is made of others: "
-                f"{_listed(replaced)}; allowed is another output folder than {self.output_dir}."
+                f"{listed(replaced)}; allowed is another output folder than {self.output_dir}."
             )
         return planned
 
@@ -88,17 +107,13 @@ class OutputLayout(FolderLayoutBase):
         folder = Path()
         if path.parent.is_relative_to(self.dataset_dir):
             folder = path.parent.relative_to(self.dataset_dir)
-        if folder.name in IMAGE_FOLDERS:
+        if folder.name in _IMAGE_FOLDERS:
             folder = folder.parent
-        stem = create_file_basename(
-            self.postfix,
-            path.name,
-            self.output_dir / folder,
-            separate_folder=False,
-            patch_index=patch,
-            makedirs=False,
-        )
-        return Path(stem + self.extension)
+        name = name_of(path)
+        if path != self.dataset_dir:  # of a folder it is the first channel, for image_files too
+            name = name.removesuffix("_0000")
+        index = "" if patch is None else f"_{patch}"
+        return self.output_dir / folder / f"{name}_{self.postfix}{index}{self.extension}"
 
 
 def _ignores_case(folder: Path) -> bool:
@@ -110,8 +125,3 @@ def _ignores_case(folder: Path) -> bool:
 
 def _count(things: list[str], what: str) -> str:
     return f"{len(things)} {what}{'s' if len(things) > 1 else ''}"
-
-
-def _listed(things: list[str]) -> str:
-    rest = len(things) - _NAMED
-    return "; ".join([*things[:_NAMED], *([f"and {rest} more"] if rest > 0 else [])])

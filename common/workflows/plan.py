@@ -19,13 +19,17 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from ..data import check_output_folder, labelled_cases
+from ..data import check_output_folder, find_cases
+from ..data.formats import format_of
+from ..data.layouts import Case, DataSet, require_cases
 from ..errors import InputError, first_line
 from ..files import replacing
 
 _NAME = "Dataset001_Planned"
+_NIFTI = "NIfTI"  # of formats.FORMATS
 
 
 def write_plan(
@@ -39,7 +43,7 @@ def write_plan(
     nnU-Net's messages and progress go to stderr.
 
     Args:
-        dataset_dir: see `labelled_cases`; all its labelled cases count, as for nnU-Net.
+        dataset_dir: see `find_cases`; all its labelled cases count, as for nnU-Net.
         output: the JSON file to write, to be given after a bundle's train.json or inference.json.
         gpu_memory: GB that nnU-Net's own U-Net may fill in training.
         modality: "CT", or another for channels whose values have no unit; by default what the
@@ -176,36 +180,45 @@ def _intensity(plans: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str
 
 def _describe(root: Path, modality: str | None, folder: Path) -> dict[str, Any]:
     """nnU-Net's dataset.json of a data set; channels of a 4D file are written to `folder`."""
-    cases = labelled_cases(root)
-    path = root / "dataset.json"
-    stated = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    names = list((stated.get("channel_names") or stated.get("modality") or {}).values())
+    data = require_cases(find_cases(root), root)
+    names = data.channel_names or []
     dataset = {}
-    for i, case in enumerate(tqdm(cases, desc="Looking at the cases", unit="case")):
-        image = case["image"]
-        images = [image] if isinstance(image, str) else image
+    for i, case in enumerate(tqdm(data.cases, desc="Looking at the cases", unit="case")):
+        images, label = _nifti_files(case)
         if len(images) == 1:
             images = _channel_files(images[0], folder / f"case_{i}")
         absolute = [str(Path(file).absolute()) for file in images]
-        label = str(Path(str(case["label"])).absolute())
-        dataset[f"case_{i:05d}"] = {"images": absolute, "label": label}
+        dataset[f"case_{i:05d}"] = {"images": absolute, "label": str(Path(label).absolute())}
     channels = len(dataset["case_00000"]["images"])
     if modality is not None:
         names = [modality] * channels
     if len(names) != channels:
         raise InputError(
-            f"{path} names {len(names)} channels of the images' {channels}; name their modality "
+            f"{root} names {len(names)} channels of the images' {channels}; name their modality "
             "by --modality CT or --modality MR."
         )
-    labels = range(_num_classes(stated, cases))
+    labels = range(_num_classes(data))
     return {
         "channel_names": {str(i): name for i, name in enumerate(names)},
         "labels": {"background" if i == 0 else f"class {i}": i for i in labels},
-        "numTraining": len(cases),
+        "numTraining": len(data.cases),
         "file_ending": ".nii.gz",
         "overwrite_image_reader_writer": "NibabelIOWithReorient",  # to RAS, as the bundles do
         "dataset": dataset,
     }
+
+
+def _nifti_files(case: Case) -> tuple[list[str], str]:
+    """The files of an image and of its label, as nnU-Net's reader that turns to RAS takes them."""
+    images, labels = list(ensure_tuple(case["image"])), list(ensure_tuple(case["label"]))
+    for file in (*images, *labels):
+        found = format_of(file)
+        if found is None or found.name != _NIFTI or len(labels) > 1:
+            raise InputError(
+                f"{file} is not for nnU-Net to plan with; allowed are images of {_NIFTI} with one "
+                "label map each."
+            )
+    return images, labels[0]
 
 
 def _channel_files(file: str, folder: Path) -> list[str]:
@@ -220,20 +233,17 @@ def _channel_files(file: str, folder: Path) -> list[str]:
             nib.save(channel, path)
     except Exception as error:
         raise InputError(
-            f"The image {file} cannot be read ({first_line(error)}); allowed are complete NIfTI "
-            "files."
+            f"The image {file} cannot be read ({first_line(error)}); allowed are complete files."
         ) from error
     return paths
 
 
-def _num_classes(stated: Mapping[str, Any], cases: Sequence[Mapping[str, Any]]) -> int:
+def _num_classes(data: DataSet) -> int:
     """One more than the largest class that dataset.json lists, or else that a label map has."""
-    if "labels" in stated:
-        # The Medical Segmentation Decathlon writes {"1": "liver"}, nnU-Net {"liver": 1}.
-        pairs = stated["labels"].items()
-        return 1 + max(int(key) if str(key).isdigit() else np.max(value) for key, value in pairs)
+    if data.label_values:
+        return 1 + max(int(np.max(value)) for value in data.label_values.values())
     largest = 0
-    for case in tqdm(cases, desc="Counting classes", unit="case"):
+    for case in tqdm(data.cases, desc="Counting classes", unit="case"):
         largest = max(largest, int(np.max(nib.load(case["label"]).dataobj)))
     return 1 + largest
 

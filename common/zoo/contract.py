@@ -100,7 +100,8 @@ def staged(bundle: Path) -> bool:
 
 def shipped() -> dict[str, Path]:
     """What of this package a packed bundle carries: paths in it, and files."""
-    sources = (*_PACKAGE.rglob("*.py"), *_PACKAGE.glob("ops/csrc/*"))
+    others = (*_PACKAGE.glob("ops/csrc/*"), *_PACKAGE.glob("data/lists/*.txt"))
+    sources = (*_PACKAGE.rglob("*.py"), *others)
     return {file.relative_to(_PACKAGE).as_posix(): file for file in sources}
 
 
@@ -450,7 +451,7 @@ def network(bundle: Path) -> Iterator[str]:
             yield f"the network of {name}.json is not as the metadata says: {error}"
     if (bundle / WEIGHTS).is_file():
         parser = ConfigParser()
-        parser.read_json(str(bundle / "configs/inference.json"))
+        parser.read_config(str(bundle / "configs/inference.json"))
         try:
             check_checkpoint(bundle / WEIGHTS, parser.get_parsed_content("network_def"))
         except InputError as error:

@@ -1,16 +1,12 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from common.data import OutputLayout, image_files, outputs
+from common.data import OutputLayout, check_output_folder, image_files, outputs
 from common.errors import InputError
 
-
-def touch(root: Path, *names: str) -> list[str]:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
-    return [str(root / name) for name in names]
+from .conftest import Touch
 
 
 @pytest.mark.parametrize(
@@ -23,6 +19,14 @@ def touch(root: Path, *names: str) -> list[str]:
         ("data/A/b/scan.1.png", "A/b/scan.1_seg.nii.gz"),
         ("database/scan.nii.gz", "scan_seg.nii.gz"),
         ("scan.nii.gz", "scan_seg.nii.gz"),
+        ("data/UPPER.NII.GZ", "UPPER_seg.nii.gz"),
+        ("data/v1.2.nrrd", "v1.2_seg.nii.gz"),
+        ("data/imagesTs/case_0000.nii.gz", "case_seg.nii.gz"),  # the first of its channels
+        ("data/scan_2019.nii.gz", "scan_2019_seg.nii.gz"),
+        ("data/test_images/scan.nii", "scan_seg.nii.gz"),
+        ("data/test/images/scan.nii", "test/scan_seg.nii.gz"),
+        ("data/patient/1.2.840.113", "patient/1.2.840.113_seg.nii.gz"),  # a DICOM series
+        ("data/scan.zip", "scan_seg.nii.gz"),
     ],
 )
 def test_folders_below_the_data_set_are_kept(
@@ -36,51 +40,55 @@ def test_folders_below_the_data_set_are_kept(
     assert layout.filename(image, idx=3).name.endswith("_seg_3.nii.gz")
 
 
-def test_one_image_as_the_data_set(tmp_path: Path):
-    (image,) = touch(tmp_path, "A/scan.nii.gz")
-    assert OutputLayout(tmp_path, image).plan(image) == {image: tmp_path / "scan_seg.nii.gz"}
+@pytest.mark.parametrize("name", ["scan", "scan_0000", "scan_0001"])
+def test_one_image_as_the_data_set(touch: Touch, tmp_path: Path, name: str):
+    image = str(touch(f"A/{name}.nii.gz") / f"A/{name}.nii.gz")
+    assert OutputLayout(tmp_path, image).plan(image) == {image: tmp_path / f"{name}_seg.nii.gz"}
 
 
-def test_radiographs_of_one_name_in_two_sets_stay_apart(tmp_path: Path):
-    touch(tmp_path / "data", "A/CXR_png/patient_1.png", "B/CXR_png/patient_1.png")
+def test_channels_have_one_mask(touch: Touch, tmp_path: Path):
+    data = touch(*(f"{x}_000{i}.nii.gz" for x in "ab" for i in (0, 1)), root=tmp_path / "data")
+    planned = OutputLayout(tmp_path, data).plan(image_files(data))
+    assert list(planned.values()) == [tmp_path / "a_seg.nii.gz", tmp_path / "b_seg.nii.gz"]
+
+
+def test_radiographs_of_one_name_in_two_sets_stay_apart(touch: Touch, tmp_path: Path):
+    touch("data/A/CXR_png/patient_1.png", "data/B/CXR_png/patient_1.png")
     layout = OutputLayout(tmp_path, tmp_path / "data", extension=".png")
-    planned = layout.plan(image_files(tmp_path / "data", [".png"]))
+    planned = layout.plan(image_files(tmp_path / "data", 2))
     assert list(planned.values()) == [tmp_path / f"{x}/patient_1_seg.png" for x in "AB"]
 
 
-def test_images_of_one_name_are_refused(tmp_path: Path):
-    data = tmp_path / "data"
+def test_images_of_one_name_are_refused(touch: Touch, tmp_path: Path):
     names = [f"{i:02d}.nii{zipped}" for i in range(22) for zipped in ("", ".gz")]
-    touch(data, "other.nii", *names)
-    out = tmp_path / "out"
-    out.mkdir()
+    data = touch("other.nii", *names, root=tmp_path / "data")
     with pytest.raises(InputError) as refused:
-        OutputLayout(out, data).plan(image_files(data))
+        image_files(data)
     message = str(refused.value)
-    assert message.startswith(
-        f"22 files would be written more than once: {out}/00_seg.nii.gz of {data}/00.nii and of "
-        f"{data}/00.nii.gz; "
-    )
-    assert f"{data}/19.nii.gz; and 2 more; allowed are images of different names" in message
-    assert list(out.iterdir()) == []
+    assert message.startswith(f"{data}/00.nii and {data}/00.nii.gz; {data}/01.nii and ")
+    assert f"{data}/19.nii.gz; and 2 more are of one name; allowed is one of them." in message
 
 
-def test_images_of_one_name_elsewhere_are_refused(tmp_path: Path):
-    images = touch(tmp_path, "A/scan.nii", "B/scan.nii")
+def test_images_of_one_name_elsewhere_are_refused(touch: Touch, tmp_path: Path):
+    touch("A/scan.nii", "B/scan.nii")
+    images = [str(tmp_path / name) for name in ("A/scan.nii", "B/scan.nii")]
+    (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match=r"1 file would .*/A/scan\.nii and of .*/B/scan\.nii;"):
-        OutputLayout(tmp_path, tmp_path / "data").plan(images)
+        OutputLayout(tmp_path / "out", tmp_path / "data").plan(images)
+    assert list((tmp_path / "out").iterdir()) == []
     channels = [[image, f"{image}_0001"] for image in images]
     assert len(OutputLayout(tmp_path, tmp_path).plan(channels)) == 2
 
 
-def test_an_image_is_not_replaced_by_a_mask(tmp_path: Path):
-    touch(tmp_path, "scan.nii.gz", "scan_seg.nii.gz")
+def test_an_image_is_not_replaced_by_a_mask(touch: Touch, tmp_path: Path):
+    touch("scan.nii.gz", "scan_seg.nii.gz")
     with pytest.raises(InputError, match=r"1 image would be replaced .*scan_seg\.nii\.gz; allowed"):
         OutputLayout(tmp_path, tmp_path).plan(image_files(tmp_path))
 
 
-def test_names_that_differ_in_case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    images = touch(tmp_path / "data", "Scan.nii", "scan.nii.gz")
+def test_names_that_differ_in_case(touch: Touch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch("data/Scan.nii", "data/scan.nii.gz")
+    images = [str(tmp_path / "data" / name) for name in ("Scan.nii", "scan.nii.gz")]
     layout = OutputLayout(tmp_path, tmp_path / "data")
     same = (tmp_path / "data/SCAN.nii").exists()  # on macOS and Windows
     assert outputs._ignores_case(tmp_path) == same
@@ -89,3 +97,18 @@ def test_names_that_differ_in_case(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(outputs, "_ignores_case", lambda folder: True)
     with pytest.raises(InputError, match=r"1 file would .*Scan\.nii and of .*scan\.nii\.gz;"):
         layout.plan(images)
+
+
+def test_output_folder(tmp_path: Path):
+    check_output_folder(tmp_path / "new/folder")
+    assert list((tmp_path / "new/folder").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"output folder .*file cannot be written to"):
+        check_output_folder(tmp_path / "file")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_output_folder(tmp_path: Path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(InputError, match="cannot be written to"):
+        check_output_folder(tmp_path)

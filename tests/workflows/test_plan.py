@@ -185,6 +185,19 @@ def test_what_the_user_can_mend(tmp_path: Path, handed_over: list, monkeypatch: 
     assert not output.exists()
 
 
+def test_labels_that_are_not_trained_and_files_that_nnunet_cannot_turn(
+    tmp_path: Path, handed_over: list
+):
+    data = volumes(tmp_path / "data")
+    labels = {"background": 0, "organ": 1, "ignore": 2}
+    stated = json.dumps({"channel_names": {"0": "CT"}, "labels": labels})
+    (data / "dataset.json").write_text("\ufeff" + stated)
+    assert write_plan(data, tmp_path / "plan.json")["num_classes"] == 2
+    (data / "imagesTr/b.nii.gz").rename(data / "imagesTr/b.nrrd")
+    with pytest.raises(InputError, match=r"b\.nrrd is not for nnU-Net to plan with; allowed are"):
+        write_plan(data, tmp_path / "plan.json")
+
+
 @pytest.mark.slow
 def test_nnunet_plans_the_papers_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Table 2's LiverT: six stages, poolings (4, 5, 5), patch (64, 192, 192), batch 2.

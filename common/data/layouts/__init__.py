@@ -1,0 +1,20 @@
+"""Where the cases of a data set are, however its folder is laid out."""
+
+from .find import find_cases, image_files, labelled_cases, require_cases, say_once
+from .names import case_names, name_of
+from .types import SPLITS, Case, DataSet, Image, Split
+
+__all__ = [
+    "SPLITS",
+    "Case",
+    "DataSet",
+    "Image",
+    "Split",
+    "case_names",
+    "find_cases",
+    "image_files",
+    "labelled_cases",
+    "name_of",
+    "require_cases",
+    "say_once",
+]

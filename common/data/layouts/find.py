@@ -1,0 +1,166 @@
+"""Which layout a folder has, and what is in it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+from ...errors import InputError
+from ...files import read_json
+from ..formats import allowed_endings
+from . import brats, decathlon, folders, lits, nnunet, radiographs
+from . import cases_file as listing
+from .names import is_dicom_series
+from .pairing import unlabelled_images
+from .types import Case, DataSet, Image
+
+_logger = logging.getLogger(__name__)
+
+_FOLDERS = (folders.read_pairs, folders.read_parts, lits.read, brats.read)
+_TEST_IMAGES = (radiographs.images, folders.test_images, lits.images, brats.images)
+
+
+def find_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) -> DataSet:
+    """The cases of a data set, whose layout is told by what is there; the first of these counts:
+
+    - `cases_file`, a JSON or CSV list of images and labels;
+    - chest radiographs laid out like the Montgomery and Shenzhen sets: ``CXR_png`` and masks;
+    - ``dataset.json`` that lists "training": the Medical Segmentation Decathlon, nnU-Net v1, MONAI;
+    - ``dataset.json`` that lists none, and ``imagesTr``: nnU-Net's raw data sets;
+    - folders, of which only one may be there: ``imagesTr`` and ``labelsTr``, images and labels or
+      masks, image and label or mask; ``train_images``, ``train_masks``, ``valid_images``, ..., or
+      ``train/images``, ``train/masks``, ...; LiTS's ``volume-N`` and ``segmentation-N``; BraTS's
+      folder per case.
+
+    Images are of any of `formats.FORMATS`, or DICOM series, and may be a file per channel:
+    ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, .... Labels have the names of their images, or with
+    _mask, _seg or _label at their ends.
+
+    Args:
+        dataset_dir: the folder; of no account where there is a `cases_file`.
+        cases_file: its paths are relative to the folder that it is in.
+
+    Raises:
+        InputError: there is no such layout or more than one, a file is missing or of another's
+            name, an image has no label, or a channel is missing.
+    """
+    if cases_file is not None:
+        return listing.read(Path(cases_file))
+    root = existing_folder(dataset_dir)
+    found = radiographs.read(root) or _described(root)
+    if found is not None:
+        return found
+    matches = [data for read in _FOLDERS if (data := read(root)) is not None]
+    if len(matches) > 1:
+        raise InputError(
+            f"{root} has the layouts of {' and of '.join(data.layout for data in matches)}; "
+            "allowed is one of them, or a cases_file that says which files count."
+        )
+    if not matches:
+        raise InputError(
+            f"{root} holds no labelled cases in a layout that is known: needed are imagesTr with "
+            "images and labelsTr with label maps of the same names, dataset.json with a list, "
+            "folders as of LiTS, BraTS or nnU-Net, CXR_png with radiographs and their masks, or a "
+            "cases_file."
+        )
+    return matches[0]
+
+
+def labelled_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) -> list[Case]:
+    """Every labelled case of a data set, see `find_cases`; what is odd is said once in the log.
+
+    Raises:
+        InputError: as `find_cases`, or there is no labelled case.
+    """
+    return require_cases(find_cases(dataset_dir, cases_file), cases_file or dataset_dir).cases
+
+
+def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
+    """The images to segment, one file each, or a list of files, one per channel.
+
+    A file is one image, whatever its name, and so is a DICOM series, a folder or a zip. Of a data
+    set these are the files in ``imagesTs``, all radiographs (see `find_cases`), those of the part
+    called test, LiTS's test volumes or else all, or BraTS's cases without a segmentation or else
+    all. Of another folder they are its own files and the DICOM series in it, or what its
+    ``dataset.json`` lists under "test". ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are one
+    image's channels, as in training, unless no number there is 0000.
+
+    Args:
+        dataset_dir: the file or folder.
+        spatial_dims: 2 for pictures, 3 for volumes.
+
+    Raises:
+        InputError: the path does not exist or holds no image, two files are of one name, or a
+            channel is missing.
+    """
+    path = Path(dataset_dir)
+    if path.is_file():
+        return [str(path)]
+    root = existing_folder(path)
+    for images in (*_TEST_IMAGES, _own_images, _listed_images):
+        if found := images(root, spatial_dims):
+            return found
+    raise InputError(
+        f"{root} holds no image; allowed are files that end in {allowed_endings(spatial_dims)}, "
+        "and DICOM."
+    )
+
+
+def existing_folder(path: str | Path) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(
+            f"There is no folder {folder}; needed is one with imagesTr and labelsTr, "
+            "with CXR_png and masks, or with the images to segment."
+        )
+    return folder
+
+
+def require_cases(data: DataSet, where: str | Path) -> DataSet:
+    """The data set, whose notes are said now.
+
+    Raises:
+        InputError: it has no labelled case.
+    """
+    say_once(data.notes)
+    if not data.cases:
+        raise InputError(f"{where} holds no case; needed is at least one image with a label.")
+    return data
+
+
+def say_once(notes: Iterable[str]) -> None:
+    """Training asks for the same cases twice, for its own part and for validation's."""
+    for note in notes:
+        _warn(note)
+
+
+@cache
+def _warn(note: str) -> None:
+    _logger.warning("%s", note)
+
+
+def _described(root: Path) -> DataSet | None:
+    """The data set of a dataset.json; None where there is none, or it says nothing of cases."""
+    path = root / "dataset.json"
+    if not path.is_file():
+        return None
+    stated = read_json(path)
+    if "training" in stated:
+        return decathlon.read(path, stated)
+    if "dataset" in stated or (root / "imagesTr").is_dir():
+        return nnunet.read(path, stated)
+    return None
+
+
+def _own_images(root: Path, spatial_dims: int) -> list[Image]:
+    found = unlabelled_images(root, spatial_dims)
+    if not found and spatial_dims == 3:
+        return [str(root)] if is_dicom_series(root) else []
+    return found
+
+
+def _listed_images(root: Path, spatial_dims: int) -> list[Image]:
+    data = _described(root)
+    return data.images if data is not None else []

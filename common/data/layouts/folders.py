@@ -1,0 +1,97 @@
+"""Folders of images beside folders of labels of the same names, in parts or in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ...errors import InputError
+from .names import by_label
+from .pairing import paired, unlabelled_images
+from .types import SPLITS, Case, DataSet, Image, Split
+
+PAIRS = (
+    ("imagesTr", "labelsTr"),
+    ("images", "labels"),
+    ("images", "masks"),
+    ("image", "label"),
+    ("image", "mask"),
+)
+_PARTS: dict[Split, tuple[str, ...]] = {
+    "training": ("train", "training"),
+    "validation": ("valid", "val", "validation"),
+    "test": ("test",),
+}
+
+
+def read_pairs(root: Path) -> DataSet | None:
+    """``imagesTr`` and ``labelsTr``, or others of `PAIRS`; in ``imagesTs`` are those to segment."""
+    found = [
+        (root / images, root / labels)
+        for images, labels in PAIRS
+        if (root / images).is_dir() and (root / labels).is_dir()
+    ]
+    if len(found) > 1:
+        names = ", and ".join(f"{images.name} with {labels.name}" for images, labels in found)
+        raise InputError(f"{root} has {names}; allowed is one pair of folders, or a cases_file.")
+    if not found:
+        return None
+    notes: list[str] = []
+    cases = paired(*found[0], notes)
+    return DataSet("folders", cases, unlabelled_images(root / "imagesTs"), notes=notes)
+
+
+def read_parts(root: Path) -> DataSet | None:
+    """``train_images`` and ``train_masks``, ``valid_images``, ..., or ``train/images``, ....
+
+    The parts are called train or training, valid, val or validation, and test; labels are in masks
+    or labels. Without labels test holds images to segment.
+    """
+    folders = {split: _part(root, split) for split in SPLITS}
+    if folders["training"] is None:
+        return None
+    notes: list[str] = []
+    parts: dict[Split, list[Case]] = {}
+    images: list[Image] = []
+    for split, found in folders.items():
+        if found is None:
+            continue
+        if found.labels is not None:
+            parts[split] = paired(found.images, found.labels, notes)
+        elif split == "test":
+            images = unlabelled_images(found.images)
+        else:
+            raise InputError(
+                f"{found.images} has no labels beside it; needed is a folder "
+                f"{found.images.with_name(found.images.name.replace('images', 'masks'))}."
+            )
+    cases = by_label(case for part in parts.values() for case in part)
+    return DataSet("folders of parts", cases, images, parts, notes=notes)
+
+
+def test_images(root: Path, spatial_dims: int) -> list[Image]:
+    """Those to segment: of ``imagesTs``, or of the part called test, with labels or without."""
+    if found := unlabelled_images(root / "imagesTs", spatial_dims):
+        return found
+    part = _part(root, "test")
+    return unlabelled_images(part.images, spatial_dims) if part else []
+
+
+class _Part(NamedTuple):
+    images: Path
+    labels: Path | None
+
+
+def _part(root: Path, split: Split) -> _Part | None:
+    folders = [root / f"{name}{joint}images" for name in _PARTS[split] for joint in "_/"]
+    found = [folder for folder in folders if folder.is_dir()]
+    if len(found) > 1:
+        raise InputError(
+            f"{' and '.join(map(str, found))} are both there for {split}; allowed is one of them."
+        )
+    if not found:
+        return None
+    labels = (
+        found[0].with_name(found[0].name.replace("images", name)) for name in ("masks", "labels")
+    )
+    return _Part(found[0], next((folder for folder in labels if folder.is_dir()), None))

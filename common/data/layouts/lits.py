@@ -1,0 +1,59 @@
+"""LiTS as it is downloaded: volume-N.nii and segmentation-N.nii, in one folder or several.
+
+The test images, test-volume-N.nii, have no label.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ...errors import listed
+from .folders import PAIRS
+from .names import by_name, name_of, subfolders, volumes_of
+from .refusals import refuse_unlabelled
+from .types import Case, DataSet, Image
+
+_KINDS = ("volume", "segmentation", "test-volume")
+_NAME = re.compile(rf"({'|'.join(_KINDS)})-\d+", re.IGNORECASE)
+_OTHERS = {"imagesTs", *(folder for pair in PAIRS for folder in pair)}  # are paired by name
+
+
+def read(root: Path) -> DataSet | None:
+    """Cases sorted by their numbers; None where there is no segmentation-N."""
+    files = _files(root)
+    labels = files["segmentation"]
+    if not labels:
+        return None
+    volumes = files["volume"]
+    unlabelled = (image for number, image in volumes.items() if number not in labels)
+    refuse_unlabelled(unlabelled, f"{root}, segmentation-N")
+    notes = []
+    if rest := [str(label) for number, label in labels.items() if number not in volumes]:
+        notes.append(f"Labels without an image are left out: {listed(rest)}.")
+    cases = [Case(image=str(image), label=str(labels[number])) for number, image in volumes.items()]
+    tests: list[Image] = [str(file) for file in files["test-volume"].values()]
+    return DataSet("LiTS", cases, tests, notes=notes)
+
+
+def images(root: Path, spatial_dims: int) -> list[Image]:
+    """The test images where there are some, or else all volumes."""
+    files = _files(root) if spatial_dims == 3 else {}
+    found = files.get("test-volume") or files.get("volume") or {}
+    return [str(file) for file in found.values()]
+
+
+def _files(root: Path) -> dict[str, dict[int, Path]]:
+    """Volumes, segmentations and test volumes by their numbers, in their numbers' order."""
+    named = by_name(
+        path
+        for folder in (root, *subfolders(root))
+        if folder.name not in _OTHERS
+        for path in volumes_of(folder)
+        if _NAME.fullmatch(name_of(path))
+    )
+    kinds: dict[str, dict[int, Path]] = {kind: {} for kind in _KINDS}
+    for name, path in named.items():
+        kind, number = name.rsplit("-", 1)
+        kinds[kind.lower()][int(number)] = path
+    return {kind: dict(sorted(files.items())) for kind, files in kinds.items()}

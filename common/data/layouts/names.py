@@ -1,0 +1,109 @@
+"""What files are called: which are images, and of what."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from monai.utils import ensure_tuple
+
+from ...errors import InputError, listed
+from ..formats import format_of, stem
+from .types import Case, Image
+
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+_MASK = re.compile(r"[-_](mask|seg|label)$", re.IGNORECASE)
+_OF_DICOM = re.compile(r"\.(dcm|zip)$", re.IGNORECASE)
+
+
+def images_of(folder: Path, spatial_dims: int | None = None) -> list[Path]:
+    """Its image files, of pictures (2), volumes (3) or both (None), and its DICOM series."""
+    if not folder.is_dir():
+        return []
+    entries = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in entries if _is_image(path, spatial_dims))
+
+
+def _is_image(path: Path, spatial_dims: int | None) -> bool:
+    found = format_of(path)
+    if found is not None and not path.is_dir():
+        return spatial_dims in (None, found.spatial_dims)
+    if spatial_dims == 3 and not (path.is_dir() or path.suffix.lower() == ".zip"):
+        return False  # one DICOM file of a volume is a slice, and the folder is the image
+    return is_dicom_series(path)
+
+
+def is_dicom_series(path: Path) -> bool:
+    """Whether a folder, zip or file is DICOM, whatever it is called."""
+    from ..dicom import is_dicom  # type: ignore[import-not-found]
+
+    return bool(is_dicom(path))
+
+
+def volumes_of(folder: Path) -> list[Path]:
+    """Its files that are volumes by their names; nothing is opened."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and (found := format_of(path)) and found.spatial_dims == 3
+    )
+
+
+def subfolders(root: Path) -> list[Path]:
+    """The folders in a folder, and those in these."""
+    found = sorted(path for path in root.iterdir() if path.is_dir())
+    return found + sorted(path for folder in found for path in folder.iterdir() if path.is_dir())
+
+
+def name_of(path: str | Path) -> str:
+    """The name of an image's file or folder, without its ending."""
+    return _OF_DICOM.sub("", stem(path))
+
+
+def without_channel(name: str) -> str:
+    """nnU-Net's CASE_0000 is of CASE."""
+    found = CHANNEL.fullmatch(name)
+    return found[1] if found else name
+
+
+def without_mask(name: str) -> str:
+    """A label may be called CASE_mask, CASE_seg or CASE_label."""
+    return _MASK.sub("", name)
+
+
+def case_names(case: Case) -> list[str]:
+    """What a case may be called in a list; its own name is the first."""
+    names = [name_of(file) for file in (*ensure_tuple(case["label"]), *ensure_tuple(case["image"]))]
+    return list(dict.fromkeys(n for x in names for n in (without_mask(x), x, without_channel(x))))
+
+
+def as_image(files: Iterable[Path]) -> Image:
+    names = [str(file) for file in files]
+    return names[0] if len(names) == 1 else names
+
+
+def label_key(case: Case) -> tuple[str, ...]:
+    files: tuple[str, ...] = ensure_tuple(case["label"])
+    return files
+
+
+def by_label(cases: Iterable[Case]) -> list[Case]:
+    return sorted(cases, key=label_key)
+
+
+def by_name(files: Iterable[Path], name: Callable[[Path], str] = name_of) -> dict[str, Path]:
+    """Files by name.
+
+    Raises:
+        InputError: two are of one name, as a.nii and a.nii.gz are.
+    """
+    named: dict[str, Path] = {}
+    doubled = []
+    for file in files:
+        other = named.setdefault(name(file), file)
+        if other != file:
+            doubled.append(f"{other} and {file}")
+    if doubled:
+        raise InputError(f"{listed(doubled)} are of one name; allowed is one of them.")
+    return named

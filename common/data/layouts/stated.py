@@ -1,0 +1,54 @@
+"""What a dataset.json says of its data set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+from .types import DataSet
+
+
+def with_stated(data: DataSet, stated: Mapping[str, Any], path: Path, count: int) -> DataSet:
+    """A data set with the names of its classes and channels; of numTraining it has `count` cases.
+
+    Raises:
+        InputError: "labels" has neither the form of the Decathlon nor that of nnU-Net.
+    """
+    values = _label_values(stated.get("labels"), path)
+    ignore = values.pop("ignore", None) if values else None
+    if ignore is not None and not isinstance(ignore, int):
+        raise InputError(f'{path} has the label "ignore" {ignore}; allowed is one whole number.')
+    names = stated.get("channel_names") or stated.get("modality")
+    if isinstance(names, dict):
+        names = list(names.values())
+    notes, said = list(data.notes), stated.get("numTraining")
+    if said is not None and str(said) != str(count):
+        notes.append(f"{path} says numTraining {said}, and cases for training are {count}.")
+    return data._replace(
+        label_values=values,
+        ignore_label=ignore,
+        channel_names=[names] if isinstance(names, str) else names or None,
+        notes=notes,
+    )
+
+
+def _label_values(labels: Any, path: Path) -> dict[str, int | list[int]] | None:
+    """Names and values, of {"1": "liver"} as the Decathlon has them or {"liver": 1}, nnU-Net's."""
+    if not labels:
+        return None
+    try:
+        if all(isinstance(name, str) for name in labels.values()):
+            named = [(name, int(value)) for value, name in labels.items()]
+            doubled = len({name for name, _ in named}) < len(named)
+            return {f"{name} {value}" if doubled else name: value for name, value in named}
+        return {
+            str(name): [int(v) for v in value] if isinstance(value, list) else int(value)
+            for name, value in labels.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f'{path} has labels {labels}; allowed are {{"0": "background", "1": "liver"}} and '
+            '{"background": 0, "liver": 1}, or lists of values for regions.'
+        ) from error

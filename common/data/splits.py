@@ -1,0 +1,268 @@
+"""Which part of a data set a case is in: training, validation or test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.data import partition_dataset
+
+from ..errors import InputError, listed
+from .case_lists import NameIndex, are_names, read_any_json, without
+from .layouts import (
+    SPLITS,
+    Case,
+    DataSet,
+    Split,
+    case_names,
+    find_cases,
+    require_cases,
+    say_once,
+)
+
+_NNUNETS = "splits_final.json"
+_OURS = '{"training": [NAME, ...], "validation": [NAME, ...], "test": [NAME, ...]}'
+_THEIRS = '[{"train": [NAME, ...], "val": [NAME, ...]}, ...]'
+_SAME = "{} has no cases for test alone: in each fold those for validation are tested."
+
+_Parts = Mapping[Split, Sequence[Case]]
+
+
+def split_cases(
+    dataset_dir: str | Path,
+    split: Split,
+    ratios: Sequence[float] = (7, 1, 2),
+    seed: int = 0,
+    fold: int | None = None,
+    num_folds: int = 5,
+    split_file: str | Path | None = None,
+    exclude: str | Path | Sequence[str] | None = None,
+    cases_file: str | Path | None = None,
+) -> list[Case]:
+    """The part of `find_cases` that `split` names.
+
+    The first of these says which cases these are, and `ratios` and `seed` change nothing then:
+
+    - `split_file`;
+    - the folds of a data set that comes in folds (Auto3DSeg): one validates what the others train;
+    - the parts of a data set that comes split (CirrMRI600+; see `DataSet.parts`). Where it has no
+      part for validation, this is drawn from its training part by the first two `ratios`;
+    - where `fold` is given, nnU-Net's splits_final.json in the folder;
+    - else they are drawn at random by `seed`, by `ratios` or into folds. A part of which `ratios`
+      would leave nothing, of three to five cases say, gets one case of the largest.
+
+    Args:
+        dataset_dir: see `find_cases`.
+        split: "training", "validation" or "test".
+        ratios: relative sizes of the three, in that order.
+        seed: the same seed gives the same three parts, whichever is asked for.
+        fold: None splits by `ratios`; a number from 0 cross-validates: of `num_folds` equal parts
+            this one is the test set, the next one is for validation, all others for training. Of a
+            `split_file` of nnU-Net's, or of a data set that comes in folds, it is the number there.
+        num_folds: at least 3.
+        split_file: JSON, ``{"training": [NAME, ...], "validation": [...], "test": [...]}``, or
+            nnU-Net's splits_final.json, ``[{"train": [NAME, ...], "val": [...]}, ...]`` by `fold`,
+            whose test set is its validation set. A case is called as its label or image, without
+            the ending, _mask, _seg, _label, and a channel's number.
+        exclude: names of cases that are in no part; a text or JSON file of them; or the name of a
+            list that is in common/data/lists: "lits_without_ircadb" leaves out LiTS's cases 28 to
+            47, which are those of 3D-IRCADb-01, so that this tests what was not trained on.
+        cases_file: see `find_cases`.
+
+    Raises:
+        InputError: as `find_cases`; a name is of no case, or of two; or the part asked for would be
+            empty.
+    """
+    if split not in SPLITS:
+        raise InputError(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
+    if len(ratios) != 3 or min(ratios) < 0 or sum(ratios) <= 0:
+        raise InputError(f"ratios is {list(ratios)}; allowed are three numbers, none below 0.")
+    where = cases_file or dataset_dir
+    data = require_cases(find_cases(dataset_dir, cases_file), where)
+    kept = without(data, exclude, where)
+    folds_file = Path(dataset_dir) / _NNUNETS
+    if split_file is not None:
+        return _part(_listed_parts(Path(split_file), data, kept, fold), split, str(split_file))
+    if data.folds is not None:
+        return _part(_parts_of_folds(kept, fold or 0, where), split, f"fold {fold or 0} of {where}")
+    if data.parts is not None:
+        if fold is not None:
+            raise InputError(
+                f"fold is {fold}, but {where} comes with its own split; allowed is no fold (None)."
+            )
+        say_once([f"{where} comes split: its own parts are used, not split and split_seed."])
+        return _part(_completed(kept, ratios, seed), split, f"{where}, which comes split,")
+    if cases_file is None and folds_file.is_file():
+        if fold is not None:
+            return _part(_listed_parts(folds_file, data, kept, fold), split, str(folds_file))
+        say_once([f"{folds_file} is not used: it needs a fold, and fold is None."])
+    return _drawn(kept.cases, split, ratios, seed, fold, num_folds, where)
+
+
+def _part(parts: _Parts, split: Split, where: str) -> list[Case]:
+    part = parts.get(split)
+    if not part:
+        there = " and ".join(name for name in SPLITS if parts.get(name))
+        raise InputError(
+            f"{where} holds no labelled case for {split}; allowed is {there or 'none'}, or a "
+            "split_file that says which cases are which."
+        )
+    return list(part)
+
+
+def _drawn(
+    cases: Sequence[Case],
+    split: Split,
+    ratios: Sequence[float],
+    seed: int,
+    fold: int | None,
+    num_folds: int,
+    where: str | Path,
+) -> list[Case]:
+    if fold is None:
+        return _part_by_ratios(cases, split, ratios, seed, where)
+    if not (num_folds >= 3 and 0 <= fold < num_folds):
+        raise InputError(
+            f"fold is {fold} of num_folds {num_folds}; allowed are 0 to num_folds - 1, of at "
+            "least 3 folds."
+        )
+    if len(cases) < num_folds:
+        raise InputError(
+            f"{where} holds {len(cases)} labelled cases, too few for {num_folds} folds; "
+            "give more cases or fewer folds."
+        )
+    folds = partition_dataset(cases, num_partitions=num_folds, shuffle=True, seed=seed)
+    test, validation = folds[fold], folds[(fold + 1) % num_folds]
+    parts: _Parts = {
+        "training": [c for c in cases if c not in test and c not in validation],
+        "validation": validation,
+        "test": test,
+    }
+    return list(parts[split])
+
+
+def _part_by_ratios(
+    cases: Sequence[Case], split: Split, ratios: Sequence[float], seed: int, where: str | Path
+) -> list[Case]:
+    parts = _by_ratios(cases, ratios, seed)
+    shares = ":".join(f"{ratio:g}" for ratio in ratios)
+    said = f"{where} holds {len(cases)} labelled cases, of which a split by {shares}"
+    for i, part in enumerate(parts):
+        if ratios[i] > 0 and not part:
+            largest = max(parts, key=len)
+            if len(largest) > 1:
+                part.append(largest.pop())
+                giver = SPLITS[parts.index(largest)]
+                say_once([f"{said} leaves none for {SPLITS[i]}: it gets one of those for {giver}."])
+            else:
+                say_once([f"{said} leaves none for {SPLITS[i]}."])
+    part = parts[SPLITS.index(split)]
+    if not part:
+        raise InputError(
+            f"{said} leaves none for {split}; give more cases or another split, in which {split} "
+            "has a share."
+        )
+    return part
+
+
+def _by_ratios(cases: Sequence[Case], ratios: Sequence[float], seed: int) -> list[list[Case]]:
+    """MONAI's three parts, and what its rounding leaves out in the largest of them."""
+    parts: list[list[Case]] = partition_dataset(cases, ratios=ratios, shuffle=True, seed=seed)
+    (shuffled,) = partition_dataset(cases, ratios=[1], shuffle=True, seed=seed)
+    largest = max(range(len(parts)), key=lambda i: ratios[i])
+    parts[largest] = parts[largest] + shuffled[sum(map(len, parts)) :]
+    return parts
+
+
+def _completed(data: DataSet, ratios: Sequence[float], seed: int) -> _Parts:
+    """Published parts; validation is drawn from training where there is none."""
+    parts = dict(data.parts or {})
+    if parts.get("validation") or not parts.get("training"):
+        return parts
+    share = [*ratios[:2], 0]
+    training = parts["training"]
+    say_once(["No part for validation is published: it is drawn from the training part."])
+    drawn: tuple[Split, ...] = ("training", "validation")
+    return parts | {
+        split: _part_by_ratios(training, split, share, seed, "The training part") for split in drawn
+    }
+
+
+def _parts_of_folds(data: DataSet, fold: int, where: str | Path) -> _Parts:
+    """A fold for validation, all others for training; for test what is published, or validation."""
+    folds = list(zip(data.cases, data.folds or (), strict=True))
+    numbers = sorted({number for _, number in folds if number is not None})
+    if fold not in numbers:
+        raise InputError(
+            f"fold is {fold}, but {where} comes in the folds {', '.join(map(str, numbers))}; "
+            "allowed is one of them."
+        )
+    validation = [case for case, number in folds if number == fold]
+    test = (data.parts or {}).get("test")
+    if not test:
+        say_once([_SAME.format(where)])
+    return {
+        "training": [c for c, number in folds if number != fold and c not in (test or ())],
+        "validation": validation,
+        "test": test or validation,
+    }
+
+
+def _listed_parts(path: Path, data: DataSet, kept: DataSet, fold: int | None) -> _Parts:
+    """The parts that a split_file names, less what is excluded."""
+    content = read_any_json(path)
+    names: dict[Split, list[str]]
+    if isinstance(content, list):
+        names = _names_of_fold(path, content, fold)
+    elif fold is not None:
+        raise InputError(f"fold is {fold}, but {path} has no folds; allowed is no fold (None).")
+    else:
+        wrong = not isinstance(content, dict) or set(content) - set(SPLITS)
+        if wrong or not all(are_names(part) for part in content.values()):
+            raise InputError(
+                f"{path} is no split_file; allowed is {_OURS}, or nnU-Net's list {_THEIRS}."
+            )
+        names = content
+    index, unknown, several = NameIndex(data.cases), [], []
+    parts: dict[Split, list[Case]] = {}
+    for split, listed_names in names.items():
+        found = {name: index.find(name) for name in listed_names}
+        unknown += [name for name, cases in found.items() if not cases]
+        several += [name for name, cases in found.items() if len(cases) > 1]
+        parts[split] = [case for cases in found.values() for case in cases]
+    if unknown:
+        raise InputError(f"{path} names {listed(unknown)}, of which the data set has no case.")
+    if several:
+        raise InputError(f"{path} names {listed(several)}, which several cases are called.")
+    _refuse_shared(path, parts, isinstance(content, list))
+    rest = [case for case in data.cases if not any(case in part for part in parts.values())]
+    if rest:
+        names_of_rest = listed(case_names(case)[0] for case in rest)
+        say_once([f"Cases that {path} does not name are left out: {names_of_rest}."])
+    return {split: [case for case in part if case in kept.cases] for split, part in parts.items()}
+
+
+def _names_of_fold(path: Path, content: list[Any], fold: int | None) -> dict[Split, list[str]]:
+    for part in content:
+        wrong = not isinstance(part, dict) or not {"train", "val"} <= set(part)
+        if wrong or not all(are_names(part[key]) for key in ("train", "val")):
+            raise InputError(f"{path} is not nnU-Net's splits_final.json; allowed is {_THEIRS}.")
+    if fold is None or not 0 <= fold < len(content):
+        raise InputError(
+            f"fold is {fold}, and {path} has {len(content)} folds; needed is one of them, from 0."
+        )
+    say_once([_SAME.format(path)])
+    train, val = content[fold]["train"], content[fold]["val"]
+    return {"training": train, "validation": val, "test": val}
+
+
+def _refuse_shared(path: Path, parts: _Parts, tested_as_validated: bool) -> None:
+    pairs = [("training", "validation"), ("training", "test"), ("validation", "test")]
+    for one, other in pairs[:2] if tested_as_validated else pairs:
+        shared = [c for c in parts.get(one, ()) if c in parts.get(other, ())]  # type: ignore[call-overload]
+        if shared:
+            raise InputError(
+                f"{path} has {listed(case_names(case)[0] for case in shared)} both for {one} and "
+                f"for {other}; allowed is one part a case."
+            )

@@ -1,0 +1,305 @@
+"""Which part a case is in; empty files are enough."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.data import labelled_cases, split_cases
+from common.data.layouts import SPLITS, case_names
+from common.errors import InputError
+
+from .conftest import Touch
+
+
+@pytest.fixture
+def folders(touch: Touch):
+    """Make imagesTr and labelsTr of these names."""
+
+    def make(*names: str) -> Path:
+        return touch(
+            *(f"{folder}/{n}.nii.gz" for folder in ("imagesTr", "labelsTr") for n in names)
+        )
+
+    return make
+
+
+def cases(count: int) -> list[str]:
+    return [f"case_{i:02d}" for i in range(count)]
+
+
+def parts(root: Path, **arguments: Any) -> list[list[str]]:
+    """The names of the cases for training, validation and test."""
+    found = [split_cases(root, split, **arguments) for split in SPLITS]
+    return [[case_names(case)[0] for case in part] for part in found]
+
+
+def sizes(root: Path, **arguments: Any) -> list[int]:
+    return [len(part) for part in parts(root, **arguments)]
+
+
+def test_split_is_a_partition_and_depends_on_the_seed(folders: Any):
+    root = folders(*cases(20))
+    first = parts(root, seed=0)
+    assert [len(part) for part in first] == [14, 2, 4]
+    assert sorted(name for part in first for name in part) == cases(20)
+    assert parts(root, seed=0) == first
+    assert parts(root, seed=1) != first
+
+
+def test_seeds_draw_what_they_drew_before(folders: Any):
+    """By MONAI's partition_dataset, from cases sorted by their labels: of published numbers."""
+    root = folders(*cases(10))
+    assert parts(root)[1:] == [["case_03"], ["case_00", "case_05"]]
+    assert parts(root, fold=1)[1:] == [["case_04", "case_03"], ["case_08", "case_07"]]
+
+
+def test_bad_splits_are_named(folders: Any):
+    root = folders("a")
+    with pytest.raises(
+        InputError, match=r"holds 1 labelled cases.*7:1:2 leaves none for validation; give more"
+    ):
+        split_cases(root, "validation")
+    with pytest.raises(InputError, match="split is 'val'; allowed are training, validation, test"):
+        split_cases(root, "val")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"ratios is \[1, 2\]; allowed are three"):
+        split_cases(root, "training", (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"), [(3, [1, 1, 1]), (4, [2, 1, 1]), (5, [3, 1, 1]), (12, [9, 1, 2])]
+)
+def test_few_cases_leave_no_part_empty_and_none_out(
+    folders: Any, caplog: pytest.LogCaptureFixture, count: int, expected: list[int]
+):
+    """MONAI's rounding left test empty of 5 cases, and one of 12 in no part."""
+    root = folders(*cases(count))
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        found = parts(root)
+    assert [len(part) for part in found] == expected
+    assert sorted(name for part in found for name in part) == cases(count)
+    said = [message for message in caplog.messages if "leaves none for" in message]
+    assert len(said) == {3: 1, 4: 1, 5: 1, 12: 0}[count]
+    assert all("it gets one of those for training" in message for message in said)
+
+
+def test_a_part_without_a_share_is_empty_with_a_sentence(folders: Any):
+    root = folders(*cases(5))
+    assert len(split_cases(root, "training", (8, 2, 0))) == 4
+    with pytest.raises(
+        InputError, match=r"8:2:0 leaves none for test; .* in which test has a share"
+    ):
+        split_cases(root, "test", (8, 2, 0))
+    with pytest.raises(InputError, match=r"1:0:0 leaves none for validation; .* has a share"):
+        split_cases(root, "validation", (1, 0, 0))
+
+
+def test_what_two_cases_leave_empty_is_said_at_training(
+    folders: Any, caplog: pytest.LogCaptureFixture
+):
+    root = folders("a", "b")
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        assert len(split_cases(root, "training")) == 1
+    assert caplog.messages[-1].endswith(
+        "2 labelled cases, of which a split by 7:1:2 leaves none for test."
+    )
+    with pytest.raises(InputError, match="leaves none for test; give more cases"):
+        split_cases(root, "test")
+
+
+def test_lits_split_of_the_paper(folders: Any):
+    root = folders(*(f"liver_{i}" for i in range(130)))
+    found = parts(root, ratios=(100, 15, 15), seed=42)
+    assert [len(part) for part in found] == [100, 15, 15]
+    assert len({name for part in found for name in part}) == 130
+
+
+def test_folds_test_every_case_once(folders: Any):
+    root = folders(*cases(10))
+    tested = []
+    for fold in range(4):
+        found = parts(root, seed=1, fold=fold, num_folds=4)
+        assert sorted(name for part in found for name in part) == cases(10)
+        tested += found[2]
+    assert sorted(tested) == cases(10)
+    with pytest.raises(InputError, match="fold is 4 of num_folds 4; allowed are 0 to"):
+        split_cases(root, "test", fold=4, num_folds=4)
+    with pytest.raises(InputError, match="holds 10 labelled cases, too few for 11 folds"):
+        split_cases(root, "test", fold=10, num_folds=11)
+
+
+def test_published_parts_are_kept(touch: Touch, caplog: pytest.LogCaptureFixture):
+    for part, names in (("train", "ab"), ("valid", "c"), ("test", "d")):
+        root = touch(*(f"{part}_{kind}/{n}.nii.gz" for kind in ("images", "masks") for n in names))
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        assert parts(root, ratios=(1, 1, 1), seed=5) == [["a", "b"], ["c"], ["d"]]
+    assert caplog.messages == [
+        f"{root} comes split: its own parts are used, not split and split_seed."
+    ]
+    assert parts(root, exclude=["b"]) == [["a"], ["c"], ["d"]]
+    with pytest.raises(InputError, match="comes with its own split; allowed is no fold"):
+        split_cases(root, "test", fold=0)
+    for kind in ("images", "masks"):
+        (root / f"test_{kind}/d.nii.gz").unlink()
+    with pytest.raises(InputError, match="no labelled case for test; allowed is training and vali"):
+        split_cases(root, "test")
+
+
+def test_validation_is_drawn_from_training_where_none_is_published(touch: Touch):
+    for part, names in (("train", cases(8)), ("test", ["x"])):
+        root = touch(*(f"{part}/{kind}/{n}.nii" for kind in ("images", "masks") for n in names))
+    found = parts(root)
+    assert [len(part) for part in found] == [7, 1, 1]
+    assert (sorted(found[0] + found[1]), found[2]) == (cases(8), ["x"])
+
+
+def test_folds_that_come_with_a_list(folders: Any):
+    root = folders(*"abcd")
+    entries = [
+        {"image": f"imagesTr/{x}.nii.gz", "label": f"labelsTr/{x}.nii.gz", "fold": i % 3}
+        for i, x in enumerate("abcd")
+    ]
+    (root / "dataset.json").write_text(json.dumps({"training": entries}))
+    assert parts(root) == parts(root, fold=0) == [["b", "c"], ["a", "d"], ["a", "d"]]
+    assert parts(root, fold=1, exclude=["c"]) == [["a", "d"], ["b"], ["b"]]
+    with pytest.raises(InputError, match=r"fold is 3, but .* comes in the folds 0, 1, 2; allowed"):
+        split_cases(root, "training", fold=3)
+    content = {"training": entries[:3], "testing": [{k: entries[3][k] for k in ("image", "label")}]}
+    (root / "dataset.json").write_text(json.dumps(content))
+    assert parts(root, fold=1) == [["a", "c"], ["b"], ["d"]]
+
+
+def test_a_cases_file_may_come_split(touch: Touch):
+    root = touch(*(f"{x}{kind}.nii" for x in "abc" for kind in ("", "_seg")))
+    lines = [f"{x}.nii,{x}_seg.nii,{part}" for x, part in zip("abc", SPLITS, strict=True)]
+    (root / "cases.csv").write_text("\n".join(["image,label,split", *lines]))
+    assert parts(root, cases_file=root / "cases.csv") == [["a"], ["b"], ["c"]]
+
+
+def write(root: Path, content: Any, name: str = "split.json") -> Path:
+    (root / name).write_text(json.dumps(content))
+    return root / name
+
+
+def test_split_file(folders: Any, caplog: pytest.LogCaptureFixture):
+    root = folders(*"abcde")
+    file = write(root, {"training": ["b", "a"], "validation": ["c"], "test": ["d"]})
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        assert parts(root, split_file=file) == [["b", "a"], ["c"], ["d"]]
+    assert caplog.messages == [f"Cases that {file} does not name are left out: e."]
+    assert parts(root, split_file=str(file), exclude=["a"]) == [["b"], ["c"], ["d"]]
+    file = write(root, {"training": ["a"]})
+    with pytest.raises(
+        InputError, match=r"holds no labelled case for test; allowed is training, or"
+    ):
+        split_cases(root, "test", split_file=file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"training": ["a", "x", "y"]}, r"names x; y, of which the data set has no case"),
+        (
+            {"training": ["a"], "test": ["a"]},
+            "has a both for training and for test; allowed is one",
+        ),
+        ({"train": ["a"]}, r"is no split_file; allowed is \{\"training\": "),
+        ({"training": "a"}, "is no split_file"),
+        ("a", "is no split_file"),
+        ([["a"]], r"is not nnU-Net's splits_final\.json; allowed is \[\{\"train\""),
+        ([{"train": ["a"], "val": ["b"]}], "fold is None, and .* has 1 folds; needed is one"),
+    ],
+)
+def test_split_files_that_cannot_be_used(folders: Any, content: Any, message: str):
+    root = folders("a", "b")
+    with pytest.raises(InputError, match=message):
+        split_cases(root, "training", split_file=write(root, content))
+    with pytest.raises(InputError, match=r"gone\.json cannot be read"):
+        split_cases(root, "training", split_file=root / "gone.json")
+
+
+def test_names_of_two_cases_are_refused(touch: Touch):
+    root = touch(*(f"{x}/{kind}/1.nii" for x in ("train", "test") for kind in ("images", "masks")))
+    with pytest.raises(InputError, match="names 1, which several cases are called"):
+        split_cases(root, "training", split_file=write(root, {"training": ["1"]}))
+
+
+def test_nnunets_splits(folders: Any, caplog: pytest.LogCaptureFixture):
+    root = folders(*"abc")
+    folds = [{"train": ["a", "b"], "val": ["c"]}, {"train": ["c", "b"], "val": ["a"]}]
+    file = write(root.parent, folds, "folds.json")
+    assert parts(root, split_file=file, fold=1) == [["c", "b"], ["a"], ["a"]]
+    with pytest.raises(InputError, match=r"fold is 2, and .* has 2 folds; needed is one of them"):
+        split_cases(root, "training", split_file=file, fold=2)
+    with pytest.raises(InputError, match=r"fold is 1, but .* has no folds; allowed is no fold"):
+        split_cases(root, "training", split_file=write(root, {"training": ["a"]}), fold=1)
+
+    beside = write(root, folds, "splits_final.json")
+    assert parts(root, fold=0) == [["a", "b"], ["c"], ["c"]]
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        assert sizes(root) == [1, 1, 1]
+    assert f"{beside} is not used: it needs a fold, and fold is None." in caplog.messages
+
+
+# What is left out
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("volume-{}.nii", "segmentation-{}.nii"),
+        ("imagesTr/liver_{}.nii.gz", "labelsTr/liver_{}.nii.gz"),
+        ("imagesTr/liver_{}_0000.nii.gz", "labelsTr/liver_{}.nii.gz"),
+    ],
+)
+def test_lits_without_ircadb(
+    touch: Touch, image: str, label: str, caplog: pytest.LogCaptureFixture
+):
+    root = touch(*(name.format(i) for i in range(131) for name in (image, label)))
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        found = parts(root, exclude="lits_without_ircadb", ratios=(1, 1, 1))
+    names = {name for part in found for name in part}
+    numbers = {int(name.replace("-", "_").rsplit("_", 1)[1]) for name in names}
+    assert numbers == {*range(28), *range(48, 131)}
+    assert caplog.messages[-1] == f"Of the 131 cases of {root} exclude leaves out 20."
+
+
+def test_cases_are_left_out_by_names_and_files(folders: Any):
+    root = folders(*cases(6))
+    left = cases(6)[2:]
+
+    def remaining(exclude: Any) -> list[str]:
+        return sorted(name for part in parts(root, exclude=exclude) for name in part)
+
+    assert remaining(None) == remaining([]) == cases(6)
+    assert remaining(["case_00", "case_01"]) == left
+    assert remaining(write(root, ["case_00", "case_01"])) == left
+    (root / "names.txt").write_text("# why\n\ncase_00\n case_01 \n")
+    assert remaining(str(root / "names.txt")) == left
+    with pytest.raises(InputError, match=r"exclude names case_9, of which .* has no case; allowed"):
+        remaining(["case_00", "case_9"])
+    with pytest.raises(InputError, match=r"exclude is 'lits_without_ircadb', and .* has no case"):
+        remaining("lits_without_ircadb")
+    with pytest.raises(
+        InputError, match=r"exclude is 'case_00'; allowed are a list .* lits_without"
+    ):
+        remaining("case_00")
+    with pytest.raises(InputError, match="holds no list of names; allowed is"):
+        remaining(write(root, {"training": []}))
+    with pytest.raises(InputError, match=r"holds 0 labelled cases.* leaves none for training"):
+        remaining(cases(6))
+
+
+def test_a_case_may_be_called_as_its_image_or_its_label(touch: Touch):
+    root = touch("imagesTr/p_0000.nii", "imagesTr/p_0001.nii", "labelsTr/p_seg.nii")
+    (case,) = labelled_cases(root)
+    assert case_names(case) == ["p", "p_seg", "p_0000", "p_0001"]
+
+
+def test_a_name_is_of_the_case_that_is_called_so_first(folders: Any):
+    """p_2019's image could be a channel of p, going by its name."""
+    root = folders("p", "p_2019", "q")
+    file = write(root, {"training": ["p"], "validation": ["p_2019"], "test": ["q"]})
+    assert parts(root, split_file=file) == [["p"], ["p_2019"], ["q"]]
