@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError, first_line
-from .formats import format_of
+from .formats import DICOM_ENDINGS, format_of, is_archive
 
 _EXTRA = "monai-mamba-bundles[dicom]"
-_ENDINGS = (".dcm", ".dicom", ".ima")  # a file of such a name is no bystander
 _MAX_BYTES = 8 << 30  # of a zip file's content; a CT of 4,000 slices has 2 GiB
 _MAX_FILES = 50_000
 _LISTED = 20  # series in a message
@@ -86,7 +85,7 @@ def is_dicom(path: str | os.PathLike[str]) -> bool:
     try:
         if path.is_dir():
             return _holds_dicom(path, levels=3)
-        if path.suffix.lower() == ".zip":
+        if is_archive(path):
             with zipfile.ZipFile(path) as archive:
                 files = [entry for entry in archive.infolist() if _is_listed(entry)]
                 return any(_is_dicom(partial(archive.open, file)) for file in files[:_PROBED])
@@ -192,7 +191,7 @@ def _files(path: Path) -> Iterator[dict[str, Callable[[], Any]]]:
     if path.is_dir():
         found = sorted(f for f in path.rglob("*") if f.is_file() and not f.name.startswith("."))
         yield {str(file): partial(file.open, "rb") for file in found}
-    elif path.suffix.lower() != ".zip":
+    elif not is_archive(path):
         yield {str(path): partial(path.open, "rb")}
     else:
         try:
@@ -225,7 +224,7 @@ def _headers(path: Any, files: dict[str, Callable[[], Any]]) -> list[_Slice]:
     slices = []
     for name, open_file in files.items():
         if not _is_dicom(open_file):
-            if name.lower().endswith(_ENDINGS):
+            if name.lower().endswith(DICOM_ENDINGS):
                 raise InputError(f"{name} is no DICOM file; allowed are complete ones.")
             continue
         try:

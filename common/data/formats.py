@@ -32,6 +32,9 @@ FORMATS = (
     Format("TIFF", (".tif", ".tiff"), 2, "PIL"),
     Format("BMP", (".bmp",), 2, "PIL"),
 )
+# Names of DICOM files, which may also have no ending, and of what a series may come in.
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+_ARCHIVE = ".zip"
 
 
 def format_of(path: str | os.PathLike[str]) -> Format | None:
@@ -40,14 +43,18 @@ def format_of(path: str | os.PathLike[str]) -> Format | None:
     return next((found for found in FORMATS if name.endswith(found.endings)), None)
 
 
-def stem(path: str | os.PathLike[str]) -> str:
-    """The name of a file without its folder and, of an image, without its ending."""
+def is_archive(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's name says that it is an archive, in which DICOM may be."""
+    return os.fspath(path).lower().endswith(_ARCHIVE)
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """The name of a file or folder without its folder and, of an image, without its ending."""
     name = Path(path).name
-    found = format_of(name)
-    if found is None:
-        return name
-    length = next(len(ending) for ending in found.endings if name.lower().endswith(ending))
-    return name[:-length]
+    for ending in (*(e for f in FORMATS for e in f.endings), *DICOM_ENDINGS, _ARCHIVE):
+        if name.lower().endswith(ending):
+            return name[: -len(ending)]
+    return name
 
 
 def allowed_endings(spatial_dims: int | None = None) -> str:

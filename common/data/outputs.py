@@ -12,7 +12,7 @@ from monai.data import FolderLayoutBase
 from monai.utils import ensure_tuple
 
 from ..errors import InputError, listed
-from .layouts import name_of
+from .formats import name_of
 
 _IMAGE_FOLDERS = ("imagesTs", "CXR_png", "test_images", "images")  # of a data set
 

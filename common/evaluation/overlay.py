@@ -12,6 +12,7 @@ from monai.networks import one_hot
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..data.formats import format_of
 from ..errors import InputError
 from ..files import replacing
 
@@ -68,7 +69,7 @@ def draw_overlay(
     turned = {name: nib.as_closest_canonical(loaded[name]) for name in loaded}
     values = turned["image"].get_fdata(dtype=np.float32)
     maps = {name: _classes(images[name], turned[name]) for name in list(turned)[1:]}
-    flat = _is_png(image)
+    flat = _is_picture(image)
     low, high = window if window and not flat else np.percentile(values, (1, 99))
     spacing = turned["image"].header.get_zooms()
     centre = _centre(maps)
@@ -107,13 +108,14 @@ def draw_overlay(
     return path
 
 
-def _is_png(path: str | Path) -> bool:
-    return Path(path).suffix.lower() == ".png"
+def _is_picture(path: str | Path) -> bool:
+    found = format_of(path)
+    return found is not None and found.spatial_dims == 2
 
 
 def _load(path: str | Path) -> nib.Nifti1Image:
     try:
-        image = _load_png(path) if _is_png(path) else nib.load(path)
+        image = _load_png(path) if _is_picture(path) else nib.load(path)
         image.get_fdata(dtype=np.float32)
     except Exception as error:
         raise InputError(f"{path} cannot be read as a NIfTI or PNG image ({error}).") from error
@@ -143,7 +145,7 @@ def _same_grid(
 
 def _classes(path: str | Path, image: nib.Nifti1Image) -> NDArray[np.int64]:
     values = np.rint(image.get_fdata(dtype=np.float32)).astype(np.int64)
-    if _is_png(path):  # 0 and 255, say, are the classes 0 and 1
+    if _is_picture(path):  # 0 and 255, say, are the classes 0 and 1
         return np.searchsorted(np.union1d(values, [0]), values)
     return values
 

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -26,12 +25,11 @@ def touch(tmp_path: Path) -> Touch:
 @pytest.fixture
 def dicom_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """DICOM is what is called so, or holds such files: these are empty too."""
-    module = ModuleType("common.data.dicom")
 
     def is_dicom(path: Path) -> bool:
         if Path(path).is_dir():
             return any(Path(path).glob("*.dcm"))
         return Path(path).suffix in (".dcm", ".zip")
 
-    module.is_dicom = is_dicom  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "common.data.dicom", module)
+    for module in ("names", "find"):
+        monkeypatch.setattr(sys.modules[f"common.data.layouts.{module}"], "is_dicom", is_dicom)

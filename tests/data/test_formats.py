@@ -1,6 +1,6 @@
 import pytest
 
-from common.data.formats import allowed_endings, format_of, stem
+from common.data.formats import allowed_endings, format_of, name_of
 
 
 @pytest.mark.parametrize(
@@ -18,13 +18,19 @@ from common.data.formats import allowed_endings, format_of, stem
 def test_names_in_any_case(file: str, name: str, base: str):
     found = format_of(file)
     assert found is not None
-    assert (found.name, stem(file)) == (name, base)
+    assert (found.name, name_of(file)) == (name, base)
 
 
-@pytest.mark.parametrize("file", ["notes.txt", "nii", "x.gz", "x.nii.zip", "dataset.json"])
+@pytest.mark.parametrize("file", ["notes.txt", "nii", "x.gz", "dataset.json"])
 def test_other_files_are_no_images(file: str):
     assert format_of(file) is None
-    assert stem(file) == file
+    assert name_of(file) == file
+
+
+@pytest.mark.parametrize("name", ["series.zip", "1.2.840.DCM", "IM0001.ima"])
+def test_dicom_has_names_too(name: str):
+    assert format_of(name) is None
+    assert name_of(name) == name.rpartition(".")[0]
 
 
 def test_endings_of_a_sentence():

@@ -1,7 +1,7 @@
 """Where the cases of a data set are, however its folder is laid out."""
 
 from .find import find_cases, image_files, labelled_cases, require_cases, say_once
-from .names import case_names, name_of
+from .names import case_names
 from .types import SPLITS, Case, DataSet, Image, Split
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "find_cases",
     "image_files",
     "labelled_cases",
-    "name_of",
     "require_cases",
     "say_once",
 ]

@@ -16,13 +16,13 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from ...errors import InputError
+from ..formats import name_of
 from .names import (
     as_image,
     by_label,
     by_name,
     images_of,
     label_key,
-    name_of,
     without_channel,
     without_mask,
 )

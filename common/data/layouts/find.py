@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ...errors import InputError
 from ...files import read_json
+from ..dicom import is_dicom
 from ..formats import allowed_endings
 from . import brats, decathlon, folders, lits, nnunet, radiographs
 from . import cases_file as listing
-from .names import is_dicom_series
 from .pairing import unlabelled_images
 from .types import Case, DataSet, Image
 
@@ -157,7 +157,7 @@ def _described(root: Path) -> DataSet | None:
 def _own_images(root: Path, spatial_dims: int) -> list[Image]:
     found = unlabelled_images(root, spatial_dims)
     if not found and spatial_dims == 3:
-        return [str(root)] if is_dicom_series(root) else []
+        return [str(root)] if is_dicom(root) else []
     return found
 
 

@@ -9,8 +9,9 @@ import re
 from pathlib import Path
 
 from ...errors import listed
+from ..formats import name_of
 from .folders import PAIRS
-from .names import by_name, name_of, subfolders, volumes_of
+from .names import by_name, subfolders, volumes_of
 from .refusals import refuse_unlabelled
 from .types import Case, DataSet, Image
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from monai.utils import ensure_tuple
 
 from ...errors import InputError, listed
-from ..formats import format_of, stem
+from ..dicom import is_dicom
+from ..formats import format_of, is_archive, name_of
 from .types import Case, Image
 
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 _MASK = re.compile(r"[-_](mask|seg|label)$", re.IGNORECASE)
-_OF_DICOM = re.compile(r"\.(dcm|zip)$", re.IGNORECASE)
 
 
 def images_of(folder: Path, spatial_dims: int | None = None) -> list[Path]:
@@ -29,16 +29,9 @@ def _is_image(path: Path, spatial_dims: int | None) -> bool:
     found = format_of(path)
     if found is not None and not path.is_dir():
         return spatial_dims in (None, found.spatial_dims)
-    if spatial_dims == 3 and not (path.is_dir() or path.suffix.lower() == ".zip"):
+    if spatial_dims == 3 and not (path.is_dir() or is_archive(path)):
         return False  # one DICOM file of a volume is a slice, and the folder is the image
-    return is_dicom_series(path)
-
-
-def is_dicom_series(path: Path) -> bool:
-    """Whether a folder, zip or file is DICOM, whatever it is called."""
-    from ..dicom import is_dicom  # type: ignore[import-not-found]
-
-    return bool(is_dicom(path))
+    return is_dicom(path)
 
 
 def volumes_of(folder: Path) -> list[Path]:
@@ -54,11 +47,6 @@ def subfolders(root: Path) -> list[Path]:
     """The folders in a folder, and those in these."""
     found = sorted(path for path in root.iterdir() if path.is_dir())
     return found + sorted(path for folder in found for path in folder.iterdir() if path.is_dir())
-
-
-def name_of(path: str | Path) -> str:
-    """The name of an image's file or folder, without its ending."""
-    return _OF_DICOM.sub("", stem(path))
 
 
 def without_channel(name: str) -> str:

@@ -13,8 +13,8 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from ...errors import InputError, listed
-from ..formats import allowed_endings, format_of
-from .names import as_image, by_label, case_names, name_of
+from ..formats import allowed_endings, format_of, name_of
+from .names import as_image, by_label, case_names
 from .pairing import paired, unlabelled_images
 from .refusals import refuse_missing
 from .stated import with_stated

@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from ...errors import InputError, listed
+from ..formats import name_of
 from .names import (
     CHANNEL,
     as_image,
     by_label,
     by_name,
     images_of,
-    name_of,
     without_channel,
     without_mask,
 )
