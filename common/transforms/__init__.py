@@ -2,7 +2,15 @@
 
 from .body import BodyCropd, body_mask
 from .checks import CheckInputd
-from .labels import MergeMasksd, NestedLabelsd, NestedRegionsd
+from .labels import (
+    LabelRegionsd,
+    LeaveOutIgnoredd,
+    MergeMasksd,
+    NestedLabelsd,
+    NestedRegionsd,
+    RegionLabelsd,
+    region_values,
+)
 from .loading import LoadCheckedImaged, LoadRadiographd
 from .patches import AdjacentSlicesd, PadToPatchd
 from .spacing import OwnKeysSpacingd, RelativeSpacingd
@@ -11,6 +19,8 @@ __all__ = [
     "AdjacentSlicesd",
     "BodyCropd",
     "CheckInputd",
+    "LabelRegionsd",
+    "LeaveOutIgnoredd",
     "LoadCheckedImaged",
     "LoadRadiographd",
     "MergeMasksd",
@@ -18,6 +28,8 @@ __all__ = [
     "NestedRegionsd",
     "OwnKeysSpacingd",
     "PadToPatchd",
+    "RegionLabelsd",
     "RelativeSpacingd",
     "body_mask",
+    "region_values",
 ]
