@@ -91,8 +91,8 @@ class LabelValues:
             )
         ignoring = "" if self.ignore_label is None else f" and its ignore_label {self.ignore_label}"
         return (
-            f"has the values {_listed(unknown)}; allowed {allowed}{ignoring}, or what its "
-            "label_map makes of others."
+            f"has the values {_listed(unknown)}; allowed {allowed}{ignoring}; others need an entry "
+            "in label_map, or to be the ignore_label."
         )
 
     def apply(self, label: Tensor) -> Tensor:
