@@ -24,7 +24,7 @@ from .naming import format_size, image_name
 _logger = logging.getLogger(__name__)
 
 MAX_DISPLACEMENT = 0.1  # voxels that a label may lie off its image
-_SAID_DISPLACEMENT = 1e-3  # below is what rounding of headers does
+SAID_DISPLACEMENT = 1e-3  # below is what rounding of headers does
 
 
 class CheckInputd(MapTransform):
@@ -77,7 +77,7 @@ class CheckInputd(MapTransform):
 
     def _say(self, label: Tensor, image: Tensor) -> None:
         moved = displacement(label, image)
-        if moved > _SAID_DISPLACEMENT and not self._said:
+        if moved > SAID_DISPLACEMENT and not self._said:
             self._said.fill_(1)
             _logger.warning(
                 "The label %s lies %.2g voxels off its image %s: it takes the image's geometry, "
