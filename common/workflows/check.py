@@ -289,7 +289,7 @@ def _describe_label(
         rounded = array.round()
         if (rounded != array).any():
             report.treatment.append("the label's values are rounded to whole ones")
-        report.classes = {float(value): voxels for value, voxels in _rounded(report.classes)}
+        report.classes = dict(_rounded(report.classes))
         if values.ignore_label in whole:
             report.treatment.append(f"{whole[values.ignore_label]} voxels are left out")
         if max(whole) < _MAX_PARTS and min(whole) >= 0:
