@@ -10,6 +10,7 @@ import fire
 from fire.decorators import SetParseFn, SetParseFns
 
 from ..errors import input_error_in
+from .check import check
 from .checkpoints import convert, export, join
 from .data import ircadb, phantom
 from .results import codebook, overlay, repeat
@@ -21,10 +22,12 @@ __all__ = ["main"]
 
 def main() -> None:
     try:
-        verbs = (phantom, ircadb, overlay, convert, join, plan, doctor, codebook, export, repeat)
+        before = (phantom, ircadb, check, plan, doctor)
+        after = (overlay, convert, join, codebook, export, repeat)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}
-        fire.Fire({verb.__name__: _typed(verb) for verb in verbs} | groups, name="common")
+        verbs = {verb.__name__: _typed(verb) for verb in (*before, *after)}
+        fire.Fire(verbs | groups, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
         if sentence is None:

@@ -4,6 +4,8 @@ from .codebook import draw_prototypes, write_code_maps
 from .metrics import (
     ConfusionRate,
     HausdorffDistanceInMM,
+    MeanDice,
+    MeanIoUHandler,
     PerClassMetric,
     RelativeVolumeDifference,
     SurfaceDistanceInMM,
@@ -15,6 +17,8 @@ from .repeats import Spread, read_metrics, spread_over_seeds, write_spread
 __all__ = [
     "ConfusionRate",
     "HausdorffDistanceInMM",
+    "MeanDice",
+    "MeanIoUHandler",
     "PerClassMetric",
     "RelativeVolumeDifference",
     "Spread",

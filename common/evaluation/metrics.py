@@ -1,15 +1,18 @@
 """Metrics for the bundles' evaluators.
 
 A case without a value, such as the Dice of a class that its label lacks, has NaN, which means leave
-out.
+out: of every mean over cases or classes, whatever was predicted there. A mean of nothing is NaN.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from ignite.engine import Engine
+from monai import handlers
 from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler
 from monai.metrics import (
@@ -21,6 +24,23 @@ from monai.metrics import (
     compute_confusion_matrix_metric,
 )
 from torch import Tensor
+
+
+class _NothingIsNaN(IgniteMetricHandler):
+    """A mean over what has a value; NaN where nothing has, of which MONAI's own would be 0."""
+
+    def compute(self) -> Any:
+        mean = super().compute()
+        values = torch.as_tensor(self.metric_fn.get_buffer())
+        return math.nan if values.isnan().all() else mean
+
+
+class MeanDice(_NothingIsNaN, handlers.MeanDice):
+    """MONAI's handler ``MeanDice``: the mean over cases of the mean over classes in the label."""
+
+
+class MeanIoUHandler(_NothingIsNaN, handlers.MeanIoUHandler):
+    """MONAI's handler ``MeanIoUHandler``, in the same way as `MeanDice`."""
 
 
 class PerClassMetric(IgniteMetricHandler):

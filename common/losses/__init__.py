@@ -1,4 +1,7 @@
-"""Losses that MONAI does not have, one file per family; in float32 where logits have 16 bits."""
+"""Losses that MONAI does not have, one file per family; in float32 where logits have 16 bits.
+
+What a target marks as ignored (`common.ignored.IGNORED`) has no part in any of them.
+"""
 
 from .boundary import BoundaryAwareBCEDiceLoss
 from .deep_supervision import (
@@ -6,7 +9,7 @@ from .deep_supervision import (
     WeightedDeepSupervisionLoss,
     deep_supervision_weights,
 )
-from .dice_ce import DiceCELoss
+from .dice_ce import DiceBCELoss, DiceCELoss
 from .hybrid import HybridLoss
 from .inclusion import CodebookMambaLoss, InclusionLoss
 from .region_tversky import DiceCERegionTverskyLoss, RegionSpecificTverskyLoss
@@ -15,6 +18,7 @@ __all__ = [
     "BoundaryAwareBCEDiceLoss",
     "CodebookMambaLoss",
     "DeepSupervisionDecay",
+    "DiceBCELoss",
     "DiceCELoss",
     "DiceCERegionTverskyLoss",
     "HybridLoss",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 from monai.networks import one_hot
 from torch import Tensor, nn
 
+from ..ignored import is_ignored
+from .ignored import known_voxels, mean, of_voxels
 from .precision import at_least_float32
 
 
@@ -50,6 +54,7 @@ class BoundaryAwareBCEDiceLoss(nn.Module):
         Args:
             logits: (b, c, h, w) or (b, c, h, w, d).
             target: class of every voxel, (b, 1, h, w) or (b, 1, h, w, d); 0 and 1 where c is 1.
+                Ignored voxels count in no term, nor is any boundary theirs.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -60,6 +65,9 @@ class BoundaryAwareBCEDiceLoss(nn.Module):
                 f"size, {(logits.shape[0], 1, *logits.shape[2:])}."
             )
         logits = at_least_float32(logits)
+        near = self._near_boundary(target.float()) if self.boundary_weight > 0 else logits[:, :1]
+        if (known := known_voxels(target)) is not None:
+            logits, target, near = (of_voxels(x, known) for x in (logits, target, near))
         if logits.shape[1] == 1:
             classes = target.to(logits.dtype)
             bce = F.binary_cross_entropy_with_logits(logits, classes, reduction="none")
@@ -68,15 +76,20 @@ class BoundaryAwareBCEDiceLoss(nn.Module):
             classes = one_hot(target, logits.shape[1], dtype=logits.dtype)
             bce = F.cross_entropy(logits, classes, reduction="none").unsqueeze(1)
             dice = DiceLoss(softmax=True, include_background=False, batch=True)(logits, classes)
-        loss = self.bce_weight * bce.mean() + (1 - self.bce_weight) * dice
+        loss = self.bce_weight * mean(bce) + (1 - self.bce_weight) * dice
         if self.boundary_weight > 0:
-            near = self._near_boundary(target.float())
             loss = loss + self.boundary_weight * (bce * near).sum() / near.sum().clamp(min=1)
         return loss
 
     def _near_boundary(self, target: Tensor) -> Tensor:
-        """The morphological gradient: 1 where a neighbourhood has more than one class."""
+        """The morphological gradient: 1 where a neighbourhood has more than one class.
+
+        Ignored voxels have none; what is between them and others is no boundary.
+        """
         pool = F.max_pool2d if target.dim() == 4 else F.max_pool3d
         width, pad = 2 * self.boundary_width + 1, self.boundary_width
-        dilated, eroded = pool(target, width, 1, pad), -pool(-target, width, 1, pad)
-        return (dilated > eroded).to(target.dtype)
+        ignored = is_ignored(target)
+        dilated, minus_eroded = (
+            pool(x.masked_fill(ignored, -math.inf), width, 1, pad) for x in (target, -target)
+        )
+        return (dilated > -minus_eroded).to(target.dtype)

@@ -1,10 +1,14 @@
-"""MONAI's sum of Dice and cross entropy, in the precision of this package's losses."""
+"""Sums of Dice and cross entropy, of classes and of regions, in this package's precision."""
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from monai import losses
-from torch import Tensor
+from monai.losses import DiceLoss
+from torch import Tensor, nn
 
+from .ignored import known_part, known_samples, known_voxels, mean
 from .precision import at_least_float32
 
 
@@ -12,8 +16,50 @@ class DiceCELoss(losses.DiceCELoss):
     """MONAI's ``DiceCELoss`` with the same arguments, in float32 where the logits have 16 bits.
 
     MONAI's sums 16-bit logits as they are: in float16 the Dice of a volume is NaN, unless CUDA's
-    autocast happens to be on.
+    autocast happens to be on. Ignored voxels, too, are news to it: the loss is that of the others,
+    as in nnU-Net; of a sample without any other, or a batch, it is 0.
     """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return super().forward(at_least_float32(input), target)
+        logits = at_least_float32(input)
+        if known_voxels(target) is None:
+            return super().forward(logits, target)
+        known = known_part(logits, target)
+        samples = [known] if self.dice.batch else known_samples(logits, target)
+        dice = torch.stack([self.dice(*sample) for sample in samples])
+        loss = self.lambda_dice * (dice.sum() if self.dice.reduction == "sum" else dice.mean())
+        if known[1].numel():
+            entropy = self.ce(*known) if input.shape[1] != 1 else self.bce(*known)
+            loss = loss + self.lambda_ce * entropy
+        return loss
+
+
+class DiceBCELoss(nn.Module):
+    """Dice + binary cross entropy of regions that may overlap, a sigmoid each.
+
+    MONAI's ``DiceCELoss`` would not do: for several channels, its second term is a softmax's cross
+    entropy, whatever the first's activation.
+
+    Args:
+        batch: whether Dice is of the batch as a whole, rather than a mean over samples.
+    """
+
+    def __init__(self, batch: bool = False) -> None:
+        super().__init__()
+        self.dice = DiceLoss(sigmoid=True, batch=batch)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The mean over regions, voxels and samples.
+
+        Args:
+            logits: (b, regions, ...).
+            target: (b, regions, ...), 0 or 1; ignored voxels are so in every region.
+        """
+        logits = at_least_float32(logits)
+        target = target.to(logits.dtype)
+        known = known_part(logits, target)
+        entropy = mean(F.binary_cross_entropy_with_logits(*known, reduction="none"))
+        if self.dice.batch or known[0] is logits:
+            return self.dice(*known) + entropy
+        dice = torch.stack([self.dice(*sample) for sample in known_samples(logits, target)])
+        return dice.mean() + entropy

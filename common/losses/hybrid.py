@@ -9,6 +9,7 @@ from monai.losses import DiceLoss, TverskyLoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
+from .ignored import known_part
 from .precision import at_least_float32
 
 HybridKind = Literal["dice_bce", "tversky_bce", "dice", "tversky", "bce"]
@@ -58,7 +59,8 @@ class HybridLoss(nn.Module):
 
         Args:
             logits: (b, c, ...).
-            target: class of every voxel, (b, 1, ...); 0 and 1 where c is 1.
+            target: class of every voxel, (b, 1, ...); 0 and 1 where c is 1. Where it is ignored
+                no term counts: the loss is that of the other voxels alone.
 
         Raises:
             ValueError: the shapes do not fit.
@@ -69,7 +71,7 @@ class HybridLoss(nn.Module):
                 f"target has shape {tuple(target.shape)}; allowed is one channel of the logits' "
                 f"size, {allowed}."
             )
-        logits = at_least_float32(logits)
+        logits, target = known_part(at_least_float32(logits), target)
         single = logits.shape[1] == 1
         dtype = logits.dtype
         classes = target.to(dtype) if single else one_hot(target, logits.shape[1], dtype)
@@ -88,6 +90,8 @@ class HybridLoss(nn.Module):
         return loss
 
     def _cross_entropy(self, logits: Tensor, classes: Tensor) -> Tensor:
+        if not logits.numel():
+            return logits.sum()  # 0, with a gradient: all is ignored
         if logits.shape[1] == 1:
             return F.binary_cross_entropy_with_logits(logits, classes)
         return F.cross_entropy(logits, classes)

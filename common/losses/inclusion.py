@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 
+from .dice_ce import DiceBCELoss
+from .ignored import known_part, mean
 from .precision import at_least_float32
 
 
@@ -29,13 +29,13 @@ class InclusionLoss(nn.Module):
         _check_channels("logits", logits)
         liver, tumour = at_least_float32(logits).unbind(1)
         # sigmoid(-x) is 1 - sigmoid(x), without the cancellation near 1.
-        return (torch.sigmoid(tumour) * torch.sigmoid(-liver)).mean()
+        return mean(torch.sigmoid(tumour) * torch.sigmoid(-liver))
 
 
 class CodebookMambaLoss(nn.Module):
     """Dice + BCE + alpha L_vq + beta L_con (eq. 8).
 
-    MONAI's DiceCELoss would not do: for two channels, its second term is a softmax's cross entropy.
+    Of ignored voxels it has no term. The codebook's loss is the network's, of all its features.
 
     Args:
         alpha: weight of the codebook's loss.
@@ -52,7 +52,7 @@ class CodebookMambaLoss(nn.Module):
                 raise ValueError(f"{name} is {value}; allowed are numbers from 0.")
         self.alpha = alpha
         self.beta = beta
-        self.dice = DiceLoss(sigmoid=True)
+        self.dice_bce = DiceBCELoss()
         self.inclusion = InclusionLoss()
 
     def forward(self, output: Tensor | Sequence[Tensor], target: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class CodebookMambaLoss(nn.Module):
             output: in training, a sequence of the logits (b, 2, ...), the codebook's loss per
                 sample (b,), and what else the network gives; or the logits alone, of a network
                 without a codebook or in evaluation.
-            target: (b, 2, ...), the whole liver and the tumour, 0 or 1.
+            target: (b, 2, ...), the whole liver and the tumour, 0 or 1, or both ignored.
 
         Raises:
             ValueError: logits or target have other channels.
@@ -70,9 +70,8 @@ class CodebookMambaLoss(nn.Module):
         logits = output if isinstance(output, Tensor) else output[0]
         _check_channels("target", target)
         logits = at_least_float32(logits)
-        target = target.to(logits.dtype)
-        loss = self.dice(logits, target) + F.binary_cross_entropy_with_logits(logits, target)
-        loss = loss + self.beta * self.inclusion(logits)
+        known, _ = known_part(logits, target)
+        loss = self.dice_bce(logits, target) + self.beta * self.inclusion(known)
         if isinstance(output, Tensor):
             return loss
         return loss + self.alpha * at_least_float32(output[1]).mean()

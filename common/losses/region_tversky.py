@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from monai.losses import DiceCELoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
+from .dice_ce import DiceCELoss
+from .ignored import known_voxels, mean
 from .precision import at_least_float32
+
+_NONE = 1e-12  # of a region: less than one voxel's share
 
 
 class RegionSpecificTverskyLoss(nn.Module):
@@ -28,6 +31,7 @@ class RegionSpecificTverskyLoss(nn.Module):
         loss = -mean of (TP + s) / (TP + weight of FP * FP + weight of FN * FN + s)
 
     over regions, classes and, without `batch`, samples. The weights are differentiated through.
+    With ignored voxels a region's means are over its others, and a region without any is left out.
 
     Args:
         regions_per_axis: regions along each axis, or along all; a map that has fewer voxels along
@@ -76,11 +80,21 @@ class RegionSpecificTverskyLoss(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (b, c, ...) in 2D or 3D, for labels (b, 1, ...) below c."""
         regions = self._regions(logits, target)
-        p = at_least_float32(logits).softmax(1)
-        y = one_hot(target, logits.shape[1], dtype=p.dtype)
+        logits = at_least_float32(logits)
+        known = known_voxels(target)
+        if known is not None:
+            known = known[:, None]
+            logits = logits.masked_fill(~known, 0)  # whatever they were, infinities too
+        p = logits.softmax(1)
+        y = one_hot(target.clamp(min=0), logits.shape[1], dtype=p.dtype)
         if not self.include_background:
             p, y = p[:, 1:], y[:, 1:]
-        tp, fp, fn = (_pool(x, regions) for x in (p * y, p * (1 - y), (1 - p) * y))
+        counts = (p * y, p * (1 - y), (1 - p) * y)
+        if known is None:
+            tp, fp, fn = (_pool(x, regions) for x in counts)
+        else:
+            part = _pool(known.to(p.dtype), regions)
+            tp, fp, fn = (_pool(x * known, regions) / part.clamp(min=_NONE) for x in counts)
         if self.batch:
             tp, fp, fn = tp.sum(0), fp.sum(0), fn.sum(0)
 
@@ -91,7 +105,11 @@ class RegionSpecificTverskyLoss(nn.Module):
             wrong = weight_fp * fp + weight_fn * fn
         else:
             wrong = self.alpha * fp + (self.alpha + self.beta) * fn
-        return -((tp + s) / (tp + wrong + s)).mean()
+        score = (tp + s) / (tp + wrong + s)
+        if known is not None:
+            seen = part.sum(0) if self.batch else part
+            score = score[(seen > 0).expand_as(score)]
+        return -mean(score)
 
     def _regions(self, logits: Tensor, target: Tensor) -> list[int]:
         size = logits.shape[2:]

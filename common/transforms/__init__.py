@@ -2,7 +2,15 @@
 
 from .body import BodyCropd, body_mask
 from .checks import CheckInputd
-from .labels import MergeMasksd, NestedLabelsd, NestedRegionsd
+from .labels import (
+    LabelRegionsd,
+    LeaveOutIgnoredd,
+    MergeMasksd,
+    NestedLabelsd,
+    NestedRegionsd,
+    RegionLabelsd,
+    region_values,
+)
 from .loading import LoadCheckedImaged, LoadRadiographd
 from .patches import AdjacentSlicesd, PadToPatchd
 from .spacing import OwnKeysSpacingd, RelativeSpacingd
@@ -13,6 +21,8 @@ __all__ = [
     "BodyCropd",
     "CheckInputd",
     "ForegroundOrAll",
+    "LabelRegionsd",
+    "LeaveOutIgnoredd",
     "LoadCheckedImaged",
     "LoadRadiographd",
     "MergeMasksd",
@@ -20,7 +30,9 @@ __all__ = [
     "NestedRegionsd",
     "OwnKeysSpacingd",
     "PadToPatchd",
+    "RegionLabelsd",
     "RelativeSpacingd",
     "StageLabeld",
     "body_mask",
+    "region_values",
 ]

@@ -1,32 +1,177 @@
-"""Label maps of masks, and of regions that lie within one another."""
+"""Label maps: the classes that their values stand for, masks, and regions that overlap."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
+from torch import Tensor
+
+from ..errors import InputError
+from ..ignored import IGNORED, is_ignored
+
+ROUNDING = 1e-3  # values of a label are this near to whole ones
+_MANY = 1 << 16  # values from 0 to here are counted in one pass
+
+
+class LabelValues:
+    """Which values a label map's file may have, and which class each stands for.
+
+    Args:
+        num_classes: classes, from 2, the background among them; None allows all whole values.
+        label_map: {value in the file: class}, several values to one class where wanted; None takes
+            the values as classes. Keys and values may be text, as JSON has keys.
+        ignore_label: the value in the file of voxels that count neither in losses nor in metrics;
+            they become `IGNORED`.
+
+    Raises:
+        InputError: num_classes is below 2; label_map's classes are not 0 to num_classes - 1, each
+            of them at least once; ignore_label is a class, or a key of label_map.
+    """
+
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        label_map: Mapping[Any, Any] | None = None,
+        ignore_label: int | None = None,
+    ) -> None:
+        if num_classes is not None and num_classes < 2:
+            raise InputError(
+                f"num_classes is {num_classes}; allowed are numbers from 2, of which the first is "
+                "the background."
+            )
+        self.num_classes = num_classes
+        self.ignore_label = (
+            _whole("ignore_label", ignore_label) if ignore_label is not None else None
+        )
+        self.label_map = None if label_map is None else _whole_map(label_map)
+        if self.label_map is not None:
+            classes = sorted(set(self.label_map.values()))
+            if classes != list(range(num_classes or len(classes))):
+                raise InputError(
+                    f"label_map is {label_map}, with the classes {_listed(classes)}; allowed are "
+                    f"0 to {(num_classes or len(classes)) - 1}, the configuration's num_classes "
+                    "being one more, each at least once."
+                )
+        if self.ignore_label is not None and self.ignore_label in self.allowed():
+            raise InputError(
+                f"ignore_label is {ignore_label}, which stands for a class as well; allowed is a "
+                "value that does not, or another label_map."
+            )
+
+    def allowed(self) -> set[int]:
+        """The values that stand for a class; none where all are allowed."""
+        return set(self.label_map or range(self.num_classes or 0))
+
+    def problem(self, values: Sequence[float]) -> str | None:
+        """What is wrong with the values that a label has, if anything."""
+        if broken := [
+            v for v in values if not (math.isfinite(v) and abs(v - round(v)) <= ROUNDING)
+        ]:
+            return (
+                f"has the values {_listed(broken)}; allowed are whole numbers, or what is within "
+                f"{ROUNDING:g} of them."
+            )
+        if self.num_classes is None and self.label_map is None:
+            return None
+        known = self.allowed() | ({self.ignore_label} if self.ignore_label is not None else set())
+        unknown = sorted({round(v) for v in values} - known)
+        if not unknown:
+            return None
+        if self.label_map is not None:
+            allowed = f"are {_listed(sorted(known))}, the configuration's label_map's keys"
+        else:
+            allowed = (
+                f"are the classes 0 to {len(self.allowed()) - 1}, the configuration's num_classes "
+                "being one more"
+            )
+        ignoring = "" if self.ignore_label is None else f" and its ignore_label {self.ignore_label}"
+        return (
+            f"has the values {_listed(unknown)}; allowed {allowed}{ignoring}; others need an entry "
+            "in label_map, or to be the ignore_label."
+        )
+
+    def apply(self, label: Tensor) -> Tensor:
+        """The classes of a label map whose values have no `problem`; the same where it is one."""
+        whole = label.round()
+        changes = {old: new for old, new in (self.label_map or {}).items() if old != new}
+        if self.ignore_label is not None:
+            changes[self.ignore_label] = IGNORED
+        classes = whole.clone() if changes else whole
+        for old, new in changes.items():
+            classes[whole == old] = new
+        return classes
+
+
+def count_values(label: Tensor) -> dict[float, int]:
+    """The values of a label map and how many voxels have each, smallest first."""
+    flat = label.detach().as_subclass(Tensor).flatten()
+    whole = flat.round()
+    if flat.numel() and bool(((flat - whole).abs() <= ROUNDING).all()):
+        if whole.min() >= 0 and whole.max() < _MANY:
+            counts = sum(
+                (torch.bincount(part.int(), minlength=_MANY) for part in whole.split(1 << 24)),
+                torch.zeros(_MANY, dtype=torch.int64),
+            )
+            return {float(v): int(counts[v]) for v in counts.nonzero().flatten()}
+        flat = whole
+    values, numbers = flat[~flat.isnan()].unique(return_counts=True)
+    counted = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+    unknown = int(flat.isnan().sum())
+    return counted | ({math.nan: unknown} if unknown else {})
+
+
+def _whole_map(label_map: Mapping[Any, Any]) -> dict[int, int]:
+    if not isinstance(label_map, Mapping) or not label_map:
+        raise InputError(
+            f"label_map is {label_map!r}; allowed is {{value: class, ...}}, such as "
+            "{0: 0, 1: 0, 2: 1}."
+        )
+    return {_whole("a key of label_map", k): _whole("a class", v) for k, v in label_map.items()}
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        number = int(str(value))
+    except ValueError as error:
+        raise InputError(f"{name} is {value!r}; allowed are whole numbers.") from error
+    return number
+
+
+def _listed(values: Sequence[float]) -> str:
+    shown = ", ".join(f"{value:.7g}" for value in values[:5])
+    return shown + (f" and {len(values) - 5} more" if len(values) > 5 else "")
 
 
 class MergeMasksd(MapTransform):
     """Make of the masks of an organ its label map: 1 where any of them is above 0.
 
-    With more than two classes there is nothing to merge: the image's values are the classes.
+    There is nothing to merge with more than two classes, whose values are the file's, nor with a
+    `label_map` or an `ignore_label`, which are of the file's values too.
 
     Args:
         keys: key of the masks, (masks, ...).
         num_classes: classes of the label map, the background among them.
+        label_map, ignore_label: as for `CheckInputd`.
     """
 
-    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
+    def __init__(
+        self,
+        keys: KeysCollection,
+        num_classes: int,
+        label_map: Mapping[Any, Any] | None = None,
+        ignore_label: int | None = None,
+    ) -> None:
         super().__init__(keys)
-        self.num_classes = num_classes
+        self.merges = num_classes == 2 and label_map is None and ignore_label is None
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         merged = dict(data)
-        if self.num_classes == 2:
+        if self.merges:
             for key in self.key_iterator(merged):
                 merged[key] = (merged[key].amax(0, keepdim=True) > 0).to(merged[key].dtype)
         return merged
@@ -36,7 +181,7 @@ class NestedRegionsd(MapTransform):
     """Label maps (1, ...) of nested classes to a channel per region, (num_classes - 1, ...).
 
     Each region includes those within it: of 0, 1 liver and 2 tumour, the whole liver, tumour
-    included, and the tumour. `NestedLabelsd` goes back.
+    included, and the tumour. What is `IGNORED` is so in every region. `NestedLabelsd` goes back.
 
     Args:
         keys: keys of the label maps.
@@ -51,8 +196,8 @@ class NestedRegionsd(MapTransform):
         split = dict(data)
         for key in self.key_iterator(split):
             label = split[key]
-            regions = torch.cat([label > outer for outer in range(self.num_classes - 1)])
-            split[key] = regions.to(label.dtype)
+            regions = [label > outer for outer in range(self.num_classes - 1)]
+            split[key] = _channels(regions, label)
         return split
 
 
@@ -71,3 +216,125 @@ class NestedLabelsd(MapTransform):
                 0, keepdim=True, dtype=torch.uint8
             )
         return joined
+
+
+class LabelRegionsd(MapTransform):
+    """Label maps (1, ...) to a channel per region, (regions, ...): any sets of classes.
+
+    BraTS' whole tumour, its core and the enhancing tumour are [[1, 2, 3], [1, 3], [3]]. What is
+    `IGNORED` is so in every region. `RegionLabelsd` goes back.
+
+    Args:
+        keys: keys of the label maps.
+        regions: the classes of each.
+
+    Raises:
+        InputError: as `region_values`.
+    """
+
+    def __init__(self, keys: KeysCollection, regions: Sequence[Sequence[int]]) -> None:
+        super().__init__(keys)
+        region_values(regions)
+        self.regions = regions
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        split = dict(data)
+        for key in self.key_iterator(split):
+            label = split[key]
+            regions = [
+                torch.stack([label == value for value in region]).any(0) for region in self.regions
+            ]
+            split[key] = _channels(regions, label)
+        return split
+
+
+class RegionLabelsd(MapTransform):
+    """Probabilities of regions (regions, ...) to a label map (1, ...), painted in their order.
+
+    Where a region's probability is above 0.5 its own class (`region_values`) is painted over what
+    earlier regions left there, as nnU-Net does by its regions_class_order.
+
+    Args:
+        keys: keys of the probabilities.
+        regions: as for `LabelRegionsd`, the outermost first.
+
+    Raises:
+        InputError: as `region_values`.
+    """
+
+    def __init__(self, keys: KeysCollection, regions: Sequence[Sequence[int]]) -> None:
+        super().__init__(keys)
+        self.values = region_values(regions)
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        painted = dict(data)
+        for key in self.key_iterator(painted):
+            label = torch.zeros_like(painted[key][:1])
+            for region, value in zip(painted[key], self.values, strict=True):
+                label[0][region > 0.5] = value
+            painted[key] = label
+        return painted
+
+
+def region_values(regions: Sequence[Sequence[int]]) -> list[int]:
+    """The class that each region is painted with: its first that no later region has.
+
+    Of [[1, 2, 3], [1, 3], [3]] these are 2, 1 and 3.
+
+    Raises:
+        InputError: a region is empty, has the background, or has no class of its own.
+    """
+    values = []
+    for i, region in enumerate(regions):
+        if not region or min(region) < 1:
+            raise InputError(
+                f"The region {list(region)} is none; allowed are one or more classes, from 1."
+            )
+        later = {value for other in regions[i + 1 :] for value in other}
+        own = [value for value in region if value not in later]
+        if not own:
+            raise InputError(
+                f"The region {list(region)} lies within later ones of {list(map(list, regions))}; "
+                "allowed are the outermost first, each with a class that those after it lack."
+            )
+        values.append(own[0])
+    return values
+
+
+def _channels(regions: Sequence[Tensor], label: Tensor) -> Tensor:
+    """Masks as channels of the label's type: 1 in a region, 0 outside, `IGNORED` where that is."""
+    channels = torch.cat(list(regions)).to(label.dtype)
+    ignored = is_ignored(label)
+    return channels.masked_fill(ignored, IGNORED) if ignored.any() else channels
+
+
+class LeaveOutIgnoredd(MapTransform):
+    """Make what is `IGNORED` in a label background in prediction and label: metrics then skip it.
+
+    No metric of foreground counts such a voxel: in Dice and IoU it is neither right nor wrong, and
+    surfaces end there alike in both. It belongs where the label is still a map, or regions, before
+    MONAI's `AsDiscreted` makes channels of it.
+
+    Args:
+        keys: key of the prediction: probabilities (classes, ...) for a label map (1, ...), or
+            regions (n, ...) for a label of the same n.
+        label_key: key of the label.
+    """
+
+    def __init__(self, keys: KeysCollection, label_key: Hashable = "label") -> None:
+        super().__init__(keys)
+        self.label_key = label_key
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        done = dict(data)
+        label = done[self.label_key]
+        ignored = is_ignored(label[:1])
+        if ignored.any():
+            done[self.label_key] = label.masked_fill(ignored, 0)
+            for key in self.key_iterator(done):
+                has_background = len(done[key]) > len(label)
+                pred = done[key].masked_fill(ignored, 0)
+                if has_background:
+                    pred[:1].masked_fill_(ignored, 1)
+                done[key] = pred
+        return done

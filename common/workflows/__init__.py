@@ -1,5 +1,6 @@
-"""What drives a bundle: plans, runs over several seeds, its trained network, exports."""
+"""What drives a bundle: checks, plans, runs over several seeds, its trained network, exports."""
 
+from .check import CaseReport, DatasetReport, check_dataset
 from .export import FORMS, export_network
 from .plan import write_plan
 from .repeat import run_with_seeds
@@ -7,6 +8,9 @@ from .trained import load_for_export, load_trained
 
 __all__ = [
     "FORMS",
+    "CaseReport",
+    "DatasetReport",
+    "check_dataset",
     "export_network",
     "load_for_export",
     "load_trained",

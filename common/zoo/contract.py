@@ -270,7 +270,8 @@ def agreement(bundle: Path) -> Iterator[str]:
                 # What one stage of a cascade does alone is the inferer's part in inference.
                 if step["keys"] == "label" or (staged(bundle) and "_disabled_" in step):
                     continue
-                step = {k: v for k, v in step.items() if k not in ("label_key", "num_classes")}
+                of_label = ("label_key", "num_classes", "label_map", "ignore_label")
+                step = {k: v for k, v in step.items() if k not in of_label}
                 step["keys"] = "image"
                 if isinstance(step.get("mode"), list):
                     step["mode"] = step["mode"][0]

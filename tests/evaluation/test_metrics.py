@@ -9,6 +9,8 @@ from monai.metrics import DiceMetric
 from common.evaluation import (
     ConfusionRate,
     HausdorffDistanceInMM,
+    MeanDice,
+    MeanIoUHandler,
     PerClassMetric,
     RelativeVolumeDifference,
     SurfaceDistanceInMM,
@@ -117,3 +119,20 @@ def test_rates_of_each_case():
         assert engine.state.metric_details[name].tolist() == [
             pytest.approx(case, nan_ok=True) for case in cases
         ]
+
+
+@pytest.mark.parametrize("make", [MeanDice, MeanIoUHandler])
+def test_the_mean_of_nothing_is_not_0(make: type):
+    """Cases without a class are left out of its mean, whatever was predicted there."""
+    empty, full = torch.zeros(1, 2, 4), torch.ones(1, 2, 4)
+    half = full.clone()
+    half[..., 2:] = 0
+
+    def mean(*cases: tuple[torch.Tensor, torch.Tensor]) -> float:
+        engine = Engine(lambda engine, batch: batch)
+        make(include_background=False).attach(engine, "mean")
+        return engine.run(list(cases)).metrics["mean"]
+
+    assert math.isnan(mean((full, empty), (empty, empty)))
+    expected = {MeanDice: 2 / 3, MeanIoUHandler: 1 / 2}[make]
+    assert mean((full, empty), (half, full)) == pytest.approx(expected)

@@ -24,6 +24,7 @@ LOSSES: dict[str, tuple[Callable[[], Loss], int, int]] = {
     "BoundaryAwareBCEDiceLoss, 1 channel": (losses.BoundaryAwareBCEDiceLoss, 1, 1),
     "BoundaryAwareBCEDiceLoss, 3 channels": (losses.BoundaryAwareBCEDiceLoss, 3, 1),
     "CodebookMambaLoss": (losses.CodebookMambaLoss, 2, 2),
+    "DiceBCELoss": (losses.DiceBCELoss, 3, 3),
     "DiceCELoss": (lambda: losses.DiceCELoss(to_onehot_y=True, softmax=True, batch=True), 3, 1),
     "DiceCERegionTverskyLoss": (losses.DiceCERegionTverskyLoss, 3, 1),
     "HybridLoss, 1 channel": (losses.HybridLoss, 1, 1),
