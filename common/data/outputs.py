@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from collections import defaultdict
@@ -13,6 +14,8 @@ from monai.utils import ensure_tuple
 
 from ..errors import InputError, listed
 from .formats import name_of
+
+_logger = logging.getLogger(__name__)
 
 _IMAGE_FOLDERS = ("imagesTs", "CXR_png", "test_images", "images")  # of a data set
 
@@ -101,6 +104,18 @@ class OutputLayout(FolderLayoutBase):
                 f"{listed(replaced)}; allowed is another output folder than {self.output_dir}."
             )
         return planned
+
+    def todo(self, images: Sequence[str | Sequence[str]], overwrite: bool) -> list:
+        """The images of which a file has to be written: all, or those whose file is not there.
+
+        Args:
+            images: see `plan`.
+            overwrite: whether a file that is there is written anew; how many are not, the log says.
+        """
+        missing = [x for x in images if overwrite or not self._path(ensure_tuple(x)[0]).exists()]
+        if done := len(images) - len(missing):
+            _logger.info("%d of %d files are there already, and are kept.", done, len(images))
+        return missing
 
     def _path(self, image: str | Path, patch: int | None = None) -> Path:
         path = Path(os.path.abspath(image))

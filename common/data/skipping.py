@@ -23,14 +23,22 @@ class SkippingDataset(Dataset):
     """MONAI's dataset, in which an image that raises an `InputError` does not end the run.
 
     Only for a `SkippingDataLoader`, which knows what stands in such an image's place.
+
+    Args:
+        data, transform: as for MONAI's.
+        strict: let it end the run.
     """
+
+    def __init__(self, data: Sequence[Any], transform: Any = None, strict: bool = False) -> None:
+        super().__init__(data, transform)
+        self.strict = strict
 
     def _transform(self, index: int) -> Any:
         try:
             return super()._transform(index)
         except Exception as error:
             sentence = input_error_in(error)  # MONAI wraps what its transforms raise
-            if sentence is None:
+            if sentence is None or self.strict:
                 raise
             return _Failure(sentence)
 

@@ -1,3 +1,4 @@
+import logging
 import os
 from pathlib import Path
 
@@ -112,3 +113,14 @@ def test_read_only_output_folder(tmp_path: Path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot be written to"):
         check_output_folder(tmp_path)
+
+
+def test_files_that_are_there_may_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    images: list = [str(tmp_path / "a.nii"), [str(tmp_path / f"b_000{i}.nii") for i in range(2)]]
+    layout = OutputLayout(tmp_path, tmp_path)
+    assert layout.todo(images, overwrite=False) == images
+    (tmp_path / "b_seg.nii.gz").touch()
+    with caplog.at_level(logging.INFO):
+        assert layout.todo(images, overwrite=False) == images[:1]
+    assert "1 of 2 files are there already" in caplog.text
+    assert layout.todo(images, overwrite=True) == images

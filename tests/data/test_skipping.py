@@ -6,7 +6,7 @@ from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from common.data import SkippingDataLoader, SkippingDataset
-from common.errors import InputError
+from common.errors import InputError, input_error_in
 
 
 class Load:
@@ -62,6 +62,13 @@ def test_nothing_can_be_read():
     assert seen(data_loader) == []
     with pytest.raises(InputError, match=r"29 of 29 .*-20 cannot.* And 9 more"):
         data_loader.check()
+
+
+def test_strict_ends_at_the_first():
+    data_loader = SkippingDataLoader(SkippingDataset([{"image": -1}], Load(), strict=True))
+    with pytest.raises(RuntimeError) as raised:
+        list(data_loader)
+    assert input_error_in(raised.value) == "-1 cannot be read; allowed are numbers from 0."
 
 
 def test_other_errors_are_not_hidden():
