@@ -12,9 +12,8 @@ from .labels import (
     region_values,
 )
 from .loading import LoadCheckedImaged, LoadRadiographd
-from .patches import AdjacentSlicesd, PadToPatchd
+from .patches import AdjacentSlicesd, ForegroundOrAll, PadToPatchd
 from .spacing import OwnKeysSpacingd, RelativeSpacingd
-from .stages import ForegroundOrAll, StageLabeld
 
 __all__ = [
     "AdjacentSlicesd",
@@ -32,7 +31,6 @@ __all__ = [
     "PadToPatchd",
     "RegionLabelsd",
     "RelativeSpacingd",
-    "StageLabeld",
     "body_mask",
     "region_values",
 ]

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, SpatialPadd
+from torch import Tensor
 
 from ..errors import InputError
 from .naming import format_size, image_name
@@ -75,3 +76,10 @@ class AdjacentSlicesd(MapTransform):
             at = [(torch.arange(depth) + offset).clamp(0, depth - 1) for offset in offsets]
             stacked[key] = torch.cat([volume[..., index] for index in at]) if at[1:] else volume
         return stacked
+
+
+class ForegroundOrAll:
+    """For `CropForegroundd`: the foreground; of a label map without any, the whole."""
+
+    def __call__(self, label: Tensor) -> Tensor:
+        return (label > 0) | ~(label > 0).any()

@@ -246,6 +246,7 @@ def agreement(bundle: Path) -> Iterator[str]:
     train, inference = config(bundle, "train"), config(bundle, "inference")
     for key in (
         "network_def",
+        "modality",
         "in_channels",
         "num_classes",
         "spacing",
@@ -261,7 +262,7 @@ def agreement(bundle: Path) -> Iterator[str]:
             yield f"{key} differs between train.json and inference.json"
 
     def steps(preprocessing: Config) -> list[Config]:
-        """What a chain does to the image: the label's share left out."""
+        """What a chain does to the image: the label's share and a user's choice left out."""
         done = []
         for step in preprocessing["transforms"]:
             found = re.fullmatch(r"@train#preprocessing#transforms#(\d+)", str(step))
@@ -270,8 +271,8 @@ def agreement(bundle: Path) -> Iterator[str]:
                 # What one stage of a cascade does alone is the inferer's part in inference.
                 if step["keys"] == "label" or (staged(bundle) and "_disabled_" in step):
                     continue
-                of_label = ("label_key", "num_classes", "label_map", "ignore_label")
-                step = {k: v for k, v in step.items() if k not in of_label}
+                apart = ("label_key", "num_classes", "label_map", "ignore_label", "series_uid")
+                step = {k: v for k, v in step.items() if k not in apart}
                 step["keys"] = "image"
                 if isinstance(step.get("mode"), list):
                     step["mode"] = step["mode"][0]

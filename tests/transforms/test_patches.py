@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import CropForegroundd
 
 from common.errors import InputError
-from common.transforms import AdjacentSlicesd, PadToPatchd
+from common.transforms import AdjacentSlicesd, ForegroundOrAll, PadToPatchd
 
 from .conftest import check, scan, write
 
@@ -40,3 +41,11 @@ def test_adjacent_slices_are_channels():
     assert AdjacentSlicesd("image", slices=1)({"image": volume})["image"] is volume
     with pytest.raises(InputError, match="slices is 2; allowed are odd numbers from 1"):
         AdjacentSlicesd("image", slices=2)
+
+
+@pytest.mark.parametrize(("inside", "size"), [(slice(2, 5), (1, 3, 3)), (slice(0, 0), (1, 8, 8))])
+def test_crop_to_the_foreground_where_there_is_some(inside: slice, size: tuple[int, ...]):
+    label = torch.zeros(1, 8, 8)
+    label[:, inside, inside] = 2
+    crop = CropForegroundd(["label"], "label", select_fn=ForegroundOrAll())
+    assert crop({"label": label})["label"].shape == size
