@@ -310,7 +310,7 @@ def test_images_of_one_name_have_a_mask_each(bundle: Path, tmp_path: Path):
         bundle, "inference", dataset_dir=str(tmp_path), output_dir=str(tmp_path), datalist=images
     )
     step = parsed["run"].index("$@masks.plan(@datalist)")
-    assert step == len(parsed["run"]) - 2, "the last before the evaluator"
+    assert parsed["run"][step + 1].startswith("$@evaluator.run()"), "the last before the evaluator"
     with pytest.raises(RuntimeError) as refused:
         parsed.get_parsed_content(f"run#{step}")
     assert "scan.nii and of " in str(input_error_in(refused.value))
