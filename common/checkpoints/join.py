@@ -78,8 +78,7 @@ def join_stages(liver: str | Path, tumor: str | Path) -> StateDict:
         weights = load_state_dict(path)
         _check_both_stages(weights, f"The checkpoint {path}")
         own = {name: x for name, x in weights.items() if name.startswith(_PREFIXES[stage])}
-        batches = [x for name, x in own.items() if name.endswith("num_batches_tracked")]
-        if batches and not any(batches):
+        if not own.get(f"{_PREFIXES[stage]}num_batches_trained"):
             raise InputError(
                 f"The {stage} network in the checkpoint {path} was never trained; allowed is what "
                 f"a training with --stage {stage} wrote."

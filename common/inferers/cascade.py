@@ -116,8 +116,7 @@ def _check_trained(network: nn.Module, name: str) -> None:
             f"The network {type(network).__name__} has no stage {name}; allowed is "
             "LiverTumourCascade."
         )
-    counts = [x for key, x in stage.state_dict().items() if key.endswith("num_batches_tracked")]
-    if counts and not any(counts):
+    if not stage.num_batches_trained:
         raise InputError(
             f"The {name}'s network was never trained; train it with --stage "
             f"{'tumor' if name == 'tumour' else name}, or join the checkpoints of both stages: "

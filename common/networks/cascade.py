@@ -22,7 +22,8 @@ class LiverTumourCascade(nn.Module):
 
     With a stage it is that stage's network, in training and in validation. The other one does not
     run, and its parameters ask for no gradient, so that an optimiser of those that do, and
-    DistributedDataParallel, leave it as it is.
+    DistributedDataParallel, leave it as it is. Each network's buffer ``num_batches_trained`` counts
+    what it was trained with, so that one that never was is not taken for trained.
 
     Args:
         liver, tumour: each from a volume to one channel of logits of equal size.
@@ -52,6 +53,8 @@ class LiverTumourCascade(nn.Module):
         self.liver = liver
         self.tumour = tumour
         self.stage = stage
+        for network in (liver, tumour):
+            network.register_buffer("num_batches_trained", torch.tensor(0))
         if stage is not None:
             liver.requires_grad_(stage == "liver")
             tumour.requires_grad_(stage == "tumor")
@@ -76,7 +79,10 @@ class LiverTumourCascade(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         if not torch.jit.is_scripting():
             if self.stage is not None:
-                return cast(Tensor, self.liver(x) if self.stage == "liver" else self.tumour(x))
+                network = self.liver if self.stage == "liver" else self.tumour
+                if self.training and torch.is_grad_enabled():
+                    cast(Tensor, network.num_batches_trained).add_(1)
+                return cast(Tensor, network(x))
             if self.training and torch.is_grad_enabled():
                 raise ValueError("stage is None; allowed in training are 'liver' and 'tumor'.")
         liver, tumour = self.liver(x), self.tumour(x)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -25,8 +25,9 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data import image_files, labelled_cases, split_cases
+from ..data import find_cases, split_cases
 from ..data.formats import format_of, name_of
+from ..data.layouts import SPLITS, Case, Split
 from ..errors import InputError, first_line, input_error_in
 from ..files import replacing
 from ..transforms import LoadCheckedImaged, LoadRadiographd, MergeMasksd
@@ -43,7 +44,6 @@ from ..transforms.labels import LabelValues, count_values
 
 PATCH_VOXELS = {2: 512**2, 3: 128**3}  # what the bundles' patches have
 _PATCH_MULTIPLE = 16
-_SPLITS = ("training", "validation", "test")
 _MANY_BYTES = 200e6  # of files, from which on processes are worth their start
 _MAX_PARTS = 256  # values of a label whose connected components are counted
 
@@ -107,6 +107,7 @@ class DatasetReport:
     """What was found of a data set.
 
     Attributes:
+        layout: how the data set is laid out.
         values: the labels' values over all cases, and in how many cases each is.
         spacing: mm, along R, A and S: the median; nnU-Net's rule for slices far apart.
         size: the median at that spacing, or of the pictures.
@@ -124,6 +125,7 @@ class DatasetReport:
     problems: list[str]
     warnings: list[str]
     treatment: list[str]
+    layout: str = ""
 
     @property
     def wrong(self) -> int:
@@ -135,7 +137,8 @@ class DatasetReport:
         for case in self.cases:
             lines += [case.line(), *_told(case)]
         labelled = sum(bool(case.label) for case in self.cases)
-        lines += ["", f"cases:     {labelled}, and {len(self.cases) - labelled} without a label"]
+        lines += ["", f"layout:    {self.layout}"]
+        lines.append(f"cases:     {labelled}, and {len(self.cases) - labelled} without a label")
         found = ", ".join(f"{value:g} in {n}" for value, n in self.values.items())
         lines.append(f"values:    {found or 'none'}")
         if self.spacing:
@@ -155,29 +158,37 @@ def check_dataset(
     num_classes: int | None = None,
     label_map: Mapping[Any, Any] | None = None,
     ignore_label: int | None = None,
+    cases: str | Path | None = None,
 ) -> DatasetReport:
     """Load every case as training does, and say all that is wrong, or odd, or will be changed.
 
     Args:
-        dataset_dir: as for `labelled_cases`; what its imagesTs has is looked at too.
+        dataset_dir: as for `find_cases`; its images without a label are looked at too.
         output: where the report goes, FILE.json, or its cases alone, FILE.csv.
         workers: processes; None takes as many as there are processors, or none for a small set.
-        num_classes, label_map, ignore_label: as training has them; without, classes are what the
-            labels have, and have to be 0 to the number of them.
+        num_classes, label_map, ignore_label: as training has them; without, ignore_label is what
+            the data set calls so, and classes are what the labels have, which have to be 0 to the
+            number of them.
+        cases: a list of cases in place of the folder, see `find_cases`.
 
     Raises:
         InputError: there are no cases, or the arguments or the output cannot be.
     """
     target = _target(output)
-    values = LabelValues(num_classes, label_map, ignore_label)
-    labelled = labelled_cases(dataset_dir)
-    found = [(ensure_tuple(case["image"]), ensure_tuple(case["label"])) for case in labelled]
-    if (Path(dataset_dir) / "imagesTs").is_dir():
-        found += [(ensure_tuple(image), ()) for image in _unlabelled(dataset_dir)]
-    merges = num_classes in (None, 2) and label_map is None and ignore_label is None
-    cases = _examine_all(found, partial(_examine, values=values, merges=merges), workers)
-    _find_duplicates(cases)
-    report = _summarise(dataset_dir, cases, values)
+    data = find_cases(dataset_dir, cases)
+    ignored = data.ignore_label if ignore_label is None else ignore_label
+    values = LabelValues(num_classes, label_map, ignored)
+    found = [(ensure_tuple(case["image"]), ensure_tuple(case["label"])) for case in data.cases]
+    found += [(ensure_tuple(image), ()) for image in data.images]
+    merges = num_classes in (None, 2) and label_map is None and ignored is None
+    examined = _examine_all(found, partial(_examine, values=values, merges=merges), workers)
+    _find_duplicates(examined)
+    report = _summarise(partial(split_cases, dataset_dir, cases_file=cases), examined, values)
+    report.layout = data.layout
+    report.warnings[:0] = data.notes
+    if ignore_label is None and data.ignore_label is not None:
+        option = f"--ignore_label {data.ignore_label}"
+        report.treatment.append(f"{data.ignore_label} is left out where training is given {option}")
     if target is not None:
         _write(report, target)
     return report
@@ -338,7 +349,7 @@ def _find_duplicates(cases: Sequence[CaseReport]) -> None:
 
 
 def _summarise(
-    dataset_dir: str | Path, cases: list[CaseReport], values: LabelValues
+    split_cases: Callable[[Split], Sequence[Case]], cases: list[CaseReport], values: LabelValues
 ) -> DatasetReport:
     labelled = [case for case in cases if case.label]
     found: Counter[float] = Counter(v for case in labelled for v in case.classes)
@@ -370,10 +381,10 @@ def _summarise(
     if values.label_map is not None:
         treatment.append(f"the labels' values become classes by {values.label_map}")
     size, spacing = _typical(read)
-    split = {}
-    for part in _SPLITS:
+    split: dict[str, int] = {}
+    for part in SPLITS:
         try:
-            split[part] = len(split_cases(dataset_dir, part))  # type: ignore[arg-type]
+            split[part] = len(split_cases(part))
         except InputError as error:
             split[part] = 0
             warnings.append(f"training by default would end with: {error}")
@@ -430,13 +441,6 @@ def _patch(size: Sequence[int], spacing: Sequence[float]) -> list[int]:
         sides = np.array(patch) * lengths * (np.array(patch) > _PATCH_MULTIPLE)
         patch[int(sides.argmax())] -= _PATCH_MULTIPLE
     return patch
-
-
-def _unlabelled(dataset_dir: str | Path) -> Sequence[str | Sequence[str]]:
-    try:
-        return image_files(dataset_dir)
-    except InputError:  # an imagesTs without a file
-        return []
 
 
 def _told(found: CaseReport | DatasetReport) -> list[str]:

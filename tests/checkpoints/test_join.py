@@ -28,10 +28,10 @@ def equal(a: Weights, b: Weights) -> bool:
 
 
 def saved(path: Path, network: nn.Module, *trained: str) -> Path:
-    """A checkpoint in which these stages' batch norms have seen a batch."""
+    """A checkpoint in which these stages have seen a batch."""
     weights = network.state_dict()
     for name, x in weights.items():
-        if name.endswith("num_batches_tracked") and name.startswith(trained):
+        if name.endswith("num_batches_trained") and name.startswith(trained):
             weights[name] = x + 1
     torch.save(weights, path)
     return path

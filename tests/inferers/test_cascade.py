@@ -17,6 +17,13 @@ from common.networks import ELANResMSCAUNet, LiverTumourCascade
 LIVER, TUMOUR = 1.0, 2.0
 
 
+def trained(liver: nn.Module, tumour: nn.Module) -> LiverTumourCascade:
+    cascade = LiverTumourCascade(liver, tumour)
+    for network in (liver, tumour):
+        network.num_batches_trained.fill_(1)  # type: ignore[operator, union-attr]
+    return cascade
+
+
 def windows(roi, margin=8, reparameterize=False, **kwargs) -> CascadeInferer:
     return CascadeInferer(SlidingWindowInferer(roi, **kwargs), margin, reparameterize)
 
@@ -62,7 +69,7 @@ def inside(x: Tensor, *box: slice) -> bool:
 @pytest.mark.parametrize("margin", [0, 3, (1, 0, 5)])
 def test_a_tumour_outside_the_livers_box_is_impossible(roi, margin):
     """Whatever the second network says."""
-    cascade = LiverTumourCascade(Above(0.5), Everywhere())
+    cascade = trained(Above(0.5), Everywhere())
     logits = windows(roi, margin=margin, overlap=0.5, mode="gaussian")(
         volume(SMALL, LARGE), cascade
     )
@@ -76,7 +83,7 @@ def test_a_tumour_outside_the_livers_box_is_impossible(roi, margin):
 
 
 def test_the_second_network_sees_the_box_alone():
-    x, cascade = volume(LARGE), LiverTumourCascade(Above(0.5), Above(1.5))
+    x, cascade = volume(LARGE), trained(Above(0.5), Above(1.5))
     x[0, 0, 22:25, 11:14, 6:9] = TUMOUR
     x[0, 0, 0, 0, 0] = TUMOUR  # of the first network another component
     logits = windows((16, 32, 32), margin=0, cval=-7)(x, cascade)
@@ -94,7 +101,7 @@ def test_probabilities_below_a_half_stay_for_the_interpolation():
     x = 0.4 * torch.rand(1, 1, 20, 20, 20)
     x[0, 0, 4:10, 4:10, 4:10] = 1
     x[0, 0, 14:16, 14:16, 14:16] = 1
-    logits = windows((16,) * 3)(x, LiverTumourCascade(Soft(), Everywhere()))
+    logits = windows((16,) * 3)(x, trained(Soft(), Everywhere()))
     removed = torch.zeros(20, 20, 20, dtype=torch.bool)
     removed[14:16, 14:16, 14:16] = True
     torch.testing.assert_close(logits[0, 0][~removed], Soft()(x)[0, 0][~removed])
@@ -105,7 +112,7 @@ def test_without_a_liver_there_is_no_tumour_and_a_warning(caplog: pytest.LogCapt
     x = MetaTensor(torch.cat([volume(), volume(SMALL)]))
     x.meta["filename_or_obj"] = ["legs.nii.gz", "abdomen.nii.gz"]
     with caplog.at_level(logging.WARNING):
-        logits = windows((16,) * 3)(x, LiverTumourCascade(Above(0.5), Everywhere()))
+        logits = windows((16,) * 3)(x, trained(Above(0.5), Everywhere()))
     assert not (logits[0] > 0).any()
     assert (logits[1] > 0).any()
     (record,) = caplog.records
@@ -118,7 +125,7 @@ def test_folded_networks_give_equal_logits_and_stay_as_they_were():
     for network in networks:
         network(torch.randn(1, 1, 32, 32, 32))  # statistics of the batch norms
         nn.init.constant_(network.heads[-1].bias, 1.0)
-    cascade = LiverTumourCascade(*networks).eval()
+    cascade = trained(*networks).eval()
     names, x = cascade.state_dict().keys(), torch.randn(1, 1, 24, 20, 20)
     with torch.no_grad():
         plain, folded = (
@@ -134,11 +141,12 @@ def test_what_it_cannot_use():
     x, infer = volume(SMALL), windows((16,) * 3)
     with pytest.raises(InputError, match="Conv3d has no stage liver; allowed is LiverTumourCasc"):
         infer(x, nn.Conv3d(1, 1, 1))
-    untrained = ELANResMSCAUNet(1, 1, widths=(2, 2, 4, 4, 4)).eval()
+    half = trained(Above(0.5), Everywhere())  # without a batch norm that would tell
+    half.tumour.num_batches_trained.zero_()
     with pytest.raises(InputError, match=r"tumour's network was never trained.*--stage tumor"):
-        infer(x, LiverTumourCascade(Above(0.5), untrained))
+        infer(x, half)
     with pytest.raises(InputError, match="The network liver is Above, which has no"):
-        windows((16,) * 3, reparameterize=True)(x, LiverTumourCascade(Above(0), Above(0)))
+        windows((16,) * 3, reparameterize=True)(x, trained(Above(0), Above(0)))
     with pytest.raises(InputError, match="margin is -1; allowed are whole numbers from 0"):
         windows((16,) * 3, margin=-1)
 

@@ -41,8 +41,9 @@ def test_a_stage_trains_its_network_alone(stage, name: str, other: str):
     optimiser.step()
     for key, x in cascade.state_dict().items():
         assert torch.equal(x, before[key]) == key.startswith(other) or "num_batches" in key, key
-    assert getattr(cascade, name).encoder[0][0].entry[1].num_batches_tracked == 1
-    assert getattr(cascade, other).encoder[0][0].entry[1].num_batches_tracked == 0
+    for counter in ("num_batches_trained", "encoder.0.0.entry.1.num_batches_tracked"):
+        assert cascade.state_dict()[f"{name}.{counter}"] == 1
+        assert cascade.state_dict()[f"{other}.{counter}"] == 0
     with torch.no_grad():
         x = torch.randn(1, 1, 16, 16, 16)
         assert torch.equal(cascade.eval()(x), getattr(cascade, name)(x))

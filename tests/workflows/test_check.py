@@ -195,10 +195,12 @@ def test_slices_far_apart_and_axes_in_any_order(tmp_path: Path):
     assert found.cases[0].orientation == "SRP"
 
 
-def test_few_cases_leave_a_part_empty(tmp_path: Path):
-    found = check_dataset(good_set(tmp_path, 3))
-    assert 0 in found.split.values()
-    assert any("leaves none for" in warning for warning in found.warnings)
+@pytest.mark.parametrize(("cases", "expected"), [(3, [1, 1, 1]), (2, [1, 1, 0])])
+def test_few_cases(tmp_path: Path, cases: int, expected: list[int]):
+    found = check_dataset(good_set(tmp_path, cases))
+    assert list(found.split.values()) == expected
+    ends = [warning for warning in found.warnings if warning.startswith("training by default")]
+    assert len(ends) == expected.count(0)
     assert found.wrong == 0
 
 
