@@ -54,6 +54,7 @@ def explain_input_errors() -> None:
         if sentence is None:
             previous_hook(kind, error, traceback)
         else:
+            _close_progress_bars()  # which would have the sentence at their ends
             sys.stderr.write(f"error: {sentence}\n")
             _wait_for_pools()
 
@@ -70,6 +71,12 @@ def explain_input_errors() -> None:
 
     sys.excepthook = hook
     logging.setLogRecordFactory(factory)
+
+
+def _close_progress_bars() -> None:
+    if tqdm := sys.modules.get("tqdm"):
+        for bar in list(getattr(tqdm.tqdm, "_instances", ())):
+            bar.close()
 
 
 def _wait_for_pools() -> None:
