@@ -341,7 +341,9 @@ def test_weights_are_kept_where_nothing_is_left_to_validate_on(bundle: Path, tmp
 
 def test_paths_are_what_was_typed(bundle: Path):
     """Whatever reads a path of the user's reads what was typed, not what python-fire made of it."""
-    path = re.compile(r"@(\w*(?:_dir|_root|_weights|checkpoint))\b")
+    names = config(bundle, "train")["typed"] | config(bundle, "inference")["typed"]
+    assert names.keys() >= {"dataset_dir", "output_dir", "ckpt_dir", "checkpoint", "split_file"}
+    path = re.compile(rf"@({'|'.join(names)})\b")
     for file in sorted((bundle / "configs").glob("*.json")):
         for id_, value in ids(json.loads(file.read_text())).items():
             if isinstance(value, str) and (name := path.search(value)):

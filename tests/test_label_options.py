@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.data import decollate_batch, list_data_collate
+from monai.data import MetaTensor, decollate_batch, list_data_collate
+from monai.transforms import Compose, Invertd
 from PIL import Image
 
 from common.data.phantom import write_phantom
 from common.ignored import IGNORED
+from common.transforms import NestedRegionsd
+from common.zoo.contract import nested
 
 from .conftest import REPOSITORY
 from .running import command, sentence, succeed
@@ -30,12 +34,7 @@ SMALL = {
 }
 
 
-def has_the_options(bundle: Path) -> bool:
-    return "ignore_label" in json.loads((bundle / "configs/train.json").read_text())
-
-
-ALL = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
-BUNDLES = [path for path in ALL if has_the_options(path)]
+BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
 
 
 def write_case(folder: Path, dims: int, empty: bool = False) -> dict[str, str]:
@@ -81,10 +80,10 @@ def some_logits(parser: ConfigParser, label: torch.Tensor) -> torch.Tensor:
     return torch.randn(shape, requires_grad=True)
 
 
-STAGED = [(path, "tumor") for path in ALL if "elanres" in path.name]
+STAGED = [(path, "tumor") for path in BUNDLES if "elanres" in path.name]
 
 
-@pytest.mark.parametrize(("bundle", "stage"), [*((path, None) for path in ALL), *STAGED])
+@pytest.mark.parametrize(("bundle", "stage"), [*((path, None) for path in BUNDLES), *STAGED])
 def test_a_case_without_foreground_trains(bundle: Path, stage: str | None, tmp_path: Path):
     parser, dims = small_config(bundle)
     parser.update({"stage": stage} if stage else {})
@@ -112,14 +111,26 @@ def test_from_the_file_to_loss_and_metrics(bundle: Path, tmp_path: Path):
     assert not logits.grad.masked_select(ignored).any()
     assert (logits.grad.masked_select(~ignored) != 0).float().mean() > 0.9
 
+    background = logits.shape[1] == parser["num_classes"]
+    check_metrics(parser.get_parsed_content("train#postprocessing"), logits, label, background)
+
+
+def check_metrics(
+    post: Callable, logits: torch.Tensor, label: torch.Tensor, background: bool
+) -> None:
+    """What metrics get does not depend on ignored voxels, and is background there.
+
+    Args:
+        background: whether the first channel is that.
+    """
+    ignored = label[:, :1] < 0
+
     def measured(pred: torch.Tensor) -> list[torch.Tensor]:
         """Predictions and labels as metrics get them."""
-        post = parser.get_parsed_content("train#postprocessing")
         items = decollate_batch({"pred": pred.detach(), "label": label.clone()})
         done = [post(item) for item in items]
         assert {x for item in done for x in item["label"].unique().tolist()} <= {0, 1}
-        foreground = slice(1 if logits.shape[1] == parser["num_classes"] else 0, None)
-        return [torch.stack([i[key][foreground] for i in done]) for key in ("pred", "label")]
+        return [torch.stack([i[key][int(background) :] for i in done]) for key in ("pred", "label")]
 
     first, truth = measured(logits)
     second, _ = measured(torch.where(ignored, -logits, logits))
@@ -127,6 +138,21 @@ def test_from_the_file_to_loss_and_metrics(bundle: Path, tmp_path: Path):
     assert not first.masked_select(ignored).any()
     assert not truth.masked_select(ignored).any()
     assert truth.any()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_evaluation_leaves_ignored_voxels_out(bundle: Path):
+    parser = ConfigParser()
+    parser.read_config([str(bundle / f"configs/{name}.json") for name in ("train", "evaluate")])
+    transforms = parser.get_parsed_content("validate#postprocessing").transforms
+    assert isinstance(transforms[1], Invertd)  # which needs a network's whole way, and is not it
+    classes = int(parser["num_classes"])
+    label = torch.randint(IGNORED, classes, (1, 1, 12, 12, 12)[: 5 if classes == 3 else 4])
+    if nested(bundle):  # which preprocessing does
+        label = NestedRegionsd("label", classes)({"label": label[0]})["label"][None]
+    logits = torch.randn(1, classes - nested(bundle), *label.shape[2:])
+    post = Compose([transforms[0], *transforms[2:]])
+    check_metrics(post, logits, MetaTensor(label.float()), not nested(bundle))
 
 
 @pytest.fixture(scope="module")

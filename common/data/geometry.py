@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+SAME_PLACE = 0.1  # voxels that channels of one image, and image and label, may lie apart
+
 
 def no_grid(affine: ArrayLike) -> bool:
     """Whether an affine (n + 1, n + 1) is not finite, or has axes that span no space."""

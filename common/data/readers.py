@@ -17,14 +17,14 @@ from nibabel.nifti1 import Nifti1Image
 from nibabel.nifti2 import Nifti2Header, Nifti2Image
 from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
+from PIL import Image
 
 from ..errors import InputError
 from .dicom import is_dicom, read_dicom
 from .formats import Format, allowed_endings, format_of
-from .geometry import apart, described, no_grid
+from .geometry import SAME_PLACE, apart, described, no_grid
 
 _NOT_IN_PYTHON = ("char", "long", "long_long")  # of ITK's types: int8 and int64
-_SAME_PLACE = 0.1  # voxels that channels of one image may lie apart
 
 
 class _Image(NamedTuple):
@@ -46,6 +46,7 @@ class FormatReader(ImageReader):
 
     Args:
         grey: make one channel of grey of colour pictures.
+        palette: of a picture of at most 256 colours take their numbers, as labels have them.
         modality: as for `read_dicom`.
         series_uid: as for `read_dicom`.
     """
@@ -53,10 +54,12 @@ class FormatReader(ImageReader):
     def __init__(
         self,
         grey: bool = False,
+        palette: bool = False,
         modality: str | Sequence[str] | None = None,
         series_uid: str | None = None,
     ) -> None:
         self.grey = grey
+        self.palette = palette
         self.modality = modality
         self.series_uid = series_uid
 
@@ -117,7 +120,7 @@ class FormatReader(ImageReader):
         if found.library == "nibabel":
             return _NiftiReader()
         if found.library == "PIL":
-            return PILReader(converter=_one_page(_grey if self.grey else None))
+            return PILReader(converter=_one_page(self._converted))
         try:
             import itk
         except ImportError as error:
@@ -133,6 +136,11 @@ class FormatReader(ImageReader):
         if io.GetNumberOfComponents() == 1 and component in _NOT_IN_PYTHON:
             return ITKReader(imageio=io, pixel_type=itk.D)
         return ITKReader(imageio=io)
+
+    def _converted(self, image: Any) -> Any:
+        if image.mode == "P" and self.palette:
+            return Image.fromarray(np.asarray(image))
+        return _grey(image) if self.grey else image
 
 
 class _NiftiReader(NibabelReader):
@@ -164,11 +172,11 @@ def _grey(image: Any) -> Any:
     return image.convert("L")
 
 
-def _one_page(converter: Callable[[Any], Any] | None) -> Callable[[Any], Any]:
+def _one_page(converter: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def convert(image: Any) -> Any:
         if (pages := getattr(image, "n_frames", 1)) > 1:
             raise InputError(f"{image.filename} has {pages} pages; allowed is one.")
-        return image if converter is None else converter(image)
+        return converter(image)
 
     return convert
 
@@ -212,9 +220,9 @@ def _check_channel(image: _Image, first: _Image) -> None:
     affine, expected = (i.meta.get(MetaKeys.AFFINE) for i in (image, first))
     if affine is None or expected is None:
         return
-    if not (distance := apart(expected, affine, first.size)) <= _SAME_PLACE:
+    if not (distance := apart(expected, affine, first.size)) <= SAME_PLACE:
         raise InputError(
             f"{image.file} has the affine {described(affine)}, {first.file} "
             f"{described(expected)}, which are up to {distance:.3g} voxels apart; allowed are "
-            f"channels of one place, within {_SAME_PLACE:g} voxels."
+            f"channels of one place, within {SAME_PLACE:g} voxels."
         )

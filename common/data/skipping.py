@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, list_data_collate
 
-from ..errors import InputError, input_error_in
+from ..errors import InputError, input_error_in, listed
 
 _logger = logging.getLogger(__name__)
-_NAMED = 20  # failures in a message
 
 
 class _Failure(NamedTuple):
@@ -74,11 +73,9 @@ class SkippingDataLoader(DataLoader):
         """
         if not self.failures:
             return
-        rest = len(self.failures) - _NAMED
-        more = f" And {rest} more." if rest > 0 else ""
         raise InputError(
             f"{len(self.failures)} of {len(self.dataset)} images were left out, the others are "
-            f"done: {' '.join(self.failures[:_NAMED])}{more}"
+            f"done: {listed(self.failures)}"
         )
 
 

@@ -6,6 +6,7 @@ out: of every mean over cases or classes, whatever was predicted there. A mean o
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ from monai.metrics import (
 )
 from torch import Tensor
 
+_logger = logging.getLogger(__name__)
+
 
 class _NothingIsNaN(IgniteMetricHandler):
     """A mean over what has a value; NaN where nothing has, of which MONAI's own would be 0."""
@@ -36,7 +39,19 @@ class _NothingIsNaN(IgniteMetricHandler):
 
 
 class MeanDice(_NothingIsNaN, handlers.MeanDice):
-    """MONAI's handler ``MeanDice``: the mean over cases of the mean over classes in the label."""
+    """MONAI's handler ``MeanDice``: the mean over cases of the mean over classes in the label.
+
+    Without any class in any label it is NaN, by which no weights are the best; the log says so.
+    """
+
+    def completed(self, engine: Engine, name: str) -> None:
+        super().completed(engine, name)
+        if math.isnan(engine.state.metrics[name]):
+            _logger.warning(
+                "No label has a class of the foreground: %s is no number, and no weights are the "
+                "best by it. Needed is a split whose cases have some.",
+                name,
+            )
 
 
 class MeanIoUHandler(_NothingIsNaN, handlers.MeanIoUHandler):

@@ -51,7 +51,7 @@ def draw_overlay(
     Of a radiograph there is one picture, in full.
 
     Args:
-        image, prediction, label: NIfTI files on one grid, in any orientation; or PNG files of one
+        image, prediction, label: NIfTI files on one grid, in any orientation; or pictures of one
             size, whose masks have a grey level per class.
         output: the PNG to write.
         window: lowest and highest value shown, HU for CT; None takes the 1st and 99th percentile,
@@ -115,16 +115,18 @@ def _is_picture(path: str | Path) -> bool:
 
 def _load(path: str | Path) -> nib.Nifti1Image:
     try:
-        image = _load_png(path) if _is_picture(path) else nib.load(path)
+        image = _load_picture(path) if _is_picture(path) else nib.load(path)
         image.get_fdata(dtype=np.float32)
     except Exception as error:
-        raise InputError(f"{path} cannot be read as a NIfTI or PNG image ({error}).") from error
+        raise InputError(
+            f"{path} cannot be read as NIfTI, PNG, JPEG, TIFF or BMP ({error})."
+        ) from error
     if len(image.shape) != 3:
         raise InputError(f"{path} has {len(image.shape)} axes; allowed are 3.")
     return image
 
 
-def _load_png(path: str | Path) -> nib.Nifti1Image:
+def _load_picture(path: str | Path) -> nib.Nifti1Image:
     """A radiograph as the one slice of a volume: the patient's right is at its left."""
     with Image.open(path) as image:
         grey = image if image.mode.startswith("I") else image.convert("L")
@@ -144,6 +146,11 @@ def _same_grid(
 
 
 def _classes(path: str | Path, image: nib.Nifti1Image) -> NDArray[np.int64]:
+    if (found := format_of(path)) is not None and found.name == "JPEG":
+        raise InputError(
+            f"The mask {path} is a JPEG, which does not keep values as they are; allowed are "
+            "formats that do, such as PNG."
+        )
     values = np.rint(image.get_fdata(dtype=np.float32)).astype(np.int64)
     if _is_picture(path):  # 0 and 255, say, are the classes 0 and 1
         return np.searchsorted(np.union1d(values, [0]), values)

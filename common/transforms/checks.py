@@ -16,14 +16,13 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from ..data.formats import format_of
-from ..data.geometry import apart, described, no_grid
+from ..data.geometry import SAME_PLACE, apart, described, no_grid
 from ..errors import InputError
 from .labels import LabelValues, count_values
 from .naming import format_size, image_name
 
 _logger = logging.getLogger(__name__)
 
-MAX_DISPLACEMENT = 0.1  # voxels that a label may lie off its image
 SAID_DISPLACEMENT = 1e-3  # below is what rounding of headers does
 
 
@@ -85,7 +84,7 @@ class CheckInputd(MapTransform):
                 image_name(label),
                 moved,
                 image_name(image),
-                MAX_DISPLACEMENT,
+                SAME_PLACE,
             )
 
 
@@ -149,16 +148,21 @@ def label_problems(
     name = image_name(label)
     broken = list(grid_problems("label", label))
     yield from broken
+    if (found := format_of(name)) is not None and found.name == "JPEG":
+        yield (
+            f"The label {name} is a JPEG, which does not keep values as they are; allowed are "
+            "formats that do, such as PNG."
+        )
     if label.shape[0] != 1:
         yield f"The label {name} has {label.shape[0]} channels; allowed is one."
     if image is not None and not broken and not any(grid_problems("image", image)):
         moved = displacement(label, image) if label.shape[1:] == image.shape[1:] else np.inf
-        if not moved <= MAX_DISPLACEMENT:
+        if not moved <= SAME_PLACE:
             off = "" if np.isinf(moved) else f", up to {moved:.3g} voxels away"
             yield (
                 f"The label {name} is not on the grid of its image {image_name(image)}{off}: it "
                 f"has {describe_grid(label)}, the image {describe_grid(image)}; allowed is the "
-                f"image's, within {MAX_DISPLACEMENT:g} voxels."
+                f"image's, within {SAME_PLACE:g} voxels."
             )
     if problem := values.problem(list(count_values(label) if counts is None else counts)):
         yield f"The label {name} {problem}"

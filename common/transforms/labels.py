@@ -97,7 +97,7 @@ class LabelValues:
 
     def apply(self, label: Tensor) -> Tensor:
         """The classes of a label map whose values have no `problem`; the same where it is one."""
-        whole = label.round()
+        whole = _signed(label).round()
         changes = {old: new for old, new in (self.label_map or {}).items() if old != new}
         if self.ignore_label is not None:
             changes[self.ignore_label] = IGNORED
@@ -109,7 +109,7 @@ class LabelValues:
 
 def count_values(label: Tensor) -> dict[float, int]:
     """The values of a label map and how many voxels have each, smallest first."""
-    flat = label.detach().as_subclass(Tensor).flatten()
+    flat = _signed(label).detach().as_subclass(Tensor).flatten()
     whole = flat.round()
     if flat.numel() and bool(((flat - whole).abs() <= ROUNDING).all()):
         if whole.min() >= 0 and whole.max() < _MANY:
@@ -123,6 +123,11 @@ def count_values(label: Tensor) -> dict[float, int]:
     counted = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     unknown = int(flat.isnan().sum())
     return counted | ({math.nan: unknown} if unknown else {})
+
+
+def _signed(label: Tensor) -> Tensor:
+    """In a type that has room for `IGNORED`."""
+    return label.float() if label.dtype in (torch.bool, torch.uint8) else label
 
 
 def _whole_map(label_map: Mapping[Any, Any]) -> dict[int, int]:
@@ -173,7 +178,9 @@ class MergeMasksd(MapTransform):
         merged = dict(data)
         if self.merges:
             for key in self.key_iterator(merged):
-                merged[key] = (merged[key].amax(0, keepdim=True) > 0).to(merged[key].dtype)
+                highest = merged[key].amax(0, keepdim=True)
+                # What is not a number stays so, to be refused.
+                merged[key] = highest.where(highest.isnan(), (highest > 0).to(highest.dtype))
         return merged
 
 

@@ -33,6 +33,7 @@ class LoadCheckedImaged(LoadImaged):
     """
 
     _grey = False
+    _label_reader: FormatReader | None = None
 
     def __init__(
         self,
@@ -44,7 +45,7 @@ class LoadCheckedImaged(LoadImaged):
     ) -> None:
         super().__init__(keys, reader, image_only=True, **kwargs)
         if reader is None:  # the last one registered is asked first
-            self.register(FormatReader(self._grey, modality, series_uid))
+            self.register(FormatReader(self._grey, modality=modality, series_uid=series_uid))
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         loaded = dict(data)
@@ -52,7 +53,8 @@ class LoadCheckedImaged(LoadImaged):
             if isinstance(data[key], Tensor):
                 continue
             try:
-                image = self._loader(data[key], reader)
+                chosen = self._label_reader if key == "label" and reader is None else reader
+                image = self._loader(data[key], chosen)
             except InputError as error:
                 raise InputError(f"The {key} {error}") from error
             except Exception as error:
@@ -68,8 +70,10 @@ class LoadCheckedImaged(LoadImaged):
 class LoadRadiographd(LoadCheckedImaged):
     """`LoadCheckedImaged` that makes of each PNG, JPEG, TIFF or BMP file one channel of grey.
 
-    Colours become their luminance and transparency is left out; 16-bit greys stay 16-bit greys.
+    Colours become their luminance and transparency is left out; 16-bit greys stay 16-bit greys. Of
+    a label's palette the colours' numbers count.
     As for every reader of MONAI the first spatial axis is the horizontal one.
     """
 
     _grey = True
+    _label_reader = FormatReader(grey=True, palette=True)

@@ -356,13 +356,13 @@ def _summarise(
     problems, warnings, treatment = [], [], []
     read = [case for case in cases if case.size]
     for attribute, what in (("channels", "channels"), ("dimensions", "spatial axes")):
-        numbers = {c.name: c.channels if attribute == "channels" else len(c.size) for c in read}
-        usual = Counter(numbers.values()).most_common(1)[0][0] if numbers else None
-        for case in read:
-            if numbers[case.name] != usual:
+        numbers = [c.channels if attribute == "channels" else len(c.size) for c in read]
+        usual = Counter(numbers).most_common(1)[0][0] if numbers else None
+        for case, number in zip(read, numbers, strict=True):
+            if number != usual:
                 case.problems.append(
-                    f"The image {', '.join(case.image)} has {numbers[case.name]} {what}; allowed "
-                    f"are {usual}, which most images of the set have."
+                    f"The image {', '.join(case.image)} has {number} {what}; allowed are {usual}, "
+                    "which most images of the set have."
                 )
     whole = sorted(v for v in found if v == int(v)) if all(map(math.isfinite, found)) else []
     if values.num_classes is None and values.label_map is None and len(whole) == len(found):

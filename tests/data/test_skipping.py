@@ -60,7 +60,7 @@ def test_the_others_are_done_once_each(numbers: list[int], kwargs: dict):
 def test_nothing_can_be_read():
     data_loader = loader([-n for n in range(1, 30)])
     assert seen(data_loader) == []
-    with pytest.raises(InputError, match=r"29 of 29 .*-20 cannot.* And 9 more"):
+    with pytest.raises(InputError, match=r"29 of 29 .*-20 cannot.* and 9 more"):
         data_loader.check()
 
 

@@ -1,3 +1,4 @@
+import logging
 import math
 
 import pytest
@@ -136,3 +137,12 @@ def test_the_mean_of_nothing_is_not_0(make: type):
     assert math.isnan(mean((full, empty), (empty, empty)))
     expected = {MeanDice: 2 / 3, MeanIoUHandler: 1 / 2}[make]
     assert mean((full, empty), (half, full)) == pytest.approx(expected)
+
+
+def test_a_dice_of_nothing_is_said(caplog: pytest.LogCaptureFixture):
+    engine = Engine(lambda engine, batch: batch)
+    MeanDice(include_background=False, output_transform=lambda x: x).attach(engine, "val_mean_dice")
+    nothing = torch.zeros(1, 2, 4, 4)
+    with caplog.at_level(logging.WARNING):
+        engine.run([(nothing, nothing)])
+    assert "val_mean_dice is no number" in caplog.text

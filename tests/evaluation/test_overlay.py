@@ -111,3 +111,12 @@ def test_radiographs(tmp_path: Path):
     Image.fromarray(rows[1:]).save(tmp_path / "other.png")
     with pytest.raises(InputError, match="is not on the grid of"):
         dice_per_class(tmp_path / "other.png", files["label"])
+
+
+def test_a_jpeg_is_no_mask(tmp_path: Path):
+    files = [tmp_path / name for name in ("image.jpg", "mask.jpg", "mask.png")]
+    for file in files:
+        Image.fromarray(np.eye(8, dtype=np.uint8) * 255).save(file)
+    with pytest.raises(InputError, match=r"mask\.jpg is a JPEG, which does not keep values"):
+        dice_per_class(files[1], files[2])
+    assert draw_overlay(files[0], files[2], tmp_path / "o.png").is_file()

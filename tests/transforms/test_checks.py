@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from monai.transforms import Orientationd
+from PIL import Image
 
 from common.transforms import CheckInputd
 
@@ -135,3 +136,12 @@ def test_complex_values(tmp_path: Path):
     data = check(write(tmp_path / "i.nii.gz", scan()))
     data["image"] = data["image"] * 1j
     assert "has complex values" in refusal(lambda: CheckInputd("image", 1, 3)(data))
+
+
+def test_a_jpeg_is_no_label(tmp_path: Path):
+    lungs = np.zeros((24, 16), np.uint8)
+    lungs[5:15, 4:9] = 1
+    for name in ("image.png", "label.jpg"):
+        Image.fromarray(lungs).save(tmp_path / name)
+    image, label = (str(tmp_path / name) for name in ("image.png", "label.jpg"))
+    assert "label.jpg is a JPEG, which does not keep values" in sentence(image, label, dims=2)

@@ -185,3 +185,18 @@ def test_metrics_do_not_see_ignored_voxels(softmax: bool):
     torch.testing.assert_close(results[0][0], rest[0])
     nothing = {"pred": pred, "label": label}
     assert all(LeaveOutIgnoredd("pred")(nothing)[key] is nothing[key] for key in nothing)
+
+
+def test_ignored_voxels_of_a_label_without_a_sign():
+    label = torch.tensor([[0, 1, 255]], dtype=torch.uint8)
+    values = LabelValues(2, ignore_label=255)
+    assert values.problem(list(count_values(label))) is None
+    assert values.apply(label).tolist() == [[0, 1, IGNORED]]
+    assert count_values(torch.tensor([[True, False, True]])) == {0.0: 1, 1.0: 2}
+
+
+def test_masks_that_are_no_numbers_stay_so():
+    masks = torch.tensor([[0.0, 2.0, torch.nan], [0.0, 0.0, 0.0]])
+    merged = MergeMasksd("label", 2)({"label": masks})["label"][0]
+    assert merged[:2].tolist() == [0, 1]
+    assert merged[2].isnan()

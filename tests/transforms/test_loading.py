@@ -164,3 +164,15 @@ def test_sheared_volumes_are_straightened_and_sheared_again(tmp_path: Path):
     original = nib.load(tmp_path / "a.nii").get_fdata()
     middle = (slice(2, -2),) * 3
     np.testing.assert_allclose(back[0].numpy()[middle], original[middle], atol=1e-3)
+
+
+def test_numbers_of_a_palette_are_the_classes_of_a_label(tmp_path: Path):
+    """As an image it is what it looks like: white where the class is 0."""
+    picture = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    picture.putpalette([255, 255, 255, 0, 0, 0, 0, 0, 9])
+    picture.save(tmp_path / "p.png")
+    loaded = LoadRadiographd(["image", "label"])(
+        dict.fromkeys(("image", "label"), tmp_path / "p.png")
+    )
+    assert loaded["label"].flatten().tolist() == [0, 1, 2]
+    assert loaded["image"].flatten().tolist() == [255, 0, 1]

@@ -269,3 +269,18 @@ def test_processes_find_the_same(tmp_path: Path):
     root = good_set(tmp_path, 4)
     write_case(root, "near", 9, label_affine=moved(0.1))
     assert check_dataset(root, workers=2) == check_dataset(root, workers=0)
+
+
+def test_channels_of_cases_of_one_name(tmp_path: Path):
+    """In folders of patients every file may be called ct and seg."""
+    rows = ["image,label"]
+    for n in range(4):
+        write(tmp_path / f"p{n}/ct.nii.gz", scan(n))
+        write(tmp_path / f"p{n}/seg.nii.gz", mask(n))
+        rows.append(f"p{n}/ct.nii.gz{';p0/other.nii.gz' if n == 0 else ''},p{n}/seg.nii.gz")
+    write(tmp_path / "p0/other.nii.gz", scan(9))
+    (tmp_path / "cases.csv").write_text("\n".join(rows))
+    found = check_dataset(tmp_path, cases=tmp_path / "cases.csv")
+    assert found.layout
+    assert [len(case.problems) for case in found.cases] == [1, 0, 0, 0]
+    assert "has 2 channels; allowed are 1" in found.cases[0].problems[0]
