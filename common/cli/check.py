@@ -16,18 +16,19 @@ def check(
     label_map: Any = None,
     ignore_label: int | None = None,
     cases: str | None = None,
+    modality: str | None = None,
 ) -> None:
     """Load every case as training does; say what it is, what is wrong, and what training changes.
 
     The report also goes to --output, FILE.json or FILE.csv. Where anything is wrong the exit code
     is 1. What training will be given belongs here as well: --label_map "{0: 0, 1: 0, 2: 1}",
-    --cases FILE.
+    --cases FILE, --modality CT.
     """
     from ..workflows import check_dataset
 
     quieten_monai()
     report = check_dataset(
-        dataset_dir, output, workers, num_classes, label_map, ignore_label, cases
+        dataset_dir, output, workers, num_classes, label_map, ignore_label, cases, modality
     )
     for line in report.lines():
         say(line)

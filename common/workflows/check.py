@@ -159,6 +159,7 @@ def check_dataset(
     label_map: Mapping[Any, Any] | None = None,
     ignore_label: int | None = None,
     cases: str | Path | None = None,
+    modality: str | None = None,
 ) -> DatasetReport:
     """Load every case as training does, and say all that is wrong, or odd, or will be changed.
 
@@ -170,6 +171,7 @@ def check_dataset(
             the data set calls so, and classes are what the labels have, which have to be 0 to the
             number of them.
         cases: a list of cases in place of the folder, see `find_cases`.
+        modality: of the DICOM series that count, as training has it; None takes any.
 
     Raises:
         InputError: there are no cases, or the arguments or the output cannot be.
@@ -181,7 +183,8 @@ def check_dataset(
     found = [(ensure_tuple(case["image"]), ensure_tuple(case["label"])) for case in data.cases]
     found += [(ensure_tuple(image), ()) for image in data.images]
     merges = num_classes in (None, 2) and label_map is None and ignored is None
-    examined = _examine_all(found, partial(_examine, values=values, merges=merges), workers)
+    examine = partial(_examine, values=values, merges=merges, modality=modality)
+    examined = _examine_all(found, examine, workers)
     _find_duplicates(examined)
     report = _summarise(partial(split_cases, dataset_dir, cases_file=cases), examined, values)
     report.layout = data.layout
@@ -215,15 +218,18 @@ def _prepare_worker() -> None:
 
 
 def _examine(
-    case: tuple[Sequence[str], Sequence[str]], values: LabelValues, merges: bool
+    case: tuple[Sequence[str], Sequence[str]],
+    values: LabelValues,
+    merges: bool,
+    modality: str | None,
 ) -> CaseReport:
     files, masks = case
     report = CaseReport(name_of(masks[0] if masks else files[0]), list(files), list(masks))
     picture = (kind := format_of(files[0])) is not None and kind.spatial_dims == 2
-    image = _load("image", files, picture, report.problems)
+    image = _load("image", files, picture, modality, report.problems)
     if image is not None:
         _describe_image(image, report)
-    label = _load("label", masks, picture, report.problems) if masks else None
+    label = _load("label", masks, picture, modality, report.problems) if masks else None
     if label is not None:
         if picture and merges and (values.num_classes == 2 or len(label) > 1):
             label = MergeMasksd("label", 2)({"label": label})["label"]
@@ -232,9 +238,11 @@ def _examine(
     return report
 
 
-def _load(key: str, files: Sequence[str], picture: bool, problems: list[str]) -> Tensor | None:
+def _load(
+    key: str, files: Sequence[str], picture: bool, modality: str | None, problems: list[str]
+) -> Tensor | None:
     """What training loads, (channels, ...); None, and a problem, where it cannot."""
-    load = (LoadRadiographd if picture else LoadCheckedImaged)(key)
+    load = (LoadRadiographd if picture else LoadCheckedImaged)(key, modality=modality)
     try:
         loaded = load({key: files[0] if len(files) == 1 else list(files)})
         image: Tensor = EnsureChannelFirstd(key)(loaded)[key]
