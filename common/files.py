@@ -33,7 +33,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.is_symlink() or (target.exists() and not target.is_file()):
         reason = "it is a link, a folder or a device, and only a file is replaced"
         raise FileExistsError(errno.EEXIST, reason, str(target))
-    with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
+    with TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
         partial = Path(folder) / target.name
         yield partial
         os.replace(partial, target)

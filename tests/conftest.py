@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +28,13 @@ def shared(path: str) -> Path:
     if not file.exists():
         pytest.skip(f"needs {path} of the developers' shared folder, which is not here")
     return file
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """What a verb of the command line kept quiet in one test is heard in the next."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import fire
 from fire.decorators import SetParseFn, SetParseFns
 
-from ..errors import input_error_in
+from ..errors import InputError, input_error_in
 from .check import check
 from .checkpoints import convert, export, join
 from .data import ircadb, phantom
@@ -27,6 +28,7 @@ def main() -> None:
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}
         verbs = {verb.__name__: _typed(verb) for verb in (*before, *after)}
+        _check_flags(verbs | groups, sys.argv[1:])
         fire.Fire(verbs | groups, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
@@ -42,3 +44,26 @@ def _typed(verb: Callable) -> Callable:
     if any(p.kind is p.VAR_POSITIONAL for p in texts):
         SetParseFn(str)(verb)  # names in a row have no name of their own
     return SetParseFns(**dict.fromkeys((p.name for p in texts), str))(verb)
+
+
+def _check_flags(verbs: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Refuse what a verb does not know before it works: python-fire calls it first."""
+    verb: Any = verbs
+    for word in words[:2]:
+        if isinstance(verb, Mapping) and word in verb:
+            verb = verb[word]
+    if isinstance(verb, Mapping):
+        return
+    parameters = inspect.signature(verb).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    known = {*parameters, *(f"no{name}" for name in parameters), "help"}
+    for word in words:
+        name = word[2:].partition("=")[0].replace("-", "_")
+        if word.startswith("--") and name not in known:
+            if name == "":
+                return  # what follows is python-fire's own
+            raise InputError(
+                f"{verb.__name__} has no --{name}; it has "
+                f"{', '.join(f'--{parameter}' for parameter in parameters) or 'no arguments'}."
+            )

@@ -78,20 +78,22 @@ class OutputLayout(FolderLayoutBase):
             images: one or several; of an image in several files, one per channel, the first counts.
 
         Raises:
-            InputError: two images would have one file, or an image's file is another image.
+            InputError: two images would have one file, an image's file is another image, or what
+                is there cannot be replaced: a link, a folder or a device.
         """
         files: list[str] = [ensure_tuple(image)[0] for image in ensure_tuple(images)]
         planned = {file: self._path(file) for file in files}
         fold = str.casefold if _ignores_case(self.output_dir) else str
         sources = defaultdict(list)
         for file, path in planned.items():
-            sources[fold(os.path.abspath(path))].append(file)
+            sources[fold(os.path.realpath(path))].append(file)
         collisions = [
             f"{planned[several[0]]} of {' and of '.join(several)}"
             for several in sources.values()
             if len(several) > 1
         ]
-        replaced = [file for file in planned if fold(os.path.abspath(file)) in sources]
+        replaced = [file for file in planned if fold(os.path.realpath(file)) in sources]
+        taken = [path for path in planned.values() if os.path.lexists(path) and not _is_file(path)]
         if collisions:
             raise InputError(
                 f"{_count(collisions, 'file')} would be written more than once: "
@@ -103,6 +105,11 @@ class OutputLayout(FolderLayoutBase):
                 f"{_count(replaced, 'image')} would be replaced by what is made of others: "
                 f"{listed(replaced)}; allowed is another output folder than {self.output_dir}."
             )
+        if taken:
+            raise InputError(
+                f"{listed(taken)} cannot be written: a link, a folder or a device is there, and "
+                "only files are replaced."
+            )
         return planned
 
     def todo(self, images: Sequence[str | Sequence[str]], overwrite: bool) -> list:
@@ -111,8 +118,17 @@ class OutputLayout(FolderLayoutBase):
         Args:
             images: see `plan`.
             overwrite: whether a file that is there is written anew; how many are not, the log says.
+
+        Raises:
+            InputError: overwrite is neither.
         """
-        missing = [x for x in images if overwrite or not self._path(ensure_tuple(x)[0]).exists()]
+        if overwrite not in (True, False):
+            raise InputError(f"overwrite is {overwrite!r}; allowed are True and False.")
+        missing = [
+            image
+            for image in images
+            if overwrite or not os.path.exists(self._path(ensure_tuple(image)[0]))
+        ]
         if done := len(images) - len(missing):
             _logger.info("%d of %d files are there already, and are kept.", done, len(images))
         return missing
@@ -129,6 +145,10 @@ class OutputLayout(FolderLayoutBase):
             name = name.removesuffix("_0000")
         index = "" if patch is None else f"_{patch}"
         return self.output_dir / folder / f"{name}_{self.postfix}{index}{self.extension}"
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _ignores_case(folder: Path) -> bool:

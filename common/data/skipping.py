@@ -26,10 +26,15 @@ class SkippingDataset(Dataset):
     Args:
         data, transform: as for MONAI's.
         strict: let it end the run.
+
+    Raises:
+        InputError: strict is neither True nor False.
     """
 
     def __init__(self, data: Sequence[Any], transform: Any = None, strict: bool = False) -> None:
         super().__init__(data, transform)
+        if strict not in (True, False):
+            raise InputError(f"strict is {strict!r}; allowed are True and False.")
         self.strict = strict
 
     def _transform(self, index: int) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .dice_ce import DiceBCELoss
 from .ignored import known_part, mean
 from .precision import at_least_float32
@@ -79,4 +80,4 @@ class CodebookMambaLoss(nn.Module):
 
 def _check_channels(name: str, x: Tensor) -> None:
     if x.shape[1] != 2:
-        raise ValueError(f"{name} has {x.shape[1]} channels; allowed are 2, liver and tumour.")
+        raise InputError(f"{name} has {x.shape[1]} channels; allowed are 2, liver and tumour.")

@@ -156,7 +156,8 @@ class MergeMasksd(MapTransform):
     """Make of the masks of an organ its label map: 1 where any of them is above 0.
 
     There is nothing to merge with more than two classes, whose values are the file's, nor with a
-    `label_map` or an `ignore_label`, which are of the file's values too.
+    `label_map` or an `ignore_label`, which are of the file's values too, nor in one map of more
+    than two values.
 
     Args:
         keys: key of the masks, (masks, ...).
@@ -178,7 +179,10 @@ class MergeMasksd(MapTransform):
         merged = dict(data)
         if self.merges:
             for key in self.key_iterator(merged):
-                highest = merged[key].amax(0, keepdim=True)
+                masks = merged[key]
+                if len(masks) == 1 and len(masks.unique()) > 2:
+                    continue  # more than a mask: its values are to be refused
+                highest = masks.amax(0, keepdim=True)
                 # What is not a number stays so, to be refused.
                 merged[key] = highest.where(highest.isnan(), (highest > 0).to(highest.dtype))
         return merged

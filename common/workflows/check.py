@@ -200,10 +200,13 @@ def check_dataset(
 def _examine_all(
     found: Sequence[tuple[Sequence[str], Sequence[str]]], examine: Any, workers: int | None
 ) -> list[CaseReport]:
+    if workers is not None and (type(workers) is not int or workers < 1):
+        raise InputError(f"workers is {workers!r}; allowed are whole numbers from 1.")
     if workers is None:
         files = [file for case in found for part in case for file in part]
         many = sum(map(os.path.getsize, filter(os.path.isfile, files))) > _MANY_BYTES
-        workers = min(os.cpu_count() or 1, len(found)) if many else 1
+        workers = (os.cpu_count() or 1) if many else 1
+    workers = min(workers, len(found))
     bar = partial(tqdm, total=len(found), desc="Checking", unit="case")
     if workers <= 1:
         return list(bar(map(examine, found)))
@@ -377,25 +380,32 @@ def _summarise(
         classes = [int(v) for v in whole if v != values.ignore_label]
         pictures = all((kind := format_of(c.image[0])) and kind.spatial_dims == 2 for c in cases)
         if classes != list(range(len(classes))):
-            suggested = {value: i for i, value in enumerate(classes)}
+            kept = [0, *(value for value in classes if value > 0)]
+            suggested = {value: i for i, value in enumerate(kept)}
+            ignoring = "".join(f" --ignore_label {v}" for v in classes[:1] if v < 0)
             if pictures and len(classes) == 2 and classes[0] == 0:
                 treatment.append(f"the labels are 1 where they are {classes[1]}, of 2 classes")
             else:
                 problems.append(
                     f"The labels' values are {', '.join(map(str, classes))}; allowed are 0 to "
                     f"num_classes - 1; others need a label_map, such as --label_map "
-                    f'"{suggested}" --num_classes {len(suggested)}.'
+                    f'"{suggested}" --num_classes {max(2, len(suggested))}{ignoring}.'
                 )
     if values.label_map is not None:
         treatment.append(f"the labels' values become classes by {values.label_map}")
     size, spacing = _typical(read)
     split: dict[str, int] = {}
+    missing = []
     for part in SPLITS:
         try:
             split[part] = len(split_cases(part))
         except InputError as error:
             split[part] = 0
-            warnings.append(f"training by default would end with: {error}")
+            missing.append(str(error))
+    if labelled:
+        warnings += [f"training by default would end with: {sentence}" for sentence in missing]
+    else:
+        problems += dict.fromkeys(missing)
     return DatasetReport(
         cases,
         dict(sorted(found.items())),

@@ -147,3 +147,10 @@ def test_names_in_a_row_are_what_was_typed(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "argv", ["common", "zoo", "pack", "1e3", "--output", "zips"])
     with pytest.raises(SystemExit, match="1e3"):
         main()
+
+
+def test_flags_that_are_none_are_refused_before_the_work(tmp_path: Path, monkeypatch):
+    words = ["check", "--dataset_dir", str(tmp_path / "none"), "--exclude", "a"]
+    monkeypatch.setattr(sys, "argv", ["common", *words])
+    with pytest.raises(SystemExit, match="check has no --exclude; it has --dataset_dir, --output"):
+        main()

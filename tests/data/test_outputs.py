@@ -124,3 +124,28 @@ def test_files_that_are_there_may_be_kept(tmp_path: Path, caplog: pytest.LogCapt
         assert layout.todo(images, overwrite=False) == images[:1]
     assert "1 of 2 files are there already" in caplog.text
     assert layout.todo(images, overwrite=True) == images
+
+
+def test_what_a_link_would_replace_is_seen(tmp_path: Path):
+    """An output folder by another name is the images' own folder all the same."""
+    data = tmp_path / "data"
+    data.mkdir()
+    images = [str(data / name) for name in ("a.nii.gz", "a_seg.nii.gz")]
+    for image in images:
+        Path(image).touch()
+    (tmp_path / "other").symlink_to(data)
+    with pytest.raises(InputError, match=r"1 image would be replaced.*a_seg\.nii\.gz"):
+        OutputLayout(tmp_path / "other", data).plan(images)
+
+
+def test_links_and_folders_are_found_before_the_run(tmp_path: Path):
+    (tmp_path / "a_seg.nii.gz").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "b_seg.nii.gz").mkdir()
+    images = [str(tmp_path / f"{name}.nii.gz") for name in "abc"]
+    with pytest.raises(InputError, match=r"a_seg.*b_seg.* cannot be written: a link, a folder"):
+        OutputLayout(tmp_path, tmp_path).plan(images)
+
+
+def test_overwrite_is_true_or_false(tmp_path: Path):
+    with pytest.raises(InputError, match="overwrite is 'false'; allowed are True and False"):
+        OutputLayout(tmp_path, tmp_path).todo([], "false")  # type: ignore[arg-type]

@@ -74,3 +74,8 @@ def test_strict_ends_at_the_first():
 def test_other_errors_are_not_hidden():
     with pytest.raises(RuntimeError, match="applying transform"):
         list(loader([0, None]))
+
+
+def test_strict_is_true_or_false():
+    with pytest.raises(InputError, match="strict is 'no'; allowed are True and False"):
+        SkippingDataset([], strict="no")  # type: ignore[arg-type]

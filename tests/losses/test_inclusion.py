@@ -3,6 +3,7 @@ import torch
 from monai.losses import DiceLoss
 from torch import Tensor
 
+from common.errors import InputError
 from common.losses import CodebookMambaLoss, InclusionLoss
 
 
@@ -85,3 +86,8 @@ def test_bad_arguments_are_named():
         CodebookMambaLoss(alpha=-1)
     with pytest.raises(ValueError, match="beta is -1"):
         CodebookMambaLoss(beta=-1)
+
+
+def test_targets_of_other_channels_are_the_users_to_mend():
+    with pytest.raises(InputError, match="target has 1 channels; allowed are 2, liver and tumour"):
+        CodebookMambaLoss()(torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))

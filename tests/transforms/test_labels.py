@@ -195,6 +195,11 @@ def test_ignored_voxels_of_a_label_without_a_sign():
     assert count_values(torch.tensor([[True, False, True]])) == {0.0: 1, 1.0: 2}
 
 
+def test_one_map_of_several_values_is_no_mask():
+    label = torch.tensor([[0.0, 1.0, 2.0, 9.0]])
+    assert torch.equal(MergeMasksd("label", 2)({"label": label})["label"], label)
+
+
 def test_masks_that_are_no_numbers_stay_so():
     masks = torch.tensor([[0.0, 2.0, torch.nan], [0.0, 0.0, 0.0]])
     merged = MergeMasksd("label", 2)({"label": masks})["label"][0]

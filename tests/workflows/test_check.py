@@ -284,3 +284,24 @@ def test_channels_of_cases_of_one_name(tmp_path: Path):
     assert found.layout
     assert [len(case.problems) for case in found.cases] == [1, 0, 0, 0]
     assert "has 2 channels; allowed are 1" in found.cases[0].problems[0]
+
+
+def test_nothing_to_train_on_is_wrong(tmp_path: Path):
+    (tmp_path / "dataset.json").write_text('{"training": []}')
+    found = check_dataset(tmp_path)
+    assert found.wrong == len(found.problems) == 1
+
+
+@pytest.mark.parametrize("workers", [0, "x", 1.5])
+def test_workers_are_a_number(tmp_path: Path, workers: object):
+    with pytest.raises(InputError, match=f"workers is {workers!r}; allowed are whole numbers"):
+        check_dataset(good_set(tmp_path, 2), workers=workers)  # type: ignore[arg-type]
+
+
+def test_map_that_is_suggested(tmp_path: Path):
+    folder = good_set(tmp_path, 2)
+    for file in (folder / "labelsTr").iterdir():
+        values = np.asarray(nib.load(file).dataobj)
+        nib.save(nib.Nifti1Image(np.where(values == 2, 5, values) - (values == 0), AFFINE), file)
+    (problem,) = check_dataset(folder).problems
+    assert '--label_map "{0: 0, 1: 1, 5: 2}" --num_classes 3 --ignore_label -1' in problem

@@ -50,14 +50,17 @@ def read(path: Path) -> DataSet:
     return _data_set(path, rows)
 
 
+_COLUMNS = {"image", "label", "split", "id"}  # others may say what would be dropped
+
+
 def _csv_rows(path: Path, text: bytes) -> list[_Row]:
     try:
         reader = csv.DictReader(io.StringIO(text.decode("utf-8-sig")), strict=True)
         header = reader.fieldnames or []
-        if "image" not in header or len(set(header)) < len(header):
+        if not {"image", "label"} <= set(header) <= _COLUMNS or len(set(header)) < len(header):
             raise InputError(
                 f"{path}, line 1, has the header {','.join(header)!r}; needed are image and label, "
-                "each once, and allowed is split."
+                "each once, and allowed are split and id."
             )
         rows = []
         for fields in reader:
@@ -83,9 +86,13 @@ def _json_rows(path: Path, content: Any) -> list[_Row]:
         values = [fields.get(key) or [] for key in ("image", "label")]
         image, label = ([value] if isinstance(value, str) else value for value in values)
         split = fields.get("split") or ""
-        if not image or not all(
-            isinstance(files, list) and all(isinstance(file, str) and file for file in files)
-            for files in (image, label, [split or "none"])
+        if (
+            not image
+            or not fields.keys() <= _COLUMNS
+            or not all(
+                isinstance(files, list) and all(isinstance(file, str) and file for file in files)
+                for files in (image, label, [split or "none"])
+            )
         ):
             raise InputError(
                 f'{where} is not as allowed: a list of {{"image": FILE, "label": FILE, "split": '
