@@ -45,7 +45,8 @@ def split_cases(
     The first of these says which cases these are, and `ratios` and `seed` change nothing then:
 
     - `split_file`;
-    - the folds of a data set that comes in folds (Auto3DSeg): one validates what the others train;
+    - the folds of a data set that comes in folds (Auto3DSeg): `fold`, or 0, validates what the
+      others train; parts for validation and test that are published beside them do not train;
     - the parts of a data set that comes split (CirrMRI600+; see `DataSet.parts`). Where it has no
       part for validation, this is drawn from its training part by the first two `ratios`;
     - where `fold` is given, nnU-Net's splits_final.json in the folder;
@@ -85,6 +86,8 @@ def split_cases(
     if split_file is not None:
         return _part(_listed_parts(Path(split_file), data, kept, fold), split, str(split_file))
     if data.folds is not None:
+        if fold is None:
+            say_once([f"{where} comes in folds, and fold is None: fold 0 is used."])
         return _part(_parts_of_folds(kept, fold or 0, where), split, f"fold {fold or 0} of {where}")
     if data.parts is not None:
         if fold is not None:
@@ -190,7 +193,10 @@ def _completed(data: DataSet, ratios: Sequence[float], seed: int) -> _Parts:
 
 
 def _parts_of_folds(data: DataSet, fold: int, where: str | Path) -> _Parts:
-    """A fold for validation, all others for training; for test what is published, or validation."""
+    """A fold for validation, all others for training; for test what is published, or validation.
+
+    What is published for validation or test does not train in any fold.
+    """
     folds = list(zip(data.cases, data.folds or (), strict=True))
     numbers = sorted({number for _, number in folds if number is not None})
     if fold not in numbers:
@@ -198,12 +204,17 @@ def _parts_of_folds(data: DataSet, fold: int, where: str | Path) -> _Parts:
             f"fold is {fold}, but {where} comes in the folds {', '.join(map(str, numbers))}; "
             "allowed is one of them."
         )
-    validation = [case for case, number in folds if number == fold]
-    test = (data.parts or {}).get("test")
+    published = data.parts or {}
+    test, unused = published.get("test", ()), published.get("validation")
     if not test:
         say_once([_SAME.format(where)])
+    if unused:
+        say_once([f"Of {where} the part published for validation trains nothing in its folds."])
+    validation = [c for c, number in folds if number == fold and c not in test]
     return {
-        "training": [c for c, number in folds if number != fold and c not in (test or ())],
+        "training": [
+            c for c, number in folds if number != fold and c not in test and c not in (unused or ())
+        ],
         "validation": validation,
         "test": test or validation,
     }

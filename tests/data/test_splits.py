@@ -171,6 +171,26 @@ def test_folds_that_come_with_a_list(folders: Any):
     assert parts(root, fold=1) == [["a", "c"], ["b"], ["d"]]
 
 
+def test_published_parts_beside_folds_train_nothing(folders: Any, caplog: pytest.LogCaptureFixture):
+    root = folders(*"abcdef")
+    entry = {
+        x: {"image": f"imagesTr/{x}.nii.gz", "label": f"labelsTr/{x}.nii.gz"} for x in "abcdef"
+    }
+    content = {
+        "training": [entry["a"] | {"fold": 0}, entry["b"] | {"fold": 1}, entry["c"]],
+        "validation": [entry["d"], entry["e"] | {"fold": 1}],
+        "test": [entry["f"] | {"fold": 0}],
+    }
+    write(root, content, "dataset.json")
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        assert parts(root) == [["b", "c"], ["a"], ["f"]]
+    assert caplog.messages == [
+        f"{root} comes in folds, and fold is None: fold 0 is used.",
+        f"Of {root} the part published for validation trains nothing in its folds.",
+    ]
+    assert parts(root, fold=1) == [["a", "c"], ["b", "e"], ["f"]]
+
+
 def test_a_cases_file_may_come_split(touch: Touch):
     root = touch(*(f"{x}{kind}.nii" for x in "abc" for kind in ("", "_seg")))
     lines = [f"{x}.nii,{x}_seg.nii,{part}" for x, part in zip("abc", SPLITS, strict=True)]
