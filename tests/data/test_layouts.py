@@ -307,6 +307,11 @@ def test_nnunet_raw_that_names_its_files(touch: Touch, tmp_path: Path):
     case = {"images": [str(tmp_path / "x.nii.gz")], "label": "y.nii.gz"}
     describe(root, dataset={"p": case}, channel_names={"0": "CT"}, file_ending=".nii.gz")
     assert relative(root) == [{"image": "x.nii.gz", "label": "y.nii.gz"}]
+    describe(root, dataset={"p": case, "q": case | {"images": ["x.nii.gz"]}})
+    with pytest.raises(
+        InputError, match=r"dataset\.json lists .*/x\.nii\.gz twice; allowed is once"
+    ):
+        find_cases(root)
     describe(root, dataset={"p": {"images": ["x.nii.gz"]}})
     with pytest.raises(InputError, match=r"\"dataset\" that is not nnU-Net's .*; allowed is"):
         find_cases(root)
@@ -530,6 +535,23 @@ def test_other_lists_that_cannot_be_read(touch: Touch, name: str, content: str, 
         labelled_cases(root, root / name)
     with pytest.raises(InputError, match=r"gone\.csv cannot be read"):
         labelled_cases(root, root / "gone.csv")
+
+
+@pytest.mark.parametrize("spelling", ["../cf/a.nii", "./b/../a.nii", "link.nii"])
+def test_one_file_spelled_in_two_ways_is_listed_twice(touch: Touch, tmp_path: Path, spelling: str):
+    root = touch("a.nii", "la.nii", "lb.nii", "b/c.nii", root=tmp_path / "cf")
+    (root / "link.nii").symlink_to(root / "a.nii")
+    (root / "cases.csv").write_text(f"image,label\na.nii,la.nii\n{spelling},lb.nii\n")
+    with pytest.raises(InputError, match=f"lists {root / spelling} twice; allowed is once"):
+        labelled_cases(root, root / "cases.csv")
+
+
+def test_masks_may_be_links_to_one_file(touch: Touch):
+    root = touch("a.nii", "b.nii", "empty.nii")
+    for name in ("la.nii", "lb.nii"):
+        (root / name).symlink_to(root / "empty.nii")
+    (root / "cases.csv").write_text("image,label\na.nii,la.nii\nb.nii,lb.nii\n")
+    assert len(labelled_cases(root, root / "cases.csv")) == 2
 
 
 # Images to segment
