@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .layouts import (
     Case,
     DataSet,
     Split,
+    case_key,
     case_names,
     find_cases,
     require_cases,
@@ -138,11 +139,19 @@ def _drawn(
     folds = partition_dataset(cases, num_partitions=num_folds, shuffle=True, seed=seed)
     test, validation = folds[fold], folds[(fold + 1) % num_folds]
     parts: _Parts = {
-        "training": [c for c in cases if c not in test and c not in validation],
+        "training": _less(cases, _keys(test, validation)),
         "validation": validation,
         "test": test,
     }
     return list(parts[split])
+
+
+def _keys(*parts: Iterable[Case]) -> set[Any]:
+    return {case_key(case) for part in parts for case in part}
+
+
+def _less(cases: Iterable[Case], keys: set[Any]) -> list[Case]:
+    return [case for case in cases if case_key(case) not in keys]
 
 
 def _part_by_ratios(
@@ -205,16 +214,15 @@ def _parts_of_folds(data: DataSet, fold: int, where: str | Path) -> _Parts:
             "allowed is one of them."
         )
     published = data.parts or {}
-    test, unused = published.get("test", ()), published.get("validation")
+    test, unused = published.get("test", ()), published.get("validation", ())
     if not test:
         say_once([_SAME.format(where)])
     if unused:
         say_once([f"Of {where} the part published for validation trains nothing in its folds."])
-    validation = [c for c, number in folds if number == fold and c not in test]
+    validation = _less((case for case, number in folds if number == fold), _keys(test))
+    others = (case for case, number in folds if number != fold)
     return {
-        "training": [
-            c for c, number in folds if number != fold and c not in test and c not in (unused or ())
-        ],
+        "training": _less(others, _keys(test, unused)),
         "validation": validation,
         "test": test or validation,
     }
@@ -247,11 +255,11 @@ def _listed_parts(path: Path, data: DataSet, kept: DataSet, fold: int | None) ->
     if several:
         raise InputError(f"{path} names {listed(several)}, which several cases are called.")
     _refuse_shared(path, parts, isinstance(content, list))
-    rest = [case for case in data.cases if not any(case in part for part in parts.values())]
-    if rest:
+    if rest := _less(data.cases, _keys(*parts.values())):
         names_of_rest = listed(case_names(case)[0] for case in rest)
         say_once([f"Cases that {path} does not name are left out: {names_of_rest}."])
-    return {split: [case for case in part if case in kept.cases] for split, part in parts.items()}
+    there = _keys(kept.cases)
+    return {split: [c for c in part if case_key(c) in there] for split, part in parts.items()}
 
 
 def _names_of_fold(path: Path, content: list[Any], fold: int | None) -> dict[Split, list[str]]:
@@ -271,8 +279,8 @@ def _names_of_fold(path: Path, content: list[Any], fold: int | None) -> dict[Spl
 def _refuse_shared(path: Path, parts: _Parts, tested_as_validated: bool) -> None:
     pairs = [("training", "validation"), ("training", "test"), ("validation", "test")]
     for one, other in pairs[:2] if tested_as_validated else pairs:
-        shared = [c for c in parts.get(one, ()) if c in parts.get(other, ())]  # type: ignore[call-overload]
-        if shared:
+        keys = _keys(parts.get(other, ()))  # type: ignore[call-overload]
+        if shared := [c for c in parts.get(one, ()) if case_key(c) in keys]:  # type: ignore[call-overload]
             raise InputError(
                 f"{path} has {listed(case_names(case)[0] for case in shared)} both for {one} and "
                 f"for {other}; allowed is one part a case."

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.data import labelled_cases, split_cases
-from common.data.layouts import SPLITS, case_names
+from common.data import labelled_cases, split_cases, splits
+from common.data.layouts import SPLITS, DataSet, case_names, find_cases
 from common.errors import InputError
 
 from .conftest import Touch
@@ -244,6 +244,31 @@ def test_names_of_two_cases_are_refused(touch: Touch):
     root = touch(*(f"{x}/{kind}/1.nii" for x in ("train", "test") for kind in ("images", "masks")))
     with pytest.raises(InputError, match="names 1, which several cases are called"):
         split_cases(root, "training", split_file=write(root, {"training": ["1"]}))
+
+
+def test_names_of_two_cases_cannot_be_left_out(touch: Touch):
+    for x in "AB":
+        root = touch(*(f"{x}/{folder}/1.png" for folder in ("CXR_png", "mask")))
+        touch(*(f"{x}/{folder}/{x}{i}.png" for i in range(3) for folder in ("CXR_png", "mask")))
+    with pytest.raises(InputError, match="exclude names 1, which several cases are called"):
+        split_cases(root, "training", exclude=["1", "A1"])
+    assert sum(sizes(root, exclude=["A1", "B2"])) == 6
+
+
+def test_no_case_is_compared_with_every_other(folders: Any, monkeypatch: pytest.MonkeyPatch):
+    class Lone(dict):
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("a list of thousands of cases would take minutes")
+
+    def alone(*where: Any) -> DataSet:
+        data = find_cases(*where)
+        return data._replace(cases=[Lone(case) for case in data.cases])  # type: ignore[misc]
+
+    root = folders(*cases(10))
+    monkeypatch.setattr(splits, "find_cases", alone)
+    assert sum(sizes(root, fold=0, exclude=["case_00"])) == 9
+    names = {"training": cases(10)[:4], "validation": ["case_05"], "test": ["case_06"]}
+    assert sizes(root, split_file=write(root, names), exclude=["case_00"]) == [3, 1, 1]
 
 
 def test_nnunets_splits(folders: Any, caplog: pytest.LogCaptureFixture):

@@ -109,6 +109,11 @@ def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
 
 
 def existing_folder(path: str | Path) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(

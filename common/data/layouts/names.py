@@ -66,6 +66,11 @@ def case_names(case: Case) -> list[str]:
     return list(dict.fromkeys(n for x in names for n in (without_mask(x), x, without_channel(x))))
 
 
+def case_key(case: Case) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A case's files, for sets of cases."""
+    return ensure_tuple(case["image"]), ensure_tuple(case["label"])
+
+
 def as_image(files: Iterable[Path]) -> Image:
     names = [str(file) for file in files]
     return names[0] if len(names) == 1 else names

@@ -112,6 +112,6 @@ def _of_one_kind(folder: Path, notes: list[str]) -> list[Path]:
     """The folder's images; pictures beside volumes are somebody's previews."""
     volumes, everything = images_of(folder, 3), images_of(folder)
     if volumes and len(everything) > len(volumes):
-        rest = [str(file) for file in everything if file not in volumes]
+        rest = map(str, sorted({*everything} - {*volumes}))
         notes.append(f"Pictures beside volumes are left out: {listed(rest)}.")
     return volumes or everything
