@@ -231,9 +231,7 @@ def test_published_parts_of_a_list(touch: Touch):
         "test": 1,
     }
     assert (relative(root, data), short(root, data.images)) == ([a, b, c], ["d.nii"])
-    assert short(root, image_files(root)) == [
-        *("a.nii", "a_seg.nii", "b.nii", "b_seg.nii", "c.nii", "c_seg.nii", "d.nii")
-    ]
+    assert short(root, image_files(root)) == ["c.nii", "d.nii"]  # beside images and labels
     describe(root, training=[a], validation=[a])
     with pytest.raises(InputError, match=r"lists .*/a\.nii twice; allowed is once"):
         labelled_cases(root)
@@ -581,6 +579,31 @@ def test_channels_to_segment(touch: Touch):
     (root / "q_0000.nii.gz").unlink()
     with pytest.raises(InputError, match="q lacks 0000 of the channels 0000 to 0001"):
         image_files(root)
+
+
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [
+        (["extra.nii.gz", "volume-0.nii", "volume-1.nii"], []),
+        (["a.nii.gz", "b.nii.gz"], ["old/volume-3.nii"]),
+        (["a.nii.gz"], ["x/x_flair.nii.gz"]),
+        (["a.nii.gz"], [f"x/x_{name}.nii.gz" for name in ("flair", "t1", "t1ce", "t2")]),
+    ],
+)
+def test_names_of_lits_and_brats_hide_no_other_image(
+    touch: Touch, own: list[str], others: list[str]
+):
+    root = touch(*own, *others)
+    assert short(root, image_files(root)) == own
+
+
+def test_the_test_images_of_a_list_whose_cases_are_not_there(touch: Touch):
+    root = touch("a.nii", "b.nii")
+    entry = {"image": "imagesTr/p.nii", "label": "labelsTr/p.nii"}
+    describe(root, training=[entry], test=["b.nii", "gone.nii"])
+    assert short(root, image_files(root)) == ["b.nii"]
+    describe(root, training=[entry])
+    assert short(root, image_files(root)) == ["a.nii", "b.nii"]
 
 
 def test_numbers_that_are_no_channels(touch: Touch):
