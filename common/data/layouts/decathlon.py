@@ -18,6 +18,7 @@ from monai.utils import ensure_tuple
 from ...errors import InputError
 from ..formats import name_of
 from .names import (
+    LABELS,
     as_image,
     by_label,
     by_name,
@@ -30,8 +31,6 @@ from .pairing import channels_of
 from .refusals import refuse_doubled, refuse_missing, refuse_unlabelled
 from .stated import with_stated
 from .types import SPLITS, Case, DataSet, Image, Split
-
-_LABELS = "labelsTr"
 
 
 def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
@@ -108,7 +107,7 @@ def _cases(path: Path, key: str, entries: list[Any]) -> list[Case]:
             cases.append(Case(image=image, label=as_image(_files(path, entry["label"], key))))
             continue
         if by_key is None:
-            labels = images_of(path.parent / _LABELS)
+            labels = images_of(path.parent / LABELS)
             by_key = by_name(labels, lambda file: without_mask(name_of(file)))
         name = name_of(ensure_tuple(image)[0])
         label = by_key.get(name) or by_key.get(without_channel(name))
@@ -116,7 +115,7 @@ def _cases(path: Path, key: str, entries: list[Any]) -> list[Case]:
             unlabelled.append(ensure_tuple(image)[0])
         else:
             cases.append(Case(image=image, label=str(label)))
-    refuse_unlabelled(unlabelled, path.parent / _LABELS)
+    refuse_unlabelled(unlabelled, path.parent / LABELS)
     return cases
 
 

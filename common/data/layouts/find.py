@@ -15,6 +15,7 @@ from ..dicom import is_dicom
 from ..formats import allowed_endings
 from . import brats, decathlon, folders, lits, nnunet, radiographs
 from . import cases_file as listing
+from .names import IMAGES
 from .pairing import unlabelled_images
 from .types import Case, DataSet, Image
 
@@ -160,7 +161,7 @@ def _described(root: Path) -> DataSet | None:
     stated = read_json(path)
     if "training" in stated:
         return decathlon.read(path, stated)
-    if "dataset" in stated or (root / "imagesTr").is_dir():
+    if "dataset" in stated or (root / IMAGES).is_dir():
         return nnunet.read(path, stated)
     return None
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from ...errors import listed
 from ..formats import name_of
 from .folders import PAIRS
-from .names import by_name, subfolders, volumes_of
+from .names import TEST_IMAGES, by_name, subfolders, volumes_of
 from .refusals import refuse_unlabelled
 from .types import Case, DataSet, Image
 
 _KINDS = ("volume", "segmentation", "test-volume")
 _NAME = re.compile(rf"({'|'.join(_KINDS)})-\d+", re.IGNORECASE)
-_OTHERS = {"imagesTs", *(folder for pair in PAIRS for folder in pair)}  # are paired by name
+_OTHERS = {TEST_IMAGES, *(folder for pair in PAIRS for folder in pair)}  # are paired by name
 
 
 def read(root: Path) -> DataSet | None:

@@ -13,6 +13,11 @@ from ..dicom import is_dicom
 from ..formats import format_of, is_archive, name_of
 from .types import Case, Image
 
+IMAGES, LABELS, TEST_IMAGES = "imagesTr", "labelsTr", "imagesTs"  # the Decathlon's and nnU-Net's
+RADIOGRAPHS = "CXR_png"  # the Montgomery and Shenzhen sets'
+IMAGE_FOLDERS = (TEST_IMAGES, RADIOGRAPHS, "test_images", "images")  # what is to segment is there
+
+FIRST_CHANNEL = "0000"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 _MASK = re.compile(r"[-_](mask|seg|label)$", re.IGNORECASE)
 
@@ -53,6 +58,11 @@ def without_channel(name: str) -> str:
     """nnU-Net's CASE_0000 is of CASE."""
     found = CHANNEL.fullmatch(name)
     return found[1] if found else name
+
+
+def without_first_channel(name: str) -> str:
+    """CASE_0000 is of CASE; a name of another number may end in it: scan_2019."""
+    return without_channel(name) if name.endswith(f"_{FIRST_CHANNEL}") else name
 
 
 def without_mask(name: str) -> str:

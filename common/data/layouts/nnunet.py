@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple
 
 from ...errors import InputError, listed
 from ..formats import allowed_endings, format_of, name_of
-from .names import as_image, by_label, case_names
+from .names import IMAGES, LABELS, TEST_IMAGES, as_image, by_label, case_names
 from .pairing import paired, unlabelled_images
 from .refusals import refuse_doubled, refuse_missing
 from .stated import with_stated
@@ -35,8 +35,8 @@ def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
     if "dataset" in stated:
         cases = _named(path, stated["dataset"])
     else:
-        cases = paired(root / "imagesTr", root / "labelsTr", notes)
-    data = DataSet("nnU-Net raw", cases, unlabelled_images(root / "imagesTs"), notes=notes)
+        cases = paired(root / IMAGES, root / LABELS, notes)
+    data = DataSet("nnU-Net raw", cases, unlabelled_images(root / TEST_IMAGES), notes=notes)
     data = with_stated(data, stated, path, len(cases))
     _check_channels(data, path)
     return data
