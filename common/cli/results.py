@@ -49,12 +49,14 @@ def codebook(
     from ..workflows import load_trained
 
     check_output_folder(output)
-    files = OutputLayout(output, images, "codes").plan(image_files(images))
+    found = image_files(images)
+    planned = OutputLayout(output, images, "codes").plan(found)
+    pairs = list(zip(found, planned.values(), strict=True))
     network, preprocessing, patch_size = load_trained(config_file, checkpoint, overrides)
     book = getattr(network, "codebook", None)
     if book is None:
         raise InputError(f"{config_file} has a network without a codebook; allowed is one with it.")
-    paths, codes = write_code_maps(network, preprocessing, patch_size, files)
+    paths, codes = write_code_maps(network, preprocessing, patch_size, pairs)
     usage = book.usage(codes)
     picture = draw_prototypes(
         book.prototypes.detach().cpu().numpy(), usage.histogram.numpy(), f"{output}/prototypes.png"

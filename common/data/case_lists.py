@@ -10,13 +10,17 @@ from typing import Any
 
 from ..errors import InputError, listed
 from ..files import parse_json
-from .layouts import Case, DataSet, case_names, say_once
+from .layouts import Case, DataSet, case_key, case_names, say_once
 
 _LISTS = Path(__file__).parent / "lists"
 
 
 def without(data: DataSet, exclude: Any, where: str | Path) -> DataSet:
-    """The data set less the cases that are named."""
+    """The data set less the cases that are named, see `split_cases`.
+
+    Raises:
+        InputError: `exclude` is no list or file of names, or a name is of no case, or of several.
+    """
     if not exclude:
         return data
     names, all_known = _excluded_names(exclude)
@@ -32,15 +36,19 @@ def without(data: DataSet, exclude: Any, where: str | Path) -> DataSet:
         raise InputError(
             f"exclude is {exclude!r}, and {where} has no case of that list; allowed is none (None)."
         )
-    out = [case for cases in found.values() for case in cases]
-    kept = [case not in out for case in data.cases]
+    if several := [name for name, cases in found.items() if len(cases) > 1]:
+        raise InputError(f"exclude names {listed(several)}, which several cases are called.")
+    out = {case_key(case) for cases in found.values() for case in cases}
+    kept = [case_key(case) not in out for case in data.cases]
     say_once([f"Of the {len(kept)} cases of {where} exclude leaves out {kept.count(False)}."])
     return data._replace(
         cases=list(compress(data.cases, kept)),
         folds=None if data.folds is None else list(compress(data.folds, kept)),
         parts=None
         if data.parts is None
-        else {split: [c for c in part if c not in out] for split, part in data.parts.items()},
+        else {
+            split: [c for c in part if case_key(c) not in out] for split, part in data.parts.items()
+        },
     )
 
 
@@ -78,14 +86,21 @@ class NameIndex:
                 self._other[name].append(case)
 
     def find(self, name: str) -> list[Case]:
+        """The cases that are called so: none, one or several."""
         return self._first.get(name) or self._other.get(name) or []
 
 
 def are_names(names: Any) -> bool:
+    """Whether this is a list of strings."""
     return isinstance(names, list) and all(isinstance(name, str) for name in names)
 
 
 def read_any_json(path: Path) -> Any:
+    """What a JSON file holds, be it an object or not.
+
+    Raises:
+        InputError: it cannot be read, or as `parse_json`.
+    """
     return parse_json(_bytes(path), str(path))
 
 

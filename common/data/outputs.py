@@ -14,10 +14,9 @@ from monai.utils import ensure_tuple
 
 from ..errors import InputError, listed
 from .formats import name_of
+from .layouts.names import IMAGE_FOLDERS, without_first_channel
 
 _logger = logging.getLogger(__name__)
-
-_IMAGE_FOLDERS = ("imagesTs", "CXR_png", "test_images", "images")  # of a data set
 
 
 def check_output_folder(output_dir: str | Path) -> None:
@@ -138,11 +137,11 @@ class OutputLayout(FolderLayoutBase):
         folder = Path()
         if path.parent.is_relative_to(self.dataset_dir):
             folder = path.parent.relative_to(self.dataset_dir)
-        if folder.name in _IMAGE_FOLDERS:
+        if folder.name in IMAGE_FOLDERS:
             folder = folder.parent
         name = name_of(path)
         if path != self.dataset_dir:  # of a folder it is the first channel, for image_files too
-            name = name.removesuffix("_0000")
+            name = without_first_channel(name)
         index = "" if patch is None else f"_{patch}"
         return self.output_dir / folder / f"{name}_{self.postfix}{index}{self.extension}"
 

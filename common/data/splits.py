@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .layouts import (
     Case,
     DataSet,
     Split,
+    case_key,
     case_names,
     find_cases,
     require_cases,
@@ -45,7 +46,8 @@ def split_cases(
     The first of these says which cases these are, and `ratios` and `seed` change nothing then:
 
     - `split_file`;
-    - the folds of a data set that comes in folds (Auto3DSeg): one validates what the others train;
+    - the folds of a data set that comes in folds (Auto3DSeg): `fold`, or 0, validates what the
+      others train; parts for validation and test that are published beside them do not train;
     - the parts of a data set that comes split (CirrMRI600+; see `DataSet.parts`). Where it has no
       part for validation, this is drawn from its training part by the first two `ratios`;
     - where `fold` is given, nnU-Net's splits_final.json in the folder;
@@ -85,6 +87,8 @@ def split_cases(
     if split_file is not None:
         return _part(_listed_parts(Path(split_file), data, kept, fold), split, str(split_file))
     if data.folds is not None:
+        if fold is None:
+            say_once([f"{where} comes in folds, and fold is None: fold 0 is used."])
         return _part(_parts_of_folds(kept, fold or 0, where), split, f"fold {fold or 0} of {where}")
     if data.parts is not None:
         if fold is not None:
@@ -135,11 +139,19 @@ def _drawn(
     folds = partition_dataset(cases, num_partitions=num_folds, shuffle=True, seed=seed)
     test, validation = folds[fold], folds[(fold + 1) % num_folds]
     parts: _Parts = {
-        "training": [c for c in cases if c not in test and c not in validation],
+        "training": _less(cases, _keys(test, validation)),
         "validation": validation,
         "test": test,
     }
     return list(parts[split])
+
+
+def _keys(*parts: Iterable[Case]) -> set[Any]:
+    return {case_key(case) for part in parts for case in part}
+
+
+def _less(cases: Iterable[Case], keys: set[Any]) -> list[Case]:
+    return [case for case in cases if case_key(case) not in keys]
 
 
 def _part_by_ratios(
@@ -190,7 +202,10 @@ def _completed(data: DataSet, ratios: Sequence[float], seed: int) -> _Parts:
 
 
 def _parts_of_folds(data: DataSet, fold: int, where: str | Path) -> _Parts:
-    """A fold for validation, all others for training; for test what is published, or validation."""
+    """A fold for validation, all others for training; for test what is published, or validation.
+
+    What is published for validation or test does not train in any fold.
+    """
     folds = list(zip(data.cases, data.folds or (), strict=True))
     numbers = sorted({number for _, number in folds if number is not None})
     if fold not in numbers:
@@ -198,12 +213,16 @@ def _parts_of_folds(data: DataSet, fold: int, where: str | Path) -> _Parts:
             f"fold is {fold}, but {where} comes in the folds {', '.join(map(str, numbers))}; "
             "allowed is one of them."
         )
-    validation = [case for case, number in folds if number == fold]
-    test = (data.parts or {}).get("test")
+    published = data.parts or {}
+    test, unused = published.get("test", ()), published.get("validation", ())
     if not test:
         say_once([_SAME.format(where)])
+    if unused:
+        say_once([f"Of {where} the part published for validation trains nothing in its folds."])
+    validation = _less((case for case, number in folds if number == fold), _keys(test))
+    others = (case for case, number in folds if number != fold)
     return {
-        "training": [c for c, number in folds if number != fold and c not in (test or ())],
+        "training": _less(others, _keys(test, unused)),
         "validation": validation,
         "test": test or validation,
     }
@@ -236,11 +255,11 @@ def _listed_parts(path: Path, data: DataSet, kept: DataSet, fold: int | None) ->
     if several:
         raise InputError(f"{path} names {listed(several)}, which several cases are called.")
     _refuse_shared(path, parts, isinstance(content, list))
-    rest = [case for case in data.cases if not any(case in part for part in parts.values())]
-    if rest:
+    if rest := _less(data.cases, _keys(*parts.values())):
         names_of_rest = listed(case_names(case)[0] for case in rest)
         say_once([f"Cases that {path} does not name are left out: {names_of_rest}."])
-    return {split: [case for case in part if case in kept.cases] for split, part in parts.items()}
+    there = _keys(kept.cases)
+    return {split: [c for c in part if case_key(c) in there] for split, part in parts.items()}
 
 
 def _names_of_fold(path: Path, content: list[Any], fold: int | None) -> dict[Split, list[str]]:
@@ -260,8 +279,8 @@ def _names_of_fold(path: Path, content: list[Any], fold: int | None) -> dict[Spl
 def _refuse_shared(path: Path, parts: _Parts, tested_as_validated: bool) -> None:
     pairs = [("training", "validation"), ("training", "test"), ("validation", "test")]
     for one, other in pairs[:2] if tested_as_validated else pairs:
-        shared = [c for c in parts.get(one, ()) if c in parts.get(other, ())]  # type: ignore[call-overload]
-        if shared:
+        keys = _keys(parts.get(other, ()))  # type: ignore[call-overload]
+        if shared := [c for c in parts.get(one, ()) if case_key(c) in keys]:  # type: ignore[call-overload]
             raise InputError(
                 f"{path} has {listed(case_names(case)[0] for case in shared)} both for {one} and "
                 f"for {other}; allowed is one part a case."

@@ -5,7 +5,7 @@ Teng et al., figure 6 (Codebook Mamba U-Net).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def write_code_maps(
     network: Any,
     preprocessing: Callable,
     patch_size: Sequence[int],
-    images: Mapping[str, Path],
+    images: Iterable[tuple[str | Sequence[str], Path]],
 ) -> tuple[list[Path], Tensor]:
     """Write each image's codes as a NIfTI volume, on the image's own grid.
 
@@ -40,9 +40,9 @@ def write_code_maps(
 
     Args:
         network: a network with a codebook, such as `common.networks.CodebookMambaUNet`.
-        preprocessing: invertible MONAI transforms of {"image": path}, those of inference.
+        preprocessing: invertible MONAI transforms of {"image": file or files}, those of inference.
         patch_size: voxels of a window after preprocessing.
-        images: the image files, each with its volume.
+        images: each image, a file or one per channel, with its volume.
 
     Returns:
         The volumes' paths, and the codes of all windows' sites, (sites,).
@@ -54,8 +54,8 @@ def write_code_maps(
     device = next(network.parameters()).device
     invert = Invertd("codes", preprocessing, orig_keys="image", nearest_interp=True)
     paths, sites = [], []
-    for file, path in tqdm(images.items(), desc="images", disable=None):
-        item = preprocessing({"image": file})
+    for image, path in tqdm(list(images), desc="images", disable=None):
+        item = preprocessing({"image": image})
         codes, found = _code_map(network, item["image"].as_tensor(), patch_size, device)
         codes = invert(item | {"codes": MetaTensor(codes)})["codes"]
         sites.append(found)

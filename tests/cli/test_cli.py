@@ -6,13 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
+from common import evaluation, workflows
 from common.cli import main
+from common.cli.results import codebook
+from common.errors import InputError
 from common.networks import CodebookMambaUNet, LightMUNet
 
 from ..conftest import GoldenCase
@@ -110,6 +114,26 @@ def test_codebook_of_a_trained_network(tmp_path: Path):
 
     (tmp_path / "images/scan.nii.gz").write_bytes(b"no image")
     assert "scan.nii.gz cannot be read" in refused("codebook", *model, *data)
+
+
+def test_codebook_takes_all_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Only what it hands on: a trained network is not needed for that."""
+    handed: list[object] = []
+
+    def write_code_maps(network: object, preprocessing: object, size: object, images: object):
+        handed.extend(images)  # type: ignore[call-overload]
+        raise InputError("enough")
+
+    monkeypatch.setattr(evaluation, "write_code_maps", write_code_maps)
+    trained = (SimpleNamespace(codebook=object()), None, None)
+    monkeypatch.setattr(workflows, "load_trained", lambda *arguments: trained)
+    files = [str(tmp_path / f"images/a_000{i}.nii.gz") for i in range(2)]
+    (tmp_path / "images").mkdir()
+    for file in files:
+        Path(file).touch()
+    with pytest.raises(InputError, match="enough"):
+        codebook("model.pt", str(tmp_path / "images"), str(tmp_path / "out"))
+    assert handed == [(files, tmp_path / "out/a_codes.nii.gz")]
 
 
 @pytest.mark.parametrize(

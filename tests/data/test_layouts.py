@@ -231,9 +231,7 @@ def test_published_parts_of_a_list(touch: Touch):
         "test": 1,
     }
     assert (relative(root, data), short(root, data.images)) == ([a, b, c], ["d.nii"])
-    assert short(root, image_files(root)) == [
-        *("a.nii", "a_seg.nii", "b.nii", "b_seg.nii", "c.nii", "c_seg.nii", "d.nii")
-    ]
+    assert short(root, image_files(root)) == ["c.nii", "d.nii"]  # beside images and labels
     describe(root, training=[a], validation=[a])
     with pytest.raises(InputError, match=r"lists .*/a\.nii twice; allowed is once"):
         labelled_cases(root)
@@ -307,6 +305,11 @@ def test_nnunet_raw_that_names_its_files(touch: Touch, tmp_path: Path):
     case = {"images": [str(tmp_path / "x.nii.gz")], "label": "y.nii.gz"}
     describe(root, dataset={"p": case}, channel_names={"0": "CT"}, file_ending=".nii.gz")
     assert relative(root) == [{"image": "x.nii.gz", "label": "y.nii.gz"}]
+    describe(root, dataset={"p": case, "q": case | {"images": ["x.nii.gz"]}})
+    with pytest.raises(
+        InputError, match=r"dataset\.json lists .*/x\.nii\.gz twice; allowed is once"
+    ):
+        find_cases(root)
     describe(root, dataset={"p": {"images": ["x.nii.gz"]}})
     with pytest.raises(InputError, match=r"\"dataset\" that is not nnU-Net's .*; allowed is"):
         find_cases(root)
@@ -532,6 +535,23 @@ def test_other_lists_that_cannot_be_read(touch: Touch, name: str, content: str, 
         labelled_cases(root, root / "gone.csv")
 
 
+@pytest.mark.parametrize("spelling", ["../cf/a.nii", "./b/../a.nii", "link.nii"])
+def test_one_file_spelled_in_two_ways_is_listed_twice(touch: Touch, tmp_path: Path, spelling: str):
+    root = touch("a.nii", "la.nii", "lb.nii", "b/c.nii", root=tmp_path / "cf")
+    (root / "link.nii").symlink_to(root / "a.nii")
+    (root / "cases.csv").write_text(f"image,label\na.nii,la.nii\n{spelling},lb.nii\n")
+    with pytest.raises(InputError, match=f"lists {root / spelling} twice; allowed is once"):
+        labelled_cases(root, root / "cases.csv")
+
+
+def test_masks_may_be_links_to_one_file(touch: Touch):
+    root = touch("a.nii", "b.nii", "empty.nii")
+    for name in ("la.nii", "lb.nii"):
+        (root / name).symlink_to(root / "empty.nii")
+    (root / "cases.csv").write_text("image,label\na.nii,la.nii\nb.nii,lb.nii\n")
+    assert len(labelled_cases(root, root / "cases.csv")) == 2
+
+
 # Images to segment
 
 
@@ -559,6 +579,31 @@ def test_channels_to_segment(touch: Touch):
     (root / "q_0000.nii.gz").unlink()
     with pytest.raises(InputError, match="q lacks 0000 of the channels 0000 to 0001"):
         image_files(root)
+
+
+@pytest.mark.parametrize(
+    ("own", "others"),
+    [
+        (["extra.nii.gz", "volume-0.nii", "volume-1.nii"], []),
+        (["a.nii.gz", "b.nii.gz"], ["old/volume-3.nii"]),
+        (["a.nii.gz"], ["x/x_flair.nii.gz"]),
+        (["a.nii.gz"], [f"x/x_{name}.nii.gz" for name in ("flair", "t1", "t1ce", "t2")]),
+    ],
+)
+def test_names_of_lits_and_brats_hide_no_other_image(
+    touch: Touch, own: list[str], others: list[str]
+):
+    root = touch(*own, *others)
+    assert short(root, image_files(root)) == own
+
+
+def test_the_test_images_of_a_list_whose_cases_are_not_there(touch: Touch):
+    root = touch("a.nii", "b.nii")
+    entry = {"image": "imagesTr/p.nii", "label": "labelsTr/p.nii"}
+    describe(root, training=[entry], test=["b.nii", "gone.nii"])
+    assert short(root, image_files(root)) == ["b.nii"]
+    describe(root, training=[entry])
+    assert short(root, image_files(root)) == ["a.nii", "b.nii"]
 
 
 def test_numbers_that_are_no_channels(touch: Touch):

@@ -23,6 +23,7 @@ from .conftest import Touch
         ("data/UPPER.NII.GZ", "UPPER_seg.nii.gz"),
         ("data/v1.2.nrrd", "v1.2_seg.nii.gz"),
         ("data/imagesTs/case_0000.nii.gz", "case_seg.nii.gz"),  # the first of its channels
+        ("data/_0000.nii.gz", "_0000_seg.nii.gz"),  # of no image's name
         ("data/scan_2019.nii.gz", "scan_2019_seg.nii.gz"),
         ("data/test_images/scan.nii", "scan_seg.nii.gz"),
         ("data/test/images/scan.nii", "test/scan_seg.nii.gz"),

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from common.data import labelled_cases, split_cases
-from common.data.layouts import SPLITS, case_names
+from common.data import labelled_cases, split_cases, splits
+from common.data.layouts import SPLITS, DataSet, case_names, find_cases
 from common.errors import InputError
 
 from .conftest import Touch
@@ -171,6 +171,26 @@ def test_folds_that_come_with_a_list(folders: Any):
     assert parts(root, fold=1) == [["a", "c"], ["b"], ["d"]]
 
 
+def test_published_parts_beside_folds_train_nothing(folders: Any, caplog: pytest.LogCaptureFixture):
+    root = folders(*"abcdef")
+    entry = {
+        x: {"image": f"imagesTr/{x}.nii.gz", "label": f"labelsTr/{x}.nii.gz"} for x in "abcdef"
+    }
+    content = {
+        "training": [entry["a"] | {"fold": 0}, entry["b"] | {"fold": 1}, entry["c"]],
+        "validation": [entry["d"], entry["e"] | {"fold": 1}],
+        "test": [entry["f"] | {"fold": 0}],
+    }
+    write(root, content, "dataset.json")
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        assert parts(root) == [["b", "c"], ["a"], ["f"]]
+    assert caplog.messages == [
+        f"{root} comes in folds, and fold is None: fold 0 is used.",
+        f"Of {root} the part published for validation trains nothing in its folds.",
+    ]
+    assert parts(root, fold=1) == [["a", "c"], ["b", "e"], ["f"]]
+
+
 def test_a_cases_file_may_come_split(touch: Touch):
     root = touch(*(f"{x}{kind}.nii" for x in "abc" for kind in ("", "_seg")))
     lines = [f"{x}.nii,{x}_seg.nii,{part}" for x, part in zip("abc", SPLITS, strict=True)]
@@ -224,6 +244,31 @@ def test_names_of_two_cases_are_refused(touch: Touch):
     root = touch(*(f"{x}/{kind}/1.nii" for x in ("train", "test") for kind in ("images", "masks")))
     with pytest.raises(InputError, match="names 1, which several cases are called"):
         split_cases(root, "training", split_file=write(root, {"training": ["1"]}))
+
+
+def test_names_of_two_cases_cannot_be_left_out(touch: Touch):
+    for x in "AB":
+        root = touch(*(f"{x}/{folder}/1.png" for folder in ("CXR_png", "mask")))
+        touch(*(f"{x}/{folder}/{x}{i}.png" for i in range(3) for folder in ("CXR_png", "mask")))
+    with pytest.raises(InputError, match="exclude names 1, which several cases are called"):
+        split_cases(root, "training", exclude=["1", "A1"])
+    assert sum(sizes(root, exclude=["A1", "B2"])) == 6
+
+
+def test_no_case_is_compared_with_every_other(folders: Any, monkeypatch: pytest.MonkeyPatch):
+    class Lone(dict):
+        def __eq__(self, other: object) -> bool:
+            raise AssertionError("a list of thousands of cases would take minutes")
+
+    def alone(*where: Any) -> DataSet:
+        data = find_cases(*where)
+        return data._replace(cases=[Lone(case) for case in data.cases])  # type: ignore[misc]
+
+    root = folders(*cases(10))
+    monkeypatch.setattr(splits, "find_cases", alone)
+    assert sum(sizes(root, fold=0, exclude=["case_00"])) == 9
+    names = {"training": cases(10)[:4], "validation": ["case_05"], "test": ["case_06"]}
+    assert sizes(root, split_file=write(root, names), exclude=["case_00"]) == [3, 1, 1]
 
 
 def test_nnunets_splits(folders: Any, caplog: pytest.LogCaptureFixture):

@@ -48,7 +48,7 @@ def write(path: Path, size: tuple[int, ...], affine: np.ndarray) -> Path:
 def test_a_voxel_has_its_sites_code(network: CodebookMambaUNet, tmp_path: Path):
     image = write(tmp_path / "a.nii.gz", (32, 64, 16), np.eye(4))
     path = tmp_path / "a_codes.nii.gz"
-    paths, sites = write_code_maps(network, preprocessing(), PATCH, {str(image): path})
+    paths, sites = write_code_maps(network, preprocessing(), PATCH, [(str(image), path)])
     assert paths == [path]
     codes = np.asarray(nib.load(path).dataobj)
 
@@ -65,7 +65,7 @@ def test_codes_lie_on_the_images_own_grid(network: CodebookMambaUNet, tmp_path: 
     affine = np.array([[0, -1.5, 0, 9], [-1.5, 0, 0, 7], [0, 0, 2.0, -3], [0, 0, 0, 1]])
     image = write(tmp_path / "turned.nii.gz", (40, 21, 19), affine)
     path = tmp_path / "codes.nii.gz"
-    write_code_maps(network, preprocessing(2.0), PATCH, {str(image): path})
+    write_code_maps(network, preprocessing(2.0), PATCH, [(str(image), path)])
     codes = nib.load(path)
     assert codes.shape == (40, 21, 19)
     np.testing.assert_allclose(codes.affine, affine, atol=1e-5)
@@ -73,10 +73,23 @@ def test_codes_lie_on_the_images_own_grid(network: CodebookMambaUNet, tmp_path: 
     assert set(np.unique(codes.dataobj)) <= set(range(8))
 
 
+def test_all_channels_of_an_image_count(tmp_path: Path):
+    torch.manual_seed(0)
+    network = CodebookMambaUNet(2, widths=(2, 2, 2, 2), num_prototypes=8, prototype_dim=8).eval()
+    files = [str(write(tmp_path / f"a_000{i}.nii.gz", PATCH, np.eye(4))) for i in range(2)]
+    path = tmp_path / "codes.nii.gz"
+    paths, sites = write_code_maps(network, preprocessing(), PATCH, [(files, path)])
+    assert paths == [path]
+    assert nib.load(path).shape == PATCH
+    x = preprocessing()({"image": files})["image"].as_tensor()[None]
+    with torch.no_grad():
+        assert sorted(sites.tolist()) == sorted(network.codes(x).flatten().tolist())
+
+
 def test_where_codes_cannot_be_written(network: CodebookMambaUNet, tmp_path: Path):
     image = write(tmp_path / "a.nii.gz", (32, 32, 16), np.eye(4))
     with pytest.raises(InputError, match=r"a_codes\.nii\.gz cannot be written"):
-        write_code_maps(network, preprocessing(), PATCH, {str(image): image / "a_codes.nii.gz"})
+        write_code_maps(network, preprocessing(), PATCH, [(str(image), image / "a_codes.nii.gz")])
 
 
 @pytest.mark.parametrize("num_prototypes", [1, 8, 64])

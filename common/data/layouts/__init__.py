@@ -1,7 +1,7 @@
 """Where the cases of a data set are, however its folder is laid out."""
 
 from .find import find_cases, image_files, labelled_cases, require_cases, say_once
-from .names import case_names
+from .names import case_key, case_names
 from .types import SPLITS, Case, DataSet, Image, Split
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "DataSet",
     "Image",
     "Split",
+    "case_key",
     "case_names",
     "find_cases",
     "image_files",

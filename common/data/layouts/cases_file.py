@@ -103,7 +103,8 @@ def _json_rows(path: Path, content: Any) -> list[_Row]:
 
 
 def _data_set(path: Path, rows: list[_Row]) -> DataSet:
-    if wrong := [problem for row in rows if (problem := _problem(row, rows))]:
+    split = any(row.split for row in rows)
+    if wrong := [problem for row in rows if (problem := _problem(row, split))]:
         raise InputError(
             f"{listed(wrong)}; allowed are an image with a label, or one to segment without, and "
             f"for all of them or none a split of {', '.join(SPLITS)}."
@@ -130,13 +131,13 @@ def _data_set(path: Path, rows: list[_Row]) -> DataSet:
     return DataSet("cases_file", by_label(cases), to_segment, parts or None, notes=notes)
 
 
-def _problem(row: _Row, rows: list[_Row]) -> str | None:
+def _problem(row: _Row, split: bool) -> str | None:
     if not row.image:
         return f"{row.where} names no image"
     if row.split and row.split not in SPLITS:
         return f"{row.where} has the split {row.split!r}"
     if not row.label and row.split in ("training", "validation"):
         return f"{row.where} has no label, and is for {row.split}"
-    if not row.split and row.label and any(other.split for other in rows):
+    if not row.split and row.label and split:
         return f"{row.where} has no split, and others have one"
     return None

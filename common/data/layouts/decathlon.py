@@ -9,7 +9,7 @@ the others train. Paths are absolute, or relative to the file's folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from monai.utils import ensure_tuple
 from ...errors import InputError
 from ..formats import name_of
 from .names import (
+    LABELS,
     as_image,
     by_label,
     by_name,
@@ -31,8 +32,6 @@ from .refusals import refuse_doubled, refuse_missing, refuse_unlabelled
 from .stated import with_stated
 from .types import SPLITS, Case, DataSet, Image, Split
 
-_LABELS = "labelsTr"
-
 
 def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
     """The data set that a file with a list "training" is of.
@@ -41,7 +40,7 @@ def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
         InputError: it is not as above, an image has no label, or a file does not exist or is listed
             twice; of the images to segment alone some may be missing.
     """
-    tests = [entry for key in ("test", "testing") for entry in _entries(stated, key, path)]
+    tests = _tests(path, stated)
     labelled = [entry for entry in tests if isinstance(entry, dict) and entry.get("label")]
     listed_parts = {
         "training": _entries(stated, "training", path),
@@ -55,8 +54,9 @@ def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
     parts: dict[Split, list[Case]] = {
         split: by_label(found[split]) for split in SPLITS if found[split]
     }
-    images = [_image(path, e, "test") for e in tests if e not in labelled]
-    there = [image for image in images if all(Path(file).exists() for file in ensure_tuple(image))]
+    to_segment = (e for e in tests if not (isinstance(e, dict) and e.get("label")))
+    images = [_image(path, entry, "test") for entry in to_segment]
+    there = _there(images)
     notes = []
     if len(there) < len(images):  # whoever trains need not have downloaded them
         gone = len(images) - len(there)
@@ -72,6 +72,23 @@ def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
         folds=[folds[i] for i in order] if any(fold is not None for fold in folds) else None,
     )
     return with_stated(data, stated, path, len(found["training"]))
+
+
+def test_images(path: Path, stated: Mapping[str, Any]) -> list[Image]:
+    """Those listed under "test", with labels or without, of which all files are there.
+
+    Raises:
+        InputError: "test" is no such list.
+    """
+    return _there(_image(path, entry, "test") for entry in _tests(path, stated))
+
+
+def _tests(path: Path, stated: Mapping[str, Any]) -> list[Any]:
+    return [entry for key in ("test", "testing") for entry in _entries(stated, key, path)]
+
+
+def _there(images: Iterable[Image]) -> list[Image]:
+    return [image for image in images if all(Path(file).exists() for file in ensure_tuple(image))]
 
 
 def _entries(stated: Mapping[str, Any], key: str, path: Path) -> list[Any]:
@@ -90,7 +107,7 @@ def _cases(path: Path, key: str, entries: list[Any]) -> list[Case]:
             cases.append(Case(image=image, label=as_image(_files(path, entry["label"], key))))
             continue
         if by_key is None:
-            labels = images_of(path.parent / _LABELS)
+            labels = images_of(path.parent / LABELS)
             by_key = by_name(labels, lambda file: without_mask(name_of(file)))
         name = name_of(ensure_tuple(image)[0])
         label = by_key.get(name) or by_key.get(without_channel(name))
@@ -98,7 +115,7 @@ def _cases(path: Path, key: str, entries: list[Any]) -> list[Case]:
             unlabelled.append(ensure_tuple(image)[0])
         else:
             cases.append(Case(image=image, label=str(label)))
-    refuse_unlabelled(unlabelled, path.parent / _LABELS)
+    refuse_unlabelled(unlabelled, path.parent / LABELS)
     return cases
 
 

@@ -7,19 +7,21 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+from monai.utils import ensure_tuple
+
 from ...errors import InputError
 from ...files import read_json
 from ..dicom import is_dicom
 from ..formats import allowed_endings
 from . import brats, decathlon, folders, lits, nnunet, radiographs
 from . import cases_file as listing
+from .names import IMAGES
 from .pairing import unlabelled_images
 from .types import Case, DataSet, Image
 
 _logger = logging.getLogger(__name__)
 
 _FOLDERS = (folders.read_pairs, folders.read_parts, lits.read, brats.read)
-_TEST_IMAGES = (radiographs.images, folders.test_images, lits.images, brats.images)
 
 
 def find_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) -> DataSet:
@@ -80,12 +82,17 @@ def labelled_cases(dataset_dir: str | Path, cases_file: str | Path | None = None
 def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
     """The images to segment, one file each, or a list of files, one per channel.
 
-    A file is one image, whatever its name, and so is a DICOM series, a folder or a zip. Of a data
-    set these are the files in ``imagesTs``, all radiographs (see `find_cases`), those of the part
-    called test, LiTS's test volumes or else all, or BraTS's cases without a segmentation or else
-    all. Of another folder they are its own files and the DICOM series in it, or what its
-    ``dataset.json`` lists under "test". ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are one
-    image's channels, as in training, unless no number there is 0000.
+    A file is one image, whatever its name, and so is a DICOM series, a folder or a zip. Of a folder
+    the first of these count that are there:
+
+    - all radiographs (see `find_cases`);
+    - the files in ``imagesTs``, or those of the part called test;
+    - what its ``dataset.json`` lists under "test", with labels or without;
+    - its own files and the DICOM series in it, where one of them is not called as LiTS's are;
+    - LiTS's test volumes or else all, or BraTS's cases without a segmentation or else all.
+
+    ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are one image's channels, as in training, unless
+    no number there is 0000.
 
     Args:
         dataset_dir: the file or folder.
@@ -99,7 +106,7 @@ def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
     if path.is_file():
         return [str(path)]
     root = existing_folder(path)
-    for images in (*_TEST_IMAGES, _own_images, _listed_images):
+    for images in _IMAGES:
         if found := images(root, spatial_dims):
             return found
     raise InputError(
@@ -109,6 +116,11 @@ def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
 
 
 def existing_folder(path: str | Path) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        InputError: there is no such folder.
+    """
     folder = Path(path)
     if not folder.is_dir():
         raise InputError(
@@ -149,7 +161,7 @@ def _described(root: Path) -> DataSet | None:
     stated = read_json(path)
     if "training" in stated:
         return decathlon.read(path, stated)
-    if "dataset" in stated or (root / "imagesTr").is_dir():
+    if "dataset" in stated or (root / IMAGES).is_dir():
         return nnunet.read(path, stated)
     return None
 
@@ -161,6 +173,24 @@ def _own_images(root: Path, spatial_dims: int) -> list[Image]:
     return found
 
 
+def _images_not_of_lits(root: Path, spatial_dims: int) -> list[Image]:
+    """The folder's own, all of them, unless all are LiTS's: one such name may be anybody's."""
+    found = _own_images(root, spatial_dims)
+    of_lits = all(lits.is_named_so(Path(file)) for image in found for file in ensure_tuple(image))
+    return [] if of_lits else found
+
+
 def _listed_images(root: Path, spatial_dims: int) -> list[Image]:
-    data = _described(root)
-    return data.images if data is not None else []
+    path = root / "dataset.json"
+    return decathlon.test_images(path, read_json(path)) if path.is_file() else []
+
+
+_IMAGES = (
+    radiographs.images,
+    folders.test_images,
+    _listed_images,
+    _images_not_of_lits,
+    lits.images,
+    brats.images,
+    _own_images,
+)

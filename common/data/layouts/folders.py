@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import InputError
-from .names import by_label
+from .names import IMAGES, LABELS, TEST_IMAGES, by_label
 from .pairing import paired, unlabelled_images
 from .types import SPLITS, Case, DataSet, Image, Split
 
 PAIRS = (
-    ("imagesTr", "labelsTr"),
+    (IMAGES, LABELS),
     ("images", "labels"),
     ("images", "masks"),
     ("image", "label"),
@@ -38,7 +38,7 @@ def read_pairs(root: Path) -> DataSet | None:
         return None
     notes: list[str] = []
     cases = paired(*found[0], notes)
-    return DataSet("folders", cases, unlabelled_images(root / "imagesTs"), notes=notes)
+    return DataSet("folders", cases, unlabelled_images(root / TEST_IMAGES), notes=notes)
 
 
 def read_parts(root: Path) -> DataSet | None:
@@ -71,7 +71,7 @@ def read_parts(root: Path) -> DataSet | None:
 
 def test_images(root: Path, spatial_dims: int) -> list[Image]:
     """Those to segment: of ``imagesTs``, or of the part called test, with labels or without."""
-    if found := unlabelled_images(root / "imagesTs", spatial_dims):
+    if found := unlabelled_images(root / TEST_IMAGES, spatial_dims):
         return found
     part = _part(root, "test")
     return unlabelled_images(part.images, spatial_dims) if part else []

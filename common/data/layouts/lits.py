@@ -11,13 +11,13 @@ from pathlib import Path
 from ...errors import listed
 from ..formats import name_of
 from .folders import PAIRS
-from .names import by_name, subfolders, volumes_of
+from .names import TEST_IMAGES, by_name, subfolders, volumes_of
 from .refusals import refuse_unlabelled
 from .types import Case, DataSet, Image
 
 _KINDS = ("volume", "segmentation", "test-volume")
 _NAME = re.compile(rf"({'|'.join(_KINDS)})-\d+", re.IGNORECASE)
-_OTHERS = {"imagesTs", *(folder for pair in PAIRS for folder in pair)}  # are paired by name
+_OTHERS = {TEST_IMAGES, *(folder for pair in PAIRS for folder in pair)}  # are paired by name
 
 
 def read(root: Path) -> DataSet | None:
@@ -44,6 +44,11 @@ def images(root: Path, spatial_dims: int) -> list[Image]:
     return [str(file) for file in found.values()]
 
 
+def is_named_so(file: Path) -> bool:
+    """Whether a file is called as LiTS's are."""
+    return _NAME.fullmatch(name_of(file)) is not None
+
+
 def _files(root: Path) -> dict[str, dict[int, Path]]:
     """Volumes, segmentations and test volumes by their numbers, in their numbers' order."""
     named = by_name(
@@ -51,7 +56,7 @@ def _files(root: Path) -> dict[str, dict[int, Path]]:
         for folder in (root, *subfolders(root))
         if folder.name not in _OTHERS
         for path in volumes_of(folder)
-        if _NAME.fullmatch(name_of(path))
+        if is_named_so(path)
     )
     kinds: dict[str, dict[int, Path]] = {kind: {} for kind in _KINDS}
     for name, path in named.items():

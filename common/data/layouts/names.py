@@ -13,6 +13,11 @@ from ..dicom import is_dicom
 from ..formats import format_of, is_archive, name_of
 from .types import Case, Image
 
+IMAGES, LABELS, TEST_IMAGES = "imagesTr", "labelsTr", "imagesTs"  # the Decathlon's and nnU-Net's
+RADIOGRAPHS = "CXR_png"  # the Montgomery and Shenzhen sets'
+IMAGE_FOLDERS = (TEST_IMAGES, RADIOGRAPHS, "test_images", "images")  # what is to segment is there
+
+FIRST_CHANNEL = "0000"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 _MASK = re.compile(r"[-_](mask|seg|label)$", re.IGNORECASE)
 
@@ -55,6 +60,11 @@ def without_channel(name: str) -> str:
     return found[1] if found else name
 
 
+def without_first_channel(name: str) -> str:
+    """CASE_0000 is of CASE; a name of another number may end in it: scan_2019."""
+    return without_channel(name) if name.endswith(f"_{FIRST_CHANNEL}") else name
+
+
 def without_mask(name: str) -> str:
     """A label may be called CASE_mask, CASE_seg or CASE_label."""
     return _MASK.sub("", name)
@@ -64,6 +74,11 @@ def case_names(case: Case) -> list[str]:
     """What a case may be called in a list; its own name is the first."""
     names = [name_of(file) for file in (*ensure_tuple(case["label"]), *ensure_tuple(case["image"]))]
     return list(dict.fromkeys(n for x in names for n in (without_mask(x), x, without_channel(x))))
+
+
+def case_key(case: Case) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """A case's files, for sets of cases."""
+    return ensure_tuple(case["image"]), ensure_tuple(case["label"])
 
 
 def as_image(files: Iterable[Path]) -> Image:

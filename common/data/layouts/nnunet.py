@@ -14,9 +14,9 @@ from monai.utils import ensure_tuple
 
 from ...errors import InputError, listed
 from ..formats import allowed_endings, format_of, name_of
-from .names import as_image, by_label, case_names
+from .names import IMAGES, LABELS, TEST_IMAGES, as_image, by_label, case_names
 from .pairing import paired, unlabelled_images
-from .refusals import refuse_missing
+from .refusals import refuse_doubled, refuse_missing
 from .stated import with_stated
 from .types import Case, DataSet
 
@@ -25,7 +25,8 @@ def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
     """The data set of a dataset.json without a list "training".
 
     Raises:
-        InputError: a case lacks its label or one of its channels, or "file_ending" is no image's.
+        InputError: a case lacks its label or one of its channels, or "file_ending" is no image's;
+            or a file of "dataset" does not exist or is there twice.
     """
     root, notes = path.parent, list[str]()
     ending = stated.get("file_ending")
@@ -34,8 +35,8 @@ def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
     if "dataset" in stated:
         cases = _named(path, stated["dataset"])
     else:
-        cases = paired(root / "imagesTr", root / "labelsTr", notes)
-    data = DataSet("nnU-Net raw", cases, unlabelled_images(root / "imagesTs"), notes=notes)
+        cases = paired(root / IMAGES, root / LABELS, notes)
+    data = DataSet("nnU-Net raw", cases, unlabelled_images(root / TEST_IMAGES), notes=notes)
     data = with_stated(data, stated, path, len(cases))
     _check_channels(data, path)
     return data
@@ -56,6 +57,7 @@ def _named(path: Path, dataset: Any) -> list[Case]:
             '{"CASE": {"images": [FILE, ...], "label": FILE}}.'
         ) from error
     refuse_missing(cases, path)
+    refuse_doubled(cases, path)
     return by_label(cases)
 
 

@@ -11,6 +11,7 @@ from ...errors import InputError, listed
 from ..formats import name_of
 from .names import (
     CHANNEL,
+    FIRST_CHANNEL,
     as_image,
     by_label,
     by_name,
@@ -42,7 +43,7 @@ def grouped(files: Iterable[Path], names: Collection[str] | None = None) -> dict
         numbered = {
             one: found for one, found in numbered.items() if one not in names and found[1] in names
         }
-    elif not any(found[2] == "0000" for found in numbered.values()):
+    elif not any(found[2] == FIRST_CHANNEL for found in numbered.values()):
         numbered = {}
     images: dict[str, list[Path]] = defaultdict(list)
     for one, file in by_stem.items():
@@ -112,6 +113,6 @@ def _of_one_kind(folder: Path, notes: list[str]) -> list[Path]:
     """The folder's images; pictures beside volumes are somebody's previews."""
     volumes, everything = images_of(folder, 3), images_of(folder)
     if volumes and len(everything) > len(volumes):
-        rest = [str(file) for file in everything if file not in volumes]
+        rest = map(str, sorted({*everything} - {*volumes}))
         notes.append(f"Pictures beside volumes are left out: {listed(rest)}.")
     return volumes or everything

@@ -11,10 +11,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import InputError
-from .names import as_image, by_label, by_name, images_of
+from .names import RADIOGRAPHS, as_image, by_label, by_name, images_of
 from .types import Case, DataSet, Image
 
-RADIOGRAPHS = "CXR_png"
 # Folders and name of the masks of the radiograph called {}.
 _MASKS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("ManualMask/leftMask", "ManualMask/rightMask"), "{}"),
