@@ -29,7 +29,7 @@ _EXTRA = "monai-mamba-bundles[dicom]"
 _MAX_BYTES = 8 << 30  # of a zip file's content; a CT of 4,000 slices has 2 GiB
 _MAX_FILES = 50_000
 _LISTED = 20  # series in a message
-_PROBED = 10  # files and folders of a folder that are looked at
+_PROBED = 50  # files and folders of a folder that are looked at
 _OFF_GRID = 0.1  # slices, from where even distances put it
 _TILT = 0.1  # degrees
 _TURNED = 1e-3  # of a direction cosine: what rounding to three digits makes
@@ -78,7 +78,7 @@ class _Slice(NamedTuple):
 def is_dicom(path: str | os.PathLike[str]) -> bool:
     """Whether a path is a DICOM file, or a folder or zip file that has one.
 
-    Only a few files' first bytes are read: of a folder its first ten files, and the first ten of
+    Only a few files' first bytes are read: of a folder its first 50 files, and the first 50 of
     its folders' likewise, three levels deep.
     """
     path = Path(path)

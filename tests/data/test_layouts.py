@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -639,3 +640,42 @@ def test_radiographs_to_segment(touch: Touch, tmp_path: Path, dicom_by_name: Non
     assert short(root, image_files(root, 2)) == ["CXR_png/c.png"]
     with pytest.raises(InputError, match=r"holds no image; allowed are files that end in \.png, "):
         image_files(touch("a.nii", root=tmp_path / "other"), 2)
+
+
+def test_what_is_not_segmented_is_said(touch: Touch, caplog: pytest.LogCaptureFixture):
+    root = touch("a.nii.gz", "b.mnc", "late/x.dat", "notes.txt", "labelsTr/a.nii.gz", ".hidden")
+    with caplog.at_level(logging.WARNING):
+        assert image_files(root) == [str(root / "a.nii.gz")]
+    assert f"{root} has what is not segmented: b.mnc; late." in caplog.text
+
+
+def test_folders_that_may_not_be_read(
+    touch: Touch, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """As with a disk's lost+found, for anybody but root."""
+    root, iterdir = touch("a.nii.gz", "lost+found/x"), Path.iterdir
+
+    def denied(path: Path) -> Iterator[Path]:
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(InputError, match=r"lost\+found cannot be looked into \(Permission denied"):
+        find_cases(root)
+    with caplog.at_level(logging.WARNING):
+        assert image_files(root) == [str(root / "a.nii.gz")]
+    assert "not segmented: lost+found." in caplog.text
+
+
+@pytest.mark.parametrize("column", ["Split", "fold", "set"])
+def test_columns_that_nobody_reads_are_refused(touch: Touch, column: str):
+    root = touch("a.nii", "b.nii")
+    (root / "cases.csv").write_text(f"image,label,{column}\na.nii,b.nii,test\n")
+    with pytest.raises(InputError, match=f"header 'image,label,{column}'; needed are image and"):
+        find_cases(root, root / "cases.csv")
+    (root / "cases.json").write_text(
+        json.dumps([{"image": "a.nii", "label": "b.nii", column: "test"}])
+    )
+    with pytest.raises(InputError, match="entry 0, is not as allowed"):
+        find_cases(root, root / "cases.json")

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 from monai.utils import ensure_tuple
 
-from ...errors import InputError
+from ...errors import InputError, listed
 from ...files import read_json
 from ..dicom import is_dicom
 from ..formats import allowed_endings
 from . import brats, decathlon, folders, lits, nnunet, radiographs
 from . import cases_file as listing
-from .names import IMAGES
+from .names import IMAGES, beside_images
 from .pairing import unlabelled_images
 from .types import Case, DataSet, Image
 
@@ -51,10 +52,11 @@ def find_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) ->
     if cases_file is not None:
         return listing.read(Path(cases_file))
     root = existing_folder(dataset_dir)
-    found = radiographs.read(root) or _described(root)
-    if found is not None:
-        return found
-    matches = [data for read in _FOLDERS if (data := read(root)) is not None]
+    with _explained(root):
+        found = radiographs.read(root) or _described(root)
+        if found is not None:
+            return found
+        matches = [data for read in _FOLDERS if (data := read(root)) is not None]
     if len(matches) > 1:
         raise InputError(
             f"{root} has the layouts of {' and of '.join(data.layout for data in matches)}; "
@@ -106,9 +108,11 @@ def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
     if path.is_file():
         return [str(path)]
     root = existing_folder(path)
-    for images in _IMAGES:
-        if found := images(root, spatial_dims):
-            return found
+    with _explained(root):
+        for images in _IMAGES:
+            if found := images(root, spatial_dims):
+                say_once(_left_out(root, found))
+                return found
     raise InputError(
         f"{root} holds no image; allowed are files that end in {allowed_endings(spatial_dims)}, "
         "and DICOM."
@@ -151,6 +155,32 @@ def say_once(notes: Iterable[str]) -> None:
 @cache
 def _warn(note: str) -> None:
     _logger.warning("%s", note)
+
+
+@contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    """What may not be looked into, as a sentence."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{error.filename or root} cannot be looked into ({error.strerror}); allowed are files "
+            "and folders that you may read."
+        ) from error
+
+
+def _left_out(root: Path, images: Iterable[Image]) -> list[str]:
+    """A note on what else the folder has, but for what is beside images everywhere."""
+    files = {Path(file) for image in images for file in ensure_tuple(image)}
+    if root in files:
+        return []
+    used = {root / file.relative_to(root).parts[0] for file in files if file.is_relative_to(root)}
+    others = [
+        path.name
+        for path in sorted(root.iterdir())
+        if path not in used and not path.name.startswith(".") and not beside_images(path)
+    ]
+    return [f"{root} has what is not segmented: {listed(others)}."] if others else []
 
 
 def _described(root: Path) -> DataSet | None:

@@ -17,6 +17,9 @@ IMAGES, LABELS, TEST_IMAGES = "imagesTr", "labelsTr", "imagesTs"  # the Decathlo
 RADIOGRAPHS = "CXR_png"  # the Montgomery and Shenzhen sets'
 IMAGE_FOLDERS = (TEST_IMAGES, RADIOGRAPHS, "test_images", "images")  # what is to segment is there
 
+_BESIDE = (*IMAGE_FOLDERS, IMAGES, LABELS, "labels", "masks", "train", "valid", "val", "test")
+_NOTES = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".html", ".log", ".bval", ".bvec")
+
 FIRST_CHANNEL = "0000"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 _MASK = re.compile(r"[-_](mask|seg|label)$", re.IGNORECASE)
@@ -37,6 +40,11 @@ def _is_image(path: Path, spatial_dims: int | None) -> bool:
     if spatial_dims == 3 and not (path.is_dir() or is_archive(path)):
         return False  # one DICOM file of a volume is a slice, and the folder is the image
     return is_dicom(path)
+
+
+def beside_images(path: Path) -> bool:
+    """Whether it is of a data set, or notes on one, which nobody takes for an image."""
+    return path.name in _BESIDE or path.suffix.lower() in _NOTES
 
 
 def volumes_of(folder: Path) -> list[Path]:
