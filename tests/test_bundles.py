@@ -11,11 +11,14 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.handlers import CheckpointSaver
+from monai.transforms import Compose
 
 from common.errors import input_error_in
 from common.zoo.contract import (
@@ -369,3 +372,16 @@ def test_every_process_validates(bundle: Path):
     assert before.isdisjoint({"TensorBoardStatsHandler", "CheckpointSaver"})
     chosen = config(bundle, "multi_gpu_train")["train#trainer#train_handlers"]
     assert ".index('StatsHandler')" in chosen
+
+
+@pytest.mark.parametrize("name", FAMILIES["3D CT"][:2])  # whose papers released their code
+def test_arrays_as_in_the_released_code(name: str, tmp_path: Path):
+    """SimpleITK gives nnU-Net axes z, y, x of a file whose axes are x, y, z in LPS."""
+    values = np.random.default_rng(0).integers(-200, 250, (9, 8, 7)).astype(np.int16)
+    nib.save(nib.Nifti1Image(values, np.diag([-1.5, -1.5, 2.0, 1.0])), tmp_path / "lps.nii.gz")
+    wanted = {"axcodes": "SPL", "spacing": [2.0, 1.5, 1.5]}
+    parsed = parser(REPOSITORY / "bundles" / name, "inference", **wanted)
+    transforms = parsed.get_parsed_content("preprocessing").transforms
+    upto = next(i for i, t in enumerate(transforms) if type(t).__name__ == "OwnKeysSpacingd")
+    loaded = Compose(transforms[: upto + 1])({"image": str(tmp_path / "lps.nii.gz")})["image"]
+    np.testing.assert_allclose(loaded[0], values.transpose(2, 1, 0), atol=1e-3)

@@ -13,7 +13,10 @@ def convert(checkpoint: str, network: str, output: str) -> None:
     """Rename a checkpoint of a paper's released code for the network of that name here."""
     from ..checkpoints import convert_checkpoint, load_state_dict
 
-    _save(convert_checkpoint(load_state_dict(checkpoint), network), output)
+    weights = convert_checkpoint(load_state_dict(checkpoint), network)
+    _save(weights, output)
+    if any(x.ndim == 5 for x in weights.values()):
+        say("Its axes are nnU-Net's: give --axcodes SPL, and spacing and patch_size in that order.")
 
 
 def join(liver: str, tumor: str, output: str) -> None:

@@ -247,6 +247,7 @@ def agreement(bundle: Path) -> Iterator[str]:
     for key in (
         "network_def",
         "modality",
+        "axcodes",
         "in_channels",
         "num_classes",
         "spacing",
