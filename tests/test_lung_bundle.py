@@ -199,7 +199,7 @@ def _other_size(data: Path) -> str:
     write_phantom(data, cases=10, kind="cxr", size=64, progress=False)
     for file in (data / "CXR_png").iterdir():
         Image.open(file).resize((70, 50)).save(file)
-    return "allowed is one, of its image's size 70 x 50"
+    return "has the size 60 x 66, the image the size 70 x 50; allowed is the image's"
 
 
 @pytest.mark.slow
