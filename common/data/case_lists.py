@@ -21,7 +21,7 @@ def without(data: DataSet, exclude: Any, where: str | Path) -> DataSet:
     Raises:
         InputError: `exclude` is no list or file of names, or a name is of no case, or of several.
     """
-    if not exclude:
+    if exclude is None or exclude in ("", [], ()):
         return data
     names, all_known = _excluded_names(exclude)
     index = NameIndex(data.cases)

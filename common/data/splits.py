@@ -80,6 +80,9 @@ def split_cases(
         raise InputError(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
     if len(ratios) != 3 or min(ratios) < 0 or sum(ratios) <= 0:
         raise InputError(f"ratios is {list(ratios)}; allowed are three numbers, none below 0.")
+    for name, value in (("fold", fold), ("num_folds", num_folds), ("seed", seed)):
+        if type(value) is not int and not (name == "fold" and value is None):
+            raise InputError(f"{name} is {value!r}; allowed are whole numbers.")
     where = cases_file or dataset_dir
     data = require_cases(find_cases(dataset_dir, cases_file), where)
     kept = without(data, exclude, where)

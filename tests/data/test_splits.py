@@ -348,3 +348,16 @@ def test_a_name_is_of_the_case_that_is_called_so_first(folders: Any):
     root = folders("p", "p_2019", "q")
     file = write(root, {"training": ["p"], "validation": ["p_2019"], "test": ["q"]})
     assert parts(root, split_file=file) == [["p"], ["p_2019"], ["q"]]
+
+
+@pytest.mark.parametrize(("name", "value"), [("fold", "all"), ("fold", 0.0), ("seed", "a")])
+def test_numbers_of_a_split(touch: Touch, name: str, value: object):
+    root = touch("imagesTr/a.nii", "labelsTr/a.nii")
+    with pytest.raises(InputError, match=f"{name} is {value!r}; allowed are whole numbers"):
+        split_cases(root, "training", **{name: value})  # type: ignore[arg-type]
+
+
+def test_a_number_is_no_list_to_exclude(touch: Touch):
+    root = touch("imagesTr/a.nii", "labelsTr/a.nii")
+    with pytest.raises(InputError, match="exclude is 0"):
+        split_cases(root, "training", exclude=0)  # type: ignore[arg-type]
