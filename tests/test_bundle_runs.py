@@ -333,6 +333,7 @@ def test_volume_smaller_than_the_patch(trained: Path, dataset: Path, tmp_path: P
     assert len(list((tmp_path / "eval").glob("*_seg.nii.gz"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["spawn", "forkserver"])
 def test_paths_like_numbers_and_workers_as_on_other_systems(
     trained: Path, dataset: Path, tmp_path: Path, start: str

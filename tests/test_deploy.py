@@ -49,6 +49,7 @@ class Brightness(nn.Module):
     def __init__(self, channels: int, stages: bool = True) -> None:
         super().__init__()
         self.channels = channels
+        self.num_batches_trained = torch.tensor(1)
         if stages:
             self.liver, self.tumour = Brightness(1, stages=False), Brightness(1, stages=False)
 
