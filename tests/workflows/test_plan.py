@@ -18,6 +18,8 @@ from common.errors import InputError
 from common.workflows import plan, write_plan
 from common.workflows.plan import nnunet_plans, plan_overrides
 
+from ..conftest import REPOSITORY
+
 # What nnU-Net plans for images with thick slices along x: it moves that axis, its last, to the
 # front, and its plan is of the axes x, z, y.
 PLANS = {
@@ -220,7 +222,7 @@ def test_nnunet_plans_the_papers_network(tmp_path: Path, monkeypatch: pytest.Mon
     theirs = {name: value for name, value in os.environ.items() if name.startswith("nnUNet")}
     assert theirs == {"nnUNet_raw": "/of/the/user"}
     planned = plan_overrides(plans, description(["CT"]))
-    bundle = Path(__file__).parents[1] / "bundles/liver_tumor_ct_mambaclinix_segmentation"
+    bundle = REPOSITORY / "bundles/liver_tumor_ct_mambaclinix_segmentation"
     ours = json.loads((bundle / "configs/train.json").read_text())
     for name, value in planned.items():
         part: Any = ours
