@@ -23,16 +23,8 @@ from common.zoo.contract import nested
 
 from .conftest import REPOSITORY
 from .running import command, sentence, succeed
-
-LIGHTM = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
-SMALL = {
-    "network_def#init_filters": 8,
-    "network_def#blocks_down": [1, 1],
-    "network_def#blocks_up": [1],
-    "spacing": [6, 6, 8],
-    "patch_size": [32, 32, 16],
-}
-
+from .test_bundle_runs import BUNDLE as LIGHTM
+from .test_bundle_runs import SMALL
 
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
 

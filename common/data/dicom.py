@@ -22,13 +22,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, listed
 from .formats import DICOM_ENDINGS, format_of, is_archive
 
 _EXTRA = "monai-mamba-bundles[dicom]"
 _MAX_BYTES = 8 << 30  # of a zip file's content; a CT of 4,000 slices has 2 GiB
 _MAX_FILES = 50_000
-_LISTED = 20  # series in a message
 _PROBED = 50  # files and folders of a folder that are looked at
 _OFF_GRID = 0.1  # slices, from where even distances put it
 _TILT = 0.1  # degrees
@@ -251,7 +250,7 @@ def _chosen(
         if series_uid not in all_series:
             raise InputError(
                 f"{path} has no series of the series_uid {series_uid}; allowed are those of "
-                f"{_listed(all_series)}."
+                f"{_described(all_series)}."
             )
         return all_series[series_uid]
     wanted = [modality] if isinstance(modality, str) else modality
@@ -259,7 +258,7 @@ def _chosen(
     if not fitting:
         raise InputError(
             f"{path} holds no series of the modality {' or '.join(wanted or ())}, but "
-            f"{_listed(all_series)}."
+            f"{_described(all_series)}."
         )
     fitting = [item for item in fitting if not item.is_localizer] or fitting
     series = _by_series(fitting)
@@ -267,8 +266,8 @@ def _chosen(
     series = placed or series
     if len(series) > 1:
         raise InputError(
-            f"{path} holds {len(series)} series: {_listed(series)}; allowed is one, or the UID of "
-            "one as series_uid."
+            f"{path} holds {len(series)} series: {_described(series)}; allowed is one, or the UID "
+            "of one as series_uid."
         )
     return next(iter(series.values()))
 
@@ -280,14 +279,12 @@ def _by_series(slices: Sequence[_Slice]) -> dict[str, list[_Slice]]:
     return dict(sorted(series.items()))
 
 
-def _listed(series: dict[str, list[_Slice]]) -> str:
-    lines = [
+def _described(series: dict[str, list[_Slice]]) -> str:
+    return listed(
         f"{uid} ({items[0].modality}, {str(items[0].header.get('SeriesDescription') or '')!r}, "
         f"{sum(item.frames for item in items)} slices)"
         for uid, items in series.items()
-    ]
-    more = len(lines) - _LISTED
-    return "; ".join([*lines[:_LISTED], *([f"and {more} more"] if more > 0 else [])])
+    )
 
 
 def _dataset(item: _Slice) -> Any:

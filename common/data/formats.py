@@ -43,6 +43,12 @@ def format_of(path: str | os.PathLike[str]) -> Format | None:
     return next((found for found in FORMATS if name.endswith(found.endings)), None)
 
 
+def is_lossy(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's format does not keep values as they are, and so no classes."""
+    found = format_of(path)
+    return found is not None and found.name == "JPEG"
+
+
 def is_archive(path: str | os.PathLike[str]) -> bool:
     """Whether a file's name says that it is an archive, in which DICOM may be."""
     return os.fspath(path).lower().endswith(_ARCHIVE)

@@ -12,7 +12,7 @@ from monai.networks import one_hot
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..data.formats import format_of
+from ..data.formats import format_of, is_lossy
 from ..errors import InputError
 from ..files import replacing
 
@@ -146,7 +146,7 @@ def _same_grid(
 
 
 def _classes(path: str | Path, image: nib.Nifti1Image) -> NDArray[np.int64]:
-    if (found := format_of(path)) is not None and found.name == "JPEG":
+    if is_lossy(path):
         raise InputError(
             f"The mask {path} is a JPEG, which does not keep values as they are; allowed are "
             "formats that do, such as PNG."

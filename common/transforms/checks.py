@@ -15,7 +15,7 @@ from monai.data.utils import to_affine_nd
 from monai.transforms import MapTransform
 from torch import Tensor
 
-from ..data.formats import format_of
+from ..data.formats import format_of, is_lossy
 from ..data.geometry import SAME_PLACE, apart, described, no_grid
 from ..errors import InputError
 from .labels import LabelValues, count_values
@@ -148,7 +148,7 @@ def label_problems(
     name = image_name(label)
     broken = list(grid_problems("label", label))
     yield from broken
-    if (found := format_of(name)) is not None and found.name == "JPEG":
+    if is_lossy(name):
         yield (
             f"The label {name} is a JPEG, which does not keep values as they are; allowed are "
             "formats that do, such as PNG."

@@ -41,6 +41,7 @@ from ..transforms.checks import (
     orientation,
 )
 from ..transforms.labels import LabelValues, count_values
+from ..transforms.naming import file_names
 
 PATCH_VOXELS = {2: 512**2, 3: 128**3}  # what the bundles' patches have
 _PATCH_MULTIPLE = 16
@@ -250,9 +251,10 @@ def _load(
         loaded = load({key: files[0] if len(files) == 1 else list(files)})
         image: Tensor = EnsureChannelFirstd(key)(loaded)[key]
     except Exception as error:
-        names = ", ".join(files)
         sentence = input_error_in(error)
-        problems.append(sentence or f"The {key} {names} cannot be used ({first_line(error)}).")
+        problems.append(
+            sentence or f"The {key} {file_names(files)} cannot be used ({first_line(error)})."
+        )
         return None
     return image
 
