@@ -59,6 +59,7 @@ MAY_DIFFER = {
     "image_size": "each paper has its own",
     "batch_size": "each paper has its own",
     "intensity": "each paper has its own",
+    "settings": "they are named: what one bundle alone has is named there alone",
 }
 # What one bundle alone must do otherwise: ids, with all below them.
 MAY_DIFFER_IN = {

@@ -4,6 +4,7 @@ from .check import CaseReport, DatasetReport, check_dataset
 from .export import FORMS, export_network
 from .plan import write_plan
 from .repeat import run_with_seeds
+from .settings import running_settings
 from .trained import load_for_export, load_trained
 
 __all__ = [
@@ -15,5 +16,6 @@ __all__ = [
     "load_for_export",
     "load_trained",
     "run_with_seeds",
+    "running_settings",
     "write_plan",
 ]
