@@ -3,7 +3,8 @@
 from .convert import convert_checkpoint
 from .encoder import load_encoder
 from .join import check_stage, join_stages, keep_other_stage
-from .load import StateDict, check_checkpoint, load_state_dict
+from .load import StateDict, check_checkpoint, load_checkpoint, load_state_dict
+from .save import save_checkpoint
 
 __all__ = [
     "StateDict",
@@ -12,6 +13,8 @@ __all__ = [
     "convert_checkpoint",
     "join_stages",
     "keep_other_stage",
+    "load_checkpoint",
     "load_encoder",
     "load_state_dict",
+    "save_checkpoint",
 ]

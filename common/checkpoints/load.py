@@ -24,6 +24,18 @@ def load_state_dict(path: str | Path) -> StateDict:
         InputError: the file is missing, is no checkpoint, or holds more than tensors; or torch is
             too old to read it without running code.
     """
+    content = unwrapped(load_checkpoint(path))
+    if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
+        raise InputError(f"{path} holds no state dict; allowed are names with their tensors.")
+    return dict(content)
+
+
+def load_checkpoint(path: str | Path) -> Any:
+    """Read all that a checkpoint file holds, without running any code in it.
+
+    Raises:
+        InputError: as `load_state_dict`, but for what it holds.
+    """
     file = Path(path)
     if torch.__version__ < _SAFE:
         raise InputError(
@@ -35,16 +47,12 @@ def load_state_dict(path: str | Path) -> StateDict:
             f"There is no checkpoint {file}; training writes one, --checkpoint names another."
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise InputError(
             f"{file} cannot be read as a checkpoint ({type(error).__name__}); allowed are files "
             "that torch.save wrote, with tensors and plain values only."
         ) from error
-    content = unwrapped(content)
-    if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
-        raise InputError(f"{file} holds no state dict; allowed are names with their tensors.")
-    return dict(content)
 
 
 def unwrapped(content: Any) -> Any:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import InputError
-from ..files import replacing
 from .output import say
 
 
@@ -54,11 +52,7 @@ def export(
 
 
 def _save(weights: dict[str, Any], output: str) -> None:
-    import torch
+    from ..checkpoints import save_checkpoint
 
-    try:
-        with replacing(output) as partial:
-            torch.save(weights, partial)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"The checkpoint {output} cannot be written ({error}).") from error
+    save_checkpoint(weights, output)
     say(f"{len(weights)} parameters are in {output}")

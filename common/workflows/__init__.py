@@ -1,16 +1,25 @@
 """What drives a bundle: checks, plans, runs over several seeds, its trained network, exports."""
 
+from .best import SaveBest
 from .check import CaseReport, DatasetReport, check_dataset
+from .curves import LearningCurves
 from .export import FORMS, export_network
+from .finite import CheckFinite
 from .plan import write_plan
 from .repeat import run_with_seeds
+from .resume import Stopped, TrainingState
 from .settings import running_settings
 from .trained import load_for_export, load_trained
 
 __all__ = [
     "FORMS",
     "CaseReport",
+    "CheckFinite",
     "DatasetReport",
+    "LearningCurves",
+    "SaveBest",
+    "Stopped",
+    "TrainingState",
     "check_dataset",
     "export_network",
     "load_for_export",

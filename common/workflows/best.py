@@ -1,0 +1,64 @@
+"""The best weights of a training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..checkpoints import save_checkpoint
+
+FILE = "model.pt"
+
+
+class SaveBest:
+    """Handler of a validation: the weights of the largest key metric are ``model.pt``.
+
+    Args:
+        ckpt_dir: the folder.
+        network: whose weights are kept; with `settings` as an attribute of the state dict, so that
+            for MONAI it is a state dict as any other.
+        settings: of `running_settings`.
+    """
+
+    def __init__(self, ckpt_dir: str, network: nn.Module, settings: Mapping[str, Any]) -> None:
+        self.path = Path(ckpt_dir) / FILE
+        self.network = network
+        self.settings = dict(settings)
+        self.score: float | None = None
+        self.epoch = 0
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._compare)
+
+    def save(self) -> None:
+        """Write the weights as they are.
+
+        Raises:
+            InputError: as `save_checkpoint`.
+        """
+        weights = undistributed(self.network).state_dict()
+        weights.settings = self.settings  # type: ignore[attr-defined]
+        save_checkpoint(weights, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.score, self.epoch = state["score"], state["epoch"]
+
+    def _compare(self, engine: Engine) -> None:
+        score = float(engine.state.metrics[engine.state.key_metric_name])
+        if self.score is None or math.isnan(self.score) or score > self.score:
+            self.score, self.epoch = score, engine.state.epoch
+            self.save()
+
+
+def undistributed(network: nn.Module) -> nn.Module:
+    """The network itself, where DistributedDataParallel wraps it."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
