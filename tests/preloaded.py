@@ -11,6 +11,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from .conftest import REPOSITORY
@@ -19,20 +20,42 @@ _PRELOADED = ["monai.bundle", "monai.engines", "monai.handlers", "common.cli", "
 _PRELOADED += ["common.data", "common.transforms", "common.losses", "common.evaluation"]
 
 
-def run(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
-    """As ``python -m MODULE ARGUMENTS`` in a folder."""
+class Running:
+    """A command line that runs; ``process`` can be killed."""
+
+    def __init__(self, process: ForkServerProcess, words: list[str], files: list[Path]) -> None:
+        self.process = process
+        self._words = words
+        self._files = files
+
+    def output(self) -> str:
+        """What it has said so far."""
+        return "".join(file.read_text() for file in self._files if file.is_file())
+
+    def end(self) -> subprocess.CompletedProcess:
+        """Wait for it."""
+        self.process.join()
+        out, err = (file.read_text() if file.is_file() else "" for file in self._files)
+        for file in self._files:
+            file.unlink(missing_ok=True)
+        code = self.process.exitcode if self.process.exitcode is not None else -1
+        return subprocess.CompletedProcess(self._words, code, out, err)
+
+
+def start(module: str, *arguments: object, cwd: Path = REPOSITORY) -> Running:
+    """As ``python -m MODULE ARGUMENTS &`` in a folder, where nothing else is started meanwhile."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     words = [str(argument) for argument in arguments]
     files = [Path(os.path.abspath(cwd)) / name for name in (".stdout", ".stderr")]
     process = context.Process(target=_main, args=(module, words, str(cwd), [str(f) for f in files]))
     process.start()
-    process.join()
-    out, err = (file.read_text() for file in files)
-    for file in files:
-        file.unlink()
-    code = process.exitcode if process.exitcode is not None else -1
-    return subprocess.CompletedProcess(words, code, out, err)
+    return Running(process, words, files)
+
+
+def run(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    """As ``python -m MODULE ARGUMENTS`` in a folder."""
+    return start(module, *arguments, cwd=cwd).end()
 
 
 def _main(module: str, words: Sequence[str], cwd: str, files: Sequence[str]) -> None:

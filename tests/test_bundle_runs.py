@@ -61,7 +61,8 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_leaves_weights_and_tensorboard(trained: Path):
     weights = torch.load(trained / "models/model.pt", weights_only=True)
     assert all(torch.isfinite(x).all() for x in weights.values())
-    assert [file.name for file in (trained / "models").iterdir()] == ["model.pt"]
+    names = {file.name for file in (trained / "models").iterdir()}
+    assert names == {"model.pt", "last_epoch.pt", ".training.lock"}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     scalars, images = set(), set()

@@ -1,5 +1,6 @@
 """Data lists and splits, writers, and synthetic data."""
 
+from .caching import cached_dataset
 from .ircadb import write_ircadb
 from .layouts import find_cases, image_files, labelled_cases
 from .outputs import OutputLayout, check_output_folder
@@ -13,6 +14,7 @@ __all__ = [
     "OutputLayout",
     "SkippingDataLoader",
     "SkippingDataset",
+    "cached_dataset",
     "check_output_folder",
     "find_cases",
     "image_files",

@@ -40,6 +40,7 @@ def split_cases(
     split_file: str | Path | None = None,
     exclude: str | Path | Sequence[str] | None = None,
     cases_file: str | Path | None = None,
+    at_most: int | None = None,
 ) -> list[Case]:
     """The part of `find_cases` that `split` names.
 
@@ -71,11 +72,31 @@ def split_cases(
             list that is in common/data/lists: "lits_without_ircadb" leaves out LiTS's cases 28 to
             47, which are those of 3D-IRCADb-01, so that this tests what was not trained on.
         cases_file: see `find_cases`.
+        at_most: so many cases of the part, the first ones; None gives all.
 
     Raises:
-        InputError: as `find_cases`; a name is of no case, or of two; or the part asked for would be
-            empty.
+        InputError: as `find_cases`; a name is of no case, or of two; the part asked for would be
+            empty; or an argument is not as above.
     """
+    if at_most is not None and (type(at_most) is not int or at_most < 1):
+        raise InputError(f"at_most is {at_most!r}; allowed are whole numbers from 1, and None.")
+    cases = _split(
+        dataset_dir, split, ratios, seed, fold, num_folds, split_file, exclude, cases_file
+    )
+    return cases[:at_most]
+
+
+def _split(
+    dataset_dir: str | Path,
+    split: Split,
+    ratios: Sequence[float],
+    seed: int,
+    fold: int | None,
+    num_folds: int,
+    split_file: str | Path | None,
+    exclude: str | Path | Sequence[str] | None,
+    cases_file: str | Path | None,
+) -> list[Case]:
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
     if len(ratios) != 3 or min(ratios) < 0 or sum(ratios) <= 0:

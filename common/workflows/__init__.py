@@ -6,6 +6,7 @@ from .curves import LearningCurves
 from .export import FORMS, export_network
 from .finite import CheckFinite
 from .plan import write_plan
+from .precision import check_precision
 from .repeat import run_with_seeds
 from .resume import Stopped, TrainingState
 from .settings import running_settings
@@ -21,6 +22,7 @@ __all__ = [
     "Stopped",
     "TrainingState",
     "check_dataset",
+    "check_precision",
     "export_network",
     "load_for_export",
     "load_trained",

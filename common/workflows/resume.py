@@ -46,7 +46,7 @@ _MAY_DIFFER = (
     *("split_file", "cases", "exclude", "split", "split_seed", "fold", "num_folds"),
     *("device", "amp", "max_epochs", "val_interval", "val_cases", "sw_batch_size", "overlap"),
     *("cache", "cache_num", "num_workers", "resume", "strict", "check_finite", "pretrained"),
-    *("settings", "network", "validate", "initialize", "run", "finalize", "_meta_"),
+    *("settings", "network", "precision", "validate", "initialize", "run", "finalize", "_meta_"),
     *("train#dataset", "train#dataloader", "train#handlers", "train#trainer", "train#key_metric"),
     *("train#postprocessing", "tracking", "tracking_uri", "experiment_name", "run_name"),
 )
@@ -167,6 +167,8 @@ class TrainingState:
     # Saving
 
     def _end_epoch(self, engine: Engine) -> None:
+        if engine.state.epoch == engine.state.max_epochs != self.evaluator.state.epoch:
+            self.evaluator.run(engine.state.epoch)  # whatever the interval: these may be the best
         self._save(engine, engine.state.epoch)
         if self._agreed_to_stop(engine) and engine.state.epoch < engine.state.max_epochs:
             self._stop(f"after epoch {engine.state.epoch}")

@@ -190,9 +190,10 @@ def train_config(bundle: Path) -> Iterator[str]:
             "train#handlers needs one ValidationHandler, with @validate#evaluator as validator and "
             "@val_interval as interval"
         )
-    saver = handlers["validate"][-1] if handlers["validate"] else {}
-    if (saver.get("_target_"), saver.get("key_metric_filename")) != ("CheckpointSaver", "model.pt"):
-        yield "the last of validate#handlers has to be a CheckpointSaver that writes model.pt"
+    if (found := train.get("validate#handlers")) and found[-1] != "@validate#best":
+        yield "the last of validate#handlers has to be @validate#best, which keeps model.pt"
+    if train.get("validate#best#_target_") != "common.workflows.SaveBest":
+        yield "validate#best has to be a common.workflows.SaveBest, which writes model.pt"
 
 
 def inference_config(bundle: Path) -> Iterator[str]:

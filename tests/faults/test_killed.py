@@ -1,0 +1,77 @@
+"""A training that is killed at any moment goes on to what it would have been, bit for bit.
+
+FAULT_MOMENTS=20 pytest tests/faults/test_killed.py tries so many moments of each training.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from .trainings import EPOCHS, OPTIONS, Training, equal, phantom, wait_for
+
+MOMENTS = int(os.environ.get("FAULT_MOMENTS", "3"))
+
+pytestmark = pytest.mark.slow
+
+
+class Reference:
+    """A training that nobody killed, and how long it took from its first moment."""
+
+    def __init__(self, bundle: str, folder: Path) -> None:
+        self.training = Training(bundle, phantom(folder / "data", bundle), folder / "root")
+        running = self.training.start()
+        wait_for(self.training.root / "models/.training.lock", running)
+        start = time.monotonic()
+        assert running.end().returncode == 0
+        self.seconds = time.monotonic() - start
+
+
+@pytest.fixture(scope="module", params=list(OPTIONS))
+def reference(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    return Reference(request.param, tmp_path_factory.mktemp("reference"))
+
+
+def check(training: Training, reference: Training) -> None:
+    state, expected = training.state(), reference.state()
+    assert state["epoch"] == EPOCHS
+    assert equal(state["model"], expected["model"])
+    assert state["best"] == expected["best"]
+    assert equal(training.best(), reference.best())
+
+
+@pytest.mark.parametrize("moment", range(MOMENTS))
+def test_killed(reference: Reference, tmp_path: Path, moment: int, record_property):
+    """Between the first moment and the last, each try in its own share of the time."""
+    training = reference.training._replace(root=tmp_path / "root")
+    share = (moment + random.Random(moment).random()) / MOMENTS
+    running = training.start()
+    wait_for(training.root / "models/.training.lock", running)
+    time.sleep(share * reference.seconds)
+    running.process.kill()
+    killed = running.end().returncode == -signal.SIGKILL
+    file = training.root / "models/last_epoch.pt"
+    epochs = training.state()["epoch"] if file.is_file() else 0
+    training.continued()
+    check(training, reference.training)
+    what = f"{training.bundle}: killed at {share:.0%} of its time" if killed else "ended before"
+    record_property("say", f"{what}, {epochs} epochs were kept: equal")
+
+
+def test_asked_to_end(reference: Reference, tmp_path: Path):
+    """By SIGTERM, in the middle of an epoch, which is not lost."""
+    training = reference.training._replace(root=tmp_path / "root")
+    running = training.start()
+    wait_for(training.root / "models/last_epoch.pt", running)
+    running.process.terminate()
+    done = running.end()
+    assert done.returncode == 75
+    assert "SIGTERM ended the training" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    training.continued()
+    check(training, reference.training)
