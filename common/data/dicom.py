@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, first_line, listed
+from ..errors import InputError, by_axis, first_line, listed
 from .formats import DICOM_ENDINGS, format_of, is_archive
 
 _EXTRA = "monai-mamba-bundles[dicom]"
@@ -352,8 +352,8 @@ def _check_alike(path: Any, names: Sequence[str], datasets: Sequence[Any]) -> No
             if not dataset.get(tag):
                 raise InputError(f"{name} has no {tag}, which a volume's slices need.")
     alike: dict[str, Callable[[Any], Any]] = {
-        "sizes": lambda dataset: f"{dataset.Columns} x {dataset.Rows}",
-        "pixel spacings": lambda dataset: " x ".join(map(str, dataset.get("PixelSpacing") or ())),
+        "sizes": lambda dataset: by_axis((dataset.Columns, dataset.Rows)),
+        "pixel spacings": lambda dataset: by_axis(dataset.get("PixelSpacing") or (), digits=12),
     }
     for what, value in alike.items():
         found = Counter(map(value, datasets))

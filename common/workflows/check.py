@@ -28,7 +28,7 @@ from tqdm import tqdm
 from ..data import find_cases, split_cases
 from ..data.formats import format_of, name_of
 from ..data.layouts import SPLITS, Case, Split
-from ..errors import InputError, first_line, input_error_in
+from ..errors import InputError, by_axis, first_line, input_error_in
 from ..files import replacing
 from ..transforms import LoadCheckedImaged, LoadRadiographd, MergeMasksd
 from ..transforms.checks import (
@@ -87,11 +87,11 @@ class CaseReport:
 
     def line(self) -> str:
         """The case in one line, without what is wrong."""
-        parts = [_times(self.size)] if self.size else ["not read"]
+        parts = [by_axis(self.size)] if self.size else ["not read"]
         if self.channels and self.channels > 1:
             parts[0] += f" of {self.channels} channels"
         if self.spacing:
-            parts.append(f"{_times(self.spacing)} mm {self.orientation}")
+            parts.append(f"{by_axis(self.spacing)} mm {self.orientation}")
         if self.minimum is not None:
             parts.append(
                 f"values {self.minimum:g} to {self.maximum:g}, mostly {self.low:g} to {self.high:g}"
@@ -143,11 +143,11 @@ class DatasetReport:
         found = ", ".join(f"{value:g} in {n}" for value, n in self.values.items())
         lines.append(f"values:    {found or 'none'}")
         if self.spacing:
-            lines.append(f"spacing:   {_times(self.spacing)} mm (right, anterior, superior)")
+            lines.append(f"spacing:   {by_axis(self.spacing)} mm (right, anterior, superior)")
         if self.size:
             budget = PATCH_VOXELS[len(self.size)]
-            lines.append(f"size:      {_times(self.size)}, the median there")
-            lines.append(f"patch:     {_times(self.patch)}, of at most {budget} voxels")
+            lines.append(f"size:      {by_axis(self.size)}, the median there")
+            lines.append(f"patch:     {by_axis(self.patch)}, of at most {budget} voxels")
         lines.append(f"split:     {', '.join(f'{n} {part}' for part, n in self.split.items())}")
         return lines + _told(self)
 
@@ -473,10 +473,6 @@ def _told(found: CaseReport | DatasetReport) -> list[str]:
         )
         for sentence in sentences
     ]
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{x:g}" for x in numbers)
 
 
 def _target(output: str | Path | None) -> Path | None:
