@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError, listed
 from ..files import parse_json, read_bytes
 from .formats import without_ending
-from .layouts import Case, DataSet, case_key, case_names, distinct_names, label_key, say_once
+from .layouts import Case, DataSet, case_key, case_names, distinct_names, say_once
 
 _LISTS = Path(__file__).parent / "lists"
 
@@ -86,13 +86,11 @@ class NameIndex:
         self._first: dict[str, list[Case]] = defaultdict(list)
         self._other: dict[str, list[Case]] = defaultdict(list)
         self._name: dict[Any, str] = {}
-        names = [case_names(case) for case in cases]
-        distinct = distinct_names([first for first, *_ in names], [label_key(c)[0] for c in cases])
-        for case, name, several in zip(cases, distinct, names, strict=True):
+        for case, name in zip(cases, distinct_names(cases), strict=True):
             self._name[case_key(case)] = name
             self._first[name].append(case)
             folder = name.rpartition("/")[0]
-            for other in (*several, *([folder] if folder else [])):
+            for other in (*case_names(case), *([folder] if folder else [])):
                 if other != name:
                     self._other[other].append(case)
 

@@ -94,13 +94,13 @@ def case_names(case: Case) -> list[str]:
     return list(dict.fromkeys(n for x in names for n in (without_mask(x), x, without_channel(x))))
 
 
-def distinct_names(names: Sequence[str], files: Sequence[str]) -> list[str]:
-    """Names of cases, with the folders before that tell cases of one name apart: patient_1/seg.
+def distinct_names(cases: Sequence[Case]) -> list[str]:
+    """Each case's own name, `told_apart` by the folders of the labels."""
+    return told_apart([case_names(c)[0] for c in cases], [label_key(c)[0] for c in cases])
 
-    Args:
-        names: of the cases, not all different.
-        files: one of each case.
-    """
+
+def told_apart(names: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Names of files; of those of one name with the folders that differ before: patient_1/seg."""
     cases_of = defaultdict(list)
     for i, name in enumerate(names):
         cases_of[name].append(i)

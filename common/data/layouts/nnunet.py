@@ -23,7 +23,6 @@ from .names import (
     case_names,
     distinct_names,
     images_of,
-    label_key,
 )
 from .pairing import paired, unlabelled_images
 from .refusals import refuse_doubled, refuse_missing
@@ -39,8 +38,8 @@ def read(path: Path, stated: Mapping[str, Any]) -> DataSet:
             none that is there, or a file of "dataset" does not exist or is there twice.
     """
     root, notes = path.parent, list[str]()
-    ending = stated.get("file_ending", "")
-    if ending != "" and format_of(f"case{ending}") is None:
+    ending = stated.get("file_ending") or ""
+    if ending and format_of(f"case{ending}") is None:
         raise InputError(f"{path} has the file_ending {ending!r}; allowed are {allowed_endings()}.")
     if "dataset" in stated:
         cases = _named(path, stated["dataset"])
@@ -88,10 +87,7 @@ def _check_channels(data: DataSet, path: Path) -> None:
     if data.channel_names is None:
         return
     wrong = []
-    names = distinct_names(
-        [case_names(case)[0] for case in data.cases], [label_key(case)[0] for case in data.cases]
-    )
-    for name, case in zip(names, data.cases, strict=True):
+    for name, case in zip(distinct_names(data.cases), data.cases, strict=True):
         files = ensure_tuple(case["image"])
         found = format_of(files[0])
         several = name_of(files[0]) in case_names(case)[:1] or (found and found.spatial_dims == 2)
