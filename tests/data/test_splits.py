@@ -401,6 +401,15 @@ def test_cases_whose_labels_are_called_alike_go_by_their_folders(touch: Touch):
         split_cases(root, "test", exclude=["seg"], cases_file=root / "cases.csv")
 
 
+def test_names_of_which_one_ends_as_masks_do(folders: Any):
+    root = folders("a", "a_seg", "b")
+    file = write(root, {"training": ["a"], "validation": ["a_seg"], "test": ["b"]})
+    found = [split_cases(root, split, split_file=file) for split in SPLITS]
+    assert [Path(part[0]["label"]).name for part in found] == [
+        *("a.nii.gz", "a_seg.nii.gz", "b.nii.gz")
+    ]
+
+
 def test_the_data_set_is_searched_once_for_all_parts(folders: Any, monkeypatch: pytest.MonkeyPatch):
     root = folders(*cases(10))
     searched = []

@@ -100,7 +100,10 @@ def distinct_names(cases: Sequence[Case]) -> list[str]:
 
 
 def told_apart(names: Sequence[str], files: Sequence[str]) -> list[str]:
-    """Names of files; of those of one name with the folders that differ before: patient_1/seg."""
+    """Names of files; where they are not different, with the folders that are: patient_1/seg.
+
+    In one folder the files' own names are taken: a and a_seg may be the labels of two cases.
+    """
     cases_of = defaultdict(list)
     for i, name in enumerate(names):
         cases_of[name].append(i)
@@ -108,11 +111,13 @@ def told_apart(names: Sequence[str], files: Sequence[str]) -> list[str]:
     for name, cases in cases_of.items():
         if len(cases) > 1:
             folders = [Path(os.path.abspath(files[i])).parent.parts for i in cases]
+            alike = len(set(folders)) < len(folders)
             above = _shared(folders)
             folders = [folder[above:] for folder in folders]
             below = _shared([folder[::-1] for folder in folders])
             for i, folder in zip(cases, folders, strict=True):
-                distinct[i] = "/".join([*folder[: len(folder) - below], name])
+                own = name_of(files[i]) if alike else name
+                distinct[i] = "/".join([*folder[: len(folder) - below], own])
     return distinct
 
 
