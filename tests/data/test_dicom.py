@@ -19,6 +19,7 @@ from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
     EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEGLosslessSV1,
     JPEGLSLossless,
     generate_uid,
@@ -286,6 +287,39 @@ def test_what_is_dicom(tmp_path: Path):
     }.items():
         assert is_dicom(tmp_path / path) == expected, path
     assert is_dicom(file)
+
+
+def without_preamble(file: Path, meta: bool) -> None:
+    """What some archives keep: neither the 128 bytes nor DICM, or not even the file's own group."""
+    data = file.read_bytes()[132:]
+    length = int.from_bytes(data[8:12], "little")  # of what follows the first element of the group
+    file.write_bytes(data if meta else data[12 + length :])
+
+
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_slices_without_a_preamble(tmp_path: Path, meta: bool, syntax: str):
+    folder = tmp_path / "patient/ct"
+    write_series(folder)
+    for n, file in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(file)
+        data.file_meta.TransferSyntaxUID = syntax
+        data.save_as(file, implicit_vr=syntax == ImplicitVRLittleEndian)
+        without_preamble(file, meta)
+        file.rename(file.with_name(f"IM{n}"))
+    (folder / "notes").write_bytes(b"\x08\x00\x05\x00 and so on, but no DICOM")
+    assert is_dicom(folder / "IM0")
+    assert is_dicom(tmp_path / "patient")
+    values, affine = read_dicom(tmp_path / "patient")
+    np.testing.assert_array_equal(values, HU)
+    np.testing.assert_allclose(affine, AFFINE, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", [b"", b"\x08\x00", b"\x02\x00\x00", bytes(200), b"DICM"])
+def test_bytes_that_are_no_dicom(tmp_path: Path, start: bytes):
+    (tmp_path / "a").write_bytes(start)
+    assert not is_dicom(tmp_path / "a")
+    assert not is_dicom(tmp_path)
 
 
 def test_jpeg_ls(tmp_path: Path):
