@@ -45,7 +45,7 @@ class FormatReader(ImageReader):
     files are the channels of one image.
 
     Args:
-        grey: make one channel of grey of colour pictures.
+        grey: make one channel of grey of colour pictures, and a picture of a volume of one slice.
         palette: of a picture of at most 256 colours take their numbers, as labels have them.
         modality: as for `read_dicom`.
         series_uid: as for `read_dicom`.
@@ -114,6 +114,8 @@ class FormatReader(ImageReader):
                 f"{allowed_endings()}, and DICOM as a file, a folder or a zip file."
             )
         _check_image(file, values, meta)
+        if self.grey and tuple(meta[MetaKeys.SPATIAL_SHAPE])[2:] == (1,):
+            values, meta = values[:, :, 0], meta | {MetaKeys.SPATIAL_SHAPE: values.shape[:2]}
         return _Image(file, values, meta)
 
     def _reader(self, file: str, found: Format) -> ImageReader:
