@@ -12,7 +12,7 @@ from pathlib import Path
 from monai.data import FolderLayoutBase
 from monai.utils import ensure_tuple
 
-from ..errors import InputError, listed
+from ..errors import InputError, check_switches, listed
 from .formats import name_of
 from .layouts.names import IMAGE_FOLDERS, without_first_channel
 
@@ -127,8 +127,7 @@ class OutputLayout(FolderLayoutBase):
         Raises:
             InputError: overwrite is neither.
         """
-        if overwrite not in (True, False):
-            raise InputError(f"overwrite is {overwrite!r}; allowed are True and False.")
+        check_switches(overwrite=overwrite)
         missing = [
             image
             for image in images
