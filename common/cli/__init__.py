@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import fire
 from fire.decorators import SetParseFn, SetParseFns
 
-from ..errors import InputError, input_error_in
+from ..errors import InputError, check_switches, input_error_in
 from .check import check
 from .checkpoints import convert, export, join
 from .data import ircadb, phantom
@@ -38,12 +39,22 @@ def main() -> None:
 
 
 def _typed(verb: Callable) -> Callable:
-    """A verb whose texts stay what was typed: --output 1234 is a path, and so is a,b."""
+    """A verb whose texts stay what was typed: --output 1234 is a path, and so is a,b.
+
+    Its switches are True or False, and no other word.
+    """
     parameters = inspect.signature(verb).parameters.values()
     texts = [p for p in parameters if p.annotation in ("str", "str | None")]
     if any(p.kind is p.VAR_POSITIONAL for p in texts):
         SetParseFn(str)(verb)  # names in a row have no name of their own
-    return SetParseFns(**dict.fromkeys((p.name for p in texts), str))(verb)
+    switches = {p.name: partial(_switch, p.name) for p in parameters if p.annotation == "bool"}
+    return SetParseFns(**dict.fromkeys((p.name for p in texts), str), **switches)(verb)
+
+
+def _switch(name: str, text: str) -> bool:
+    value = {"True": True, "False": False}.get(text, text)
+    check_switches(**{name: value})
+    return value is True
 
 
 def _check_flags(verbs: Mapping[str, Any], words: Sequence[str]) -> None:
