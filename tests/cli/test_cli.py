@@ -192,7 +192,12 @@ def test_switches_are_true_or_false(monkeypatch: pytest.MonkeyPatch, word: str):
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [([], False), (["--overwrite"], True), (["--overwrite=True"], True), (["--nooverwrite"], False)],
+    [
+        ([], False),
+        (["--overwrite"], True),
+        (["--overwrite=True"], True),
+        (["--nooverwrite"], False),
+    ],
 )
 def test_switches_may_stand_alone(
     monkeypatch: pytest.MonkeyPatch, words: list[str], expected: bool
