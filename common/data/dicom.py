@@ -332,7 +332,9 @@ def _check_decoded(names: Sequence[str], datasets: Sequence[Any]) -> None:
             _ = dataset.pixel_array
         except Exception as error:
             syntax, decoder = dataset.file_meta.TransferSyntaxUID, ""
-            if syntax.is_compressed:
+            if not syntax.is_transfer_syntax:
+                decoder = f" in a transfer syntax that pydicom knows, not {syntax}"
+            elif syntax.is_compressed:
                 decoder = f' and a decoder of {syntax.name}: pip install "{_EXTRA}"'
             raise InputError(
                 f"{name} cannot be decoded ({first_line(error)}); needed are complete files"
