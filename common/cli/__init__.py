@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +34,8 @@ def main() -> None:
         fire.Fire(verbs | groups, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            sentence = f"{error.filename} cannot be a path ({error.strerror})."
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")

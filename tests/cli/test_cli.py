@@ -207,3 +207,25 @@ def test_switches_may_stand_alone(
     monkeypatch.setattr(sys, "argv", ["common", "zoo", "install", "a", *words])
     main()
     assert given[0][-1] is expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "--dataset_dir", ".", "--output", "LONG/report.csv"],
+        ["ircadb", "--input", "LONG", "--output", "o"],
+        ["repeat", "--seeds", "1", "--output", "o", "--bundle", "LONG"],
+        ["zoo", "verify", "LONG"],
+    ],
+    ids=" ".join,
+)
+def test_paths_longer_than_any_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    long = [word.replace("LONG", "x" * 300) for word in words]
+    monkeypatch.setattr(sys, "argv", ["common", *long])
+    with pytest.raises(
+        SystemExit, match=r"^error: \S*x{300}\S* cannot be a path \(File name too l"
+    ):
+        main()
