@@ -91,6 +91,25 @@ def first_line(error: BaseException) -> str:
     return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")
 
 
+def check_switches(**switches: Any) -> None:
+    """See that switches are switches: `python -m monai.bundle` makes a text of no, off and false.
+
+    Args:
+        switches: by their names.
+
+    Raises:
+        InputError: one is neither True nor False.
+    """
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InputError(f"{name} is {value!r}; allowed are True and False.")
+
+
+def by_axis(numbers: Iterable[float], digits: int = 6) -> str:
+    """Numbers along the axes of an image as a part of a sentence: 512 x 512 x 80."""
+    return " x ".join(f"{float(number):.{digits}g}" for number in numbers)
+
+
 def listed(things: Iterable[object], most: int = 20) -> str:
     """Things as a part of a sentence: the first of them, and how many more there are."""
     words = [str(thing) for thing in things]

@@ -81,17 +81,25 @@ def as_typed(name: str, value: Any) -> Any:
     return value
 
 
+def read_bytes(file: Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        InputError: it is missing, or cannot be read.
+    """
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InputError(f"The file {file} cannot be read ({error.strerror}).") from error
+
+
 def read_json(file: Path) -> dict[str, Any]:
     """The object that a JSON file holds.
 
     Raises:
-        InputError: it is missing, or is no JSON object as `parse_json` wants it.
+        InputError: as `read_bytes`, or it is no JSON object as `parse_json` wants it.
     """
-    try:
-        text = file.read_bytes()
-    except OSError as error:
-        raise InputError(f"{file} cannot be read ({error}).") from error
-    loaded = parse_json(text, str(file))
+    loaded = parse_json(read_bytes(file), str(file))
     if not isinstance(loaded, dict):
         raise InputError(f"{file} holds a {type(loaded).__name__}; allowed is a JSON object.")
     return loaded

@@ -132,7 +132,7 @@ def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     )
     assert "val_dice_class_1" in (tmp_path / "metrics.csv").read_text()
     header, *rows = (tmp_path / "val_dice_raw.csv").read_text().splitlines()
-    assert header == "filename,class0,class1,mean"
+    assert header == "filename,class_1,class_2,mean"
     assert len(rows) == 1  # one test case of six
 
 

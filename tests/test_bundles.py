@@ -66,6 +66,7 @@ MAY_DIFFER = {
 MAY_DIFFER_IN = {
     "liver_tumor_ct_mambaclinix_segmentation": {
         "batch_dice": "nnU-Net's planner decides it; inference has it for one file's sake",
+        "run#1#batch_dice": "nnU-Net's planner decides it",
         "sw_batch_size": "what nnU-Net plans for a device is its patches at a time",
         "train#postprocessing": "of outputs at several scales the finest is measured",
         "validate#additional_metrics#val_recall": "MambaClinix's paper reports it",
@@ -319,6 +320,25 @@ def test_images_of_one_name_have_a_mask_each(bundle: Path, tmp_path: Path):
     with pytest.raises(RuntimeError) as refused:
         parsed.get_parsed_content(f"run#{step}")
     assert "scan.nii and of " in str(input_error_in(refused.value))
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_switches_are_true_or_false(bundle: Path, name: str):
+    """Of --amp no the command line hands on a text, which would count as true."""
+    files = ["train", "evaluate"] if name == "evaluate" else [name]
+    content = {id_: value for file in files for id_, value in config(bundle, file).items()}
+    switches = {id_ for id_, value in content.items() if isinstance(value, bool) and "#" not in id_}
+    switches |= {"amp", *content.get("displayable_configs", {})} - {"overlap"}
+    if name != "train":
+        switches -= {"batch_dice"}  # the loss's
+    assert switches == set(content["run"][1]) - {"_target_"}
+    for switch in switches:
+        parsed = parser(bundle, files[0])
+        parsed.read_config([str(bundle / f"configs/{file}.json") for file in files])
+        parsed.update({"device": "cpu", switch: "no"})
+        with pytest.raises(RuntimeError) as refused:
+            parsed.get_parsed_content("run#1")
+        assert input_error_in(refused.value) == f"{switch} is 'no'; allowed are True and False."
 
 
 def test_network_of_epistemic_scoring(bundle: Path):

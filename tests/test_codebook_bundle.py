@@ -69,7 +69,7 @@ def test_evaluation_by_the_challenges_metrics(trained: Path, dataset: Path, tmp_
     for name in ("dice", "iou", "voe", "rvd", "asd", "hd95"):
         assert {f"val_{name}_class_1", f"val_{name}_class_2"} <= metrics.keys()
         header, *rows = (tmp_path / f"val_{name}_raw.csv").read_text().splitlines()
-        assert header == "filename,class0,class1,mean"
+        assert header == "filename,class_1,class_2,mean"
         assert len(rows) == 1  # one test case of six
     assert metrics["val_voe_class_1"] == pytest.approx(1 - metrics["val_iou_class_1"])
     assert 0 < metrics["val_asd_class_1"] < metrics["val_hd95_class_1"] < 500

@@ -120,7 +120,7 @@ def test_evaluation_by_the_papers_metrics(trained: dict[str, Path], dataset: Pat
     for name in ("dice", "asd", "rvd", "precision", "recall"):
         assert {f"val_{name}_class_1", f"val_{name}_class_2"} <= metrics.keys()
         header, *rows = (tmp_path / f"val_{name}_raw.csv").read_text().splitlines()
-        assert header == "filename,class0,class1,mean"
+        assert header == "filename,class_1,class_2,mean"
         assert len(rows) == 2
 
 

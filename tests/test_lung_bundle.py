@@ -91,7 +91,7 @@ def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     assert "val_dice_class_1" in (tmp_path / "metrics.csv").read_text()
     for metric in ("dice", "iou"):
         header, *rows = (tmp_path / f"val_{metric}_raw.csv").read_text().splitlines()
-        assert header == "filename,class0,mean"
+        assert header == "filename,class_1,mean"
         assert len(rows) == 2  # two test cases of ten
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def load_checkpoint(path: str | Path) -> Any:
             f"torch is {torch.__version__}; allowed is one from {_SAFE}, the "
             "first that reads a checkpoint without running any code in it."
         )
-    if not file.is_file():
+    if not os.path.isfile(file):
         raise InputError(
             f"There is no checkpoint {file}; training writes one, --checkpoint names another."
         )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import fire
 from fire.decorators import SetParseFn, SetParseFns
 
-from ..errors import InputError, input_error_in
+from ..errors import InputError, check_switches, input_error_in
 from .check import check
 from .checkpoints import convert, export, join
 from .data import ircadb, phantom
@@ -32,18 +34,30 @@ def main() -> None:
         fire.Fire(verbs | groups, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            sentence = f"{error.filename} cannot be a path ({error.strerror})."
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")
 
 
 def _typed(verb: Callable) -> Callable:
-    """A verb whose texts stay what was typed: --output 1234 is a path, and so is a,b."""
+    """A verb whose texts stay what was typed: --output 1234 is a path, and so is a,b.
+
+    Its switches are True or False, and no other word.
+    """
     parameters = inspect.signature(verb).parameters.values()
     texts = [p for p in parameters if p.annotation in ("str", "str | None")]
     if any(p.kind is p.VAR_POSITIONAL for p in texts):
         SetParseFn(str)(verb)  # names in a row have no name of their own
-    return SetParseFns(**dict.fromkeys((p.name for p in texts), str))(verb)
+    switches = {p.name: partial(_switch, p.name) for p in parameters if p.annotation == "bool"}
+    return SetParseFns(**dict.fromkeys((p.name for p in texts), str), **switches)(verb)
+
+
+def _switch(name: str, text: str) -> bool:
+    value = {"True": True, "False": False}.get(text, text)
+    check_switches(**{name: value})
+    return value is True
 
 
 def _check_flags(verbs: Mapping[str, Any], words: Sequence[str]) -> None:

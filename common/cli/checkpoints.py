@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..errors import by_axis
 from .output import say
 
 
@@ -46,7 +47,7 @@ def export(
     start = time.perf_counter()
     difference = export_network(network, size, format, output, metadata, files)
     say(f"largest difference: {difference:.2g}")
-    say(f"image:              {' x '.join(map(str, size))}, any batch size")
+    say(f"image:              {by_axis(size)}, any batch size")
     say(f"seconds:            {time.perf_counter() - start:.0f}")
     say(f"{format + ':':19} {output}")
 

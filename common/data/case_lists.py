@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, listed
-from ..files import parse_json
-from .layouts import Case, DataSet, case_key, case_names, say_once
+from ..files import parse_json, read_bytes
+from .formats import without_ending
+from .layouts import Case, DataSet, case_key, case_names, distinct_names, say_once
 
 _LISTS = Path(__file__).parent / "lists"
 
@@ -19,7 +21,7 @@ def without(data: DataSet, exclude: Any, where: str | Path) -> DataSet:
     """The data set less the cases that are named, see `split_cases`.
 
     Raises:
-        InputError: `exclude` is no list or file of names, or a name is of no case, or of several.
+        InputError: a name is of no case, or of several, or a file is no list of names.
     """
     if exclude is None or exclude in ("", [], ()):
         return data
@@ -29,8 +31,9 @@ def without(data: DataSet, exclude: Any, where: str | Path) -> DataSet:
     unknown = [name for name, cases in found.items() if not cases]
     if unknown and all_known:
         raise InputError(
-            f"exclude names {listed(unknown)}, of which {where} has no case; allowed are names of "
-            "its cases, as of their labels without the ending."
+            f"exclude names {listed(map(repr, unknown))}, of which {where} has no case; allowed "
+            "are names of its cases, as of their labels without the ending, a text or JSON file of "
+            f"them, or one of the lists {', '.join(_lists())}."
         )
     if len(unknown) == len(names):
         raise InputError(
@@ -56,38 +59,51 @@ def _excluded_names(exclude: Any) -> tuple[list[str], bool]:
     """Names, and whether each has to be of a case: a list of ours has several spellings of each."""
     if isinstance(exclude, (list, tuple)):
         return [str(name) for name in exclude], True
-    lists = {path.stem: path for path in sorted(_LISTS.glob("*.txt"))}
-    path = lists.get(str(exclude), Path(str(exclude)))
-    if not path.is_file():
-        raise InputError(
-            f"exclude is {exclude!r}; allowed are a list of names, a text or JSON file of them, or "
-            f"one of the lists {', '.join(lists)}."
-        )
+    path = _lists().get(str(exclude), Path(str(exclude)))
+    if not os.path.isfile(path):  # which, unlike Path's, takes a name too long for one that is not
+        return [str(exclude)], True
     if path.suffix.lower() == ".json":
         names = read_any_json(path)
         if not are_names(names):
             raise InputError(f"{path} holds no list of names; allowed is [NAME, ...].")
     else:
-        lines = _bytes(path).decode("utf-8-sig", errors="replace").splitlines()
+        lines = read_bytes(path).decode("utf-8-sig", errors="replace").splitlines()
         names = [name for line in lines if (name := line.strip()) and not name.startswith("#")]
-    return names, str(exclude) not in lists
+    return names, str(exclude) not in _lists()
+
+
+def _lists() -> dict[str, Path]:
+    return {path.stem: path for path in sorted(_LISTS.glob("*.txt"))}
 
 
 class NameIndex:
-    """Cases by what they may be called; what a case is called first goes before all else."""
+    """Cases by what they may be called; what a case is called first goes before all else.
 
-    def __init__(self, cases: Iterable[Case]) -> None:
+    Cases of one name are called by their folders too: patient_1/seg, or patient_1.
+    """
+
+    def __init__(self, cases: Sequence[Case]) -> None:
         self._first: dict[str, list[Case]] = defaultdict(list)
         self._other: dict[str, list[Case]] = defaultdict(list)
-        for case in cases:
-            first, *others = case_names(case)
-            self._first[first].append(case)
-            for name in others:
-                self._other[name].append(case)
+        self._name: dict[Any, str] = {}
+        for case, name in zip(cases, distinct_names(cases), strict=True):
+            self._name[case_key(case)] = name
+            self._first[name].append(case)
+            folder = name.rpartition("/")[0]
+            for other in (*case_names(case), *([folder] if folder else [])):
+                if other != name:
+                    self._other[other].append(case)
 
     def find(self, name: str) -> list[Case]:
-        """The cases that are called so: none, one or several."""
-        return self._first.get(name) or self._other.get(name) or []
+        """The cases that are called so, or as a file so called: none, one or several."""
+        for spelled in (name, without_ending(name)):
+            if found := self._first.get(spelled) or self._other.get(spelled):
+                return found
+        return []
+
+    def name(self, case: Case) -> str:
+        """What one of the cases is called first."""
+        return self._name[case_key(case)]
 
 
 def are_names(names: Any) -> bool:
@@ -99,13 +115,6 @@ def read_any_json(path: Path) -> Any:
     """What a JSON file holds, be it an object or not.
 
     Raises:
-        InputError: it cannot be read, or as `parse_json`.
+        InputError: as `read_bytes` or `parse_json`.
     """
-    return parse_json(_bytes(path), str(path))
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"The file {path} cannot be read ({error.strerror}).") from error
+    return parse_json(read_bytes(path), str(path))

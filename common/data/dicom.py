@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, first_line, listed
+from ..errors import InputError, by_axis, first_line, listed
 from .formats import DICOM_ENDINGS, format_of, is_archive
 
 _EXTRA = "monai-mamba-bundles[dicom]"
@@ -41,6 +41,9 @@ _HEADER = (
     *("SOPClassUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "ImageType"),
     *("Rows", "NumberOfFrames", "ImagePositionPatient", "PerFrameFunctionalGroupsSequence"),
 )
+
+
+_FIRST_VRS = (b"UL", b"OB", b"UI", b"CS", b"DA", b"TM")  # of what groups 0002 and 0008 begin with
 
 
 class _Slice(NamedTuple):
@@ -166,8 +169,16 @@ def _library(path: Any) -> Any:
 
 
 def _is_dicom(open_file: Callable[[], Any]) -> bool:
+    """By DICM after 128 bytes or, of a file that lacks these, by its first element."""
     with open_file() as file:
-        return file.read(132)[128:] == b"DICM"
+        start = file.read(132)
+    if start[128:] == b"DICM":
+        return True
+    group, _, vr, length = struct.unpack("<HH2sH", start[:8].ljust(8, b"\0"))
+    if group not in (0x0002, 0x0008):
+        return False
+    short = int.from_bytes(vr, "little") <= 64 and length == 0  # implicit, with a length of 4 bytes
+    return vr in _FIRST_VRS or (group == 0x0008 and len(start) == 132 and short)
 
 
 def _holds_dicom(folder: Path, levels: int) -> bool:
@@ -228,7 +239,9 @@ def _headers(path: Any, files: dict[str, Callable[[], Any]]) -> list[_Slice]:
             continue
         try:
             with open_file() as file:
-                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER))
+                header = pydicom.dcmread(
+                    file, stop_before_pixels=True, force=True, specific_tags=list(_HEADER)
+                )
         except Exception as error:
             raise InputError(f"{name} cannot be read as DICOM ({first_line(error)}).") from error
         if header.get("Rows"):  # neither a list of files nor a report
@@ -288,15 +301,23 @@ def _described(series: dict[str, list[_Slice]]) -> str:
 
 
 def _dataset(item: _Slice) -> Any:
-    """A whole file, with the UIDs that anonymised ones lack and highdicom asks for."""
+    """A whole file, with the UIDs that anonymised ones lack and highdicom asks for.
+
+    One without its own group does not say how it is encoded: then it is not compressed.
+    """
     import pydicom
-    from pydicom.uid import CTImageStorage
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
     try:
         with item.open() as file:
-            dataset = pydicom.dcmread(file)
+            dataset = pydicom.dcmread(file, force=True)
     except Exception as error:
         raise InputError(f"{item.file} cannot be read as DICOM ({first_line(error)}).") from error
+    if "TransferSyntaxUID" not in dataset.file_meta:
+        implicit, _ = dataset.original_encoding
+        dataset.file_meta.TransferSyntaxUID = (
+            ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
+        )
     usual = {"SOPClassUID": CTImageStorage, "SeriesInstanceUID": "0", "FrameOfReferenceUID": "0"}
     for name, value in usual.items():
         if not dataset.get(name):
@@ -311,7 +332,9 @@ def _check_decoded(names: Sequence[str], datasets: Sequence[Any]) -> None:
             _ = dataset.pixel_array
         except Exception as error:
             syntax, decoder = dataset.file_meta.TransferSyntaxUID, ""
-            if syntax.is_compressed:
+            if not syntax.is_transfer_syntax:
+                decoder = f" in a transfer syntax that pydicom knows, not {syntax}"
+            elif syntax.is_compressed:
                 decoder = f' and a decoder of {syntax.name}: pip install "{_EXTRA}"'
             raise InputError(
                 f"{name} cannot be decoded ({first_line(error)}); needed are complete files"
@@ -352,8 +375,8 @@ def _check_alike(path: Any, names: Sequence[str], datasets: Sequence[Any]) -> No
             if not dataset.get(tag):
                 raise InputError(f"{name} has no {tag}, which a volume's slices need.")
     alike: dict[str, Callable[[Any], Any]] = {
-        "sizes": lambda dataset: f"{dataset.Columns} x {dataset.Rows}",
-        "pixel spacings": lambda dataset: " x ".join(map(str, dataset.get("PixelSpacing") or ())),
+        "sizes": lambda dataset: by_axis((dataset.Columns, dataset.Rows)),
+        "pixel spacings": lambda dataset: by_axis(dataset.get("PixelSpacing") or (), digits=12),
     }
     for what, value in alike.items():
         found = Counter(map(value, datasets))

@@ -56,7 +56,11 @@ def is_archive(path: str | os.PathLike[str]) -> bool:
 
 def name_of(path: str | os.PathLike[str]) -> str:
     """The name of a file or folder without its folder and, of an image, without its ending."""
-    name = Path(path).name
+    return without_ending(Path(path).name)
+
+
+def without_ending(name: str) -> str:
+    """A name as a case has it, of which somebody may have written the file's."""
     for ending in (*(e for f in FORMATS for e in f.endings), *DICOM_ENDINGS, _ARCHIVE):
         if name.lower().endswith(ending):
             return name[: -len(ending)]

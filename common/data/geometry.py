@@ -11,14 +11,23 @@ from numpy.typing import ArrayLike
 SAME_PLACE = 0.1  # voxels that channels of one image, and image and label, may lie apart
 
 
-def no_grid(affine: ArrayLike) -> bool:
-    """Whether an affine (n + 1, n + 1) is not finite, or has axes that span no space."""
+def grid_problem(affine: ArrayLike) -> str | None:
+    """What is wrong with an affine (n + 1, n + 1): not finite, or of axes that span no space."""
+    if _is_grid(affine):
+        return None
+    return (
+        f"has the affine {described(affine)}, of which no grid of voxels can be made; allowed are "
+        "finite ones that can be inverted."
+    )
+
+
+def _is_grid(affine: ArrayLike) -> bool:
     matrix = np.asarray(affine, np.float64)
     axes = matrix[:-1, :-1]
     lengths = np.linalg.norm(axes, axis=0)
     if not np.isfinite(matrix).all() or not lengths.all():
-        return True
-    return bool(abs(np.linalg.det(axes / lengths)) < 1e-6)
+        return False
+    return bool(abs(np.linalg.det(axes / lengths)) >= 1e-6)
 
 
 def apart(affine: ArrayLike, other: ArrayLike, size: Sequence[int]) -> float:

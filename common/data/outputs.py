@@ -12,7 +12,7 @@ from pathlib import Path
 from monai.data import FolderLayoutBase
 from monai.utils import ensure_tuple
 
-from ..errors import InputError, listed
+from ..errors import InputError, check_switches, listed
 from .formats import name_of
 from .layouts.names import IMAGE_FOLDERS, without_first_channel
 
@@ -77,8 +77,9 @@ class OutputLayout(FolderLayoutBase):
             images: one or several; of an image in several files, one per channel, the first counts.
 
         Raises:
-            InputError: two images would have one file, an image's file is another image, or what
-                is there cannot be replaced: a link, a folder or a device.
+            InputError: two images would have one file, an image's file is another image, a file
+                cannot be there, as its name is too long, or what is there cannot be replaced: a
+                link, a folder or a device.
         """
         files: list[str] = [ensure_tuple(image)[0] for image in ensure_tuple(images)]
         planned = {file: self._path(file) for file in files}
@@ -104,6 +105,11 @@ class OutputLayout(FolderLayoutBase):
                 f"{_count(replaced, 'image')} would be replaced by what is made of others: "
                 f"{listed(replaced)}; allowed is another output folder than {self.output_dir}."
             )
+        if impossible := [found for path in planned.values() if (found := self._problem(path))]:
+            raise InputError(
+                f"{listed(impossible)} cannot be written; allowed are images whose names leave "
+                f"room for _{self.postfix}{self.extension}, and folders where no files are."
+            )
         if taken:
             raise InputError(
                 f"{listed(taken)} cannot be written: a link, a folder or a device is there, and "
@@ -121,8 +127,7 @@ class OutputLayout(FolderLayoutBase):
         Raises:
             InputError: overwrite is neither.
         """
-        if overwrite not in (True, False):
-            raise InputError(f"overwrite is {overwrite!r}; allowed are True and False.")
+        check_switches(overwrite=overwrite)
         missing = [
             image
             for image in images
@@ -131,6 +136,17 @@ class OutputLayout(FolderLayoutBase):
         if done := len(images) - len(missing):
             _logger.info("%d of %d files are there already, and are kept.", done, len(images))
         return missing
+
+    def _problem(self, path: Path) -> str | None:
+        """Why there can be no such file, before its folder is there."""
+        for there in (self.output_dir / path.name, path):
+            try:
+                os.lstat(there)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                return f"{path} ({error.strerror})"
+        return None
 
     def _path(self, image: str | Path, patch: int | None = None) -> Path:
         path = Path(os.path.abspath(image))

@@ -19,10 +19,10 @@ from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InputError
+from ..errors import InputError, by_axis
 from .dicom import is_dicom, read_dicom
 from .formats import Format, allowed_endings, format_of
-from .geometry import SAME_PLACE, apart, described, no_grid
+from .geometry import SAME_PLACE, apart, described, grid_problem
 
 _NOT_IN_PYTHON = ("char", "long", "long_long")  # of ITK's types: int8 and int64
 
@@ -45,7 +45,7 @@ class FormatReader(ImageReader):
     files are the channels of one image.
 
     Args:
-        grey: make one channel of grey of colour pictures.
+        grey: make one channel of grey of colour pictures, and a picture of a volume of one slice.
         palette: of a picture of at most 256 colours take their numbers, as labels have them.
         modality: as for `read_dicom`.
         series_uid: as for `read_dicom`.
@@ -114,6 +114,8 @@ class FormatReader(ImageReader):
                 f"{allowed_endings()}, and DICOM as a file, a folder or a zip file."
             )
         _check_image(file, values, meta)
+        if self.grey and tuple(meta[MetaKeys.SPATIAL_SHAPE])[2:] == (1,):
+            values, meta = values[:, :, 0], meta | {MetaKeys.SPATIAL_SHAPE: values.shape[:2]}
         return _Image(file, values, meta)
 
     def _reader(self, file: str, found: Format) -> ImageReader:
@@ -203,16 +205,13 @@ def _check_image(file: str, values: NDArray[Any], meta: dict[Any, Any]) -> None:
             "magnitude."
         )
     affine = meta.get(MetaKeys.AFFINE)
-    if affine is not None and no_grid(affine):
-        raise InputError(
-            f"{file} has the affine {described(affine)}, of which no grid of voxels can be made; "
-            "allowed are finite ones that can be inverted."
-        )
+    if affine is not None and (problem := grid_problem(affine)):
+        raise InputError(f"{file} {problem}")
 
 
 def _check_channel(image: _Image, first: _Image) -> None:
     if image.size != first.size:
-        one, other = (" x ".join(map(str, i.size)) for i in (image, first))
+        one, other = (by_axis(i.size) for i in (image, first))
         raise InputError(
             f"{image.file} has the size {one}, {first.file} {other}; allowed are channels of one "
             "size."

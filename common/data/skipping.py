@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ignite.engine import Engine, Events
 from monai.data import DataLoader, Dataset, list_data_collate
 
-from ..errors import InputError, input_error_in, listed
+from ..errors import InputError, check_switches, input_error_in, listed
 
 _logger = logging.getLogger(__name__)
 
@@ -33,8 +33,7 @@ class SkippingDataset(Dataset):
 
     def __init__(self, data: Sequence[Any], transform: Any = None, strict: bool = False) -> None:
         super().__init__(data, transform)
-        if strict not in (True, False):
-            raise InputError(f"strict is {strict!r}; allowed are True and False.")
+        check_switches(strict=strict)
         self.strict = strict
 
     def _transform(self, index: int) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from .layouts import (
     DataSet,
     Split,
     case_key,
-    case_names,
     find_cases,
     require_cases,
     say_once,
@@ -67,10 +68,12 @@ def split_cases(
         split_file: JSON, ``{"training": [NAME, ...], "validation": [...], "test": [...]}``, or
             nnU-Net's splits_final.json, ``[{"train": [NAME, ...], "val": [...]}, ...]`` by `fold`,
             whose test set is its validation set. A case is called as its label or image, without
-            the ending, _mask, _seg, _label, and a channel's number.
-        exclude: names of cases that are in no part; a text or JSON file of them; or the name of a
-            list that is in common/data/lists: "lits_without_ircadb" leaves out LiTS's cases 28 to
-            47, which are those of 3D-IRCADb-01, so that this tests what was not trained on.
+            the ending, _mask, _seg, _label, and a channel's number, and one of several of that
+            name by its folder: patient_1/seg, or patient_1.
+        exclude: names of cases that are in no part, or one name; a text or JSON file of them; or
+            the name of a list that is in common/data/lists: "lits_without_ircadb" leaves out LiTS's
+            cases 28 to 47, which are those of 3D-IRCADb-01, so that this tests what was not trained
+            on.
         cases_file: see `find_cases`.
         at_most: so many cases of the part, the first ones; None gives all.
 
@@ -105,7 +108,7 @@ def _split(
         if type(value) is not int and not (name == "fold" and value is None):
             raise InputError(f"{name} is {value!r}; allowed are whole numbers.")
     where = cases_file or dataset_dir
-    data = require_cases(find_cases(dataset_dir, cases_file), where)
+    data = _search.take(split, dataset_dir, cases_file)
     kept = without(data, exclude, where)
     folds_file = Path(dataset_dir) / _NNUNETS
     if split_file is not None:
@@ -126,6 +129,30 @@ def _split(
             return _part(_listed_parts(folds_file, data, kept, fold), split, str(folds_file))
         say_once([f"{folds_file} is not used: it needs a fold, and fold is None."])
     return _drawn(kept.cases, split, ratios, seed, fold, num_folds, where)
+
+
+class _Search:
+    """The last search of a data set, of which each part is taken once.
+
+    Training asks for its part and for validation's: one search of a large folder is enough, and
+    both are of the same cases. Who asks for a part again may have changed the folder since.
+    """
+
+    def __init__(self) -> None:
+        self.where: tuple[str, str] | None = None
+        self.data: DataSet | None = None
+        self.taken: set[Split] = set()
+
+    def take(self, split: Split, dataset_dir: str | Path, cases_file: str | Path | None) -> DataSet:
+        where = (os.path.abspath(dataset_dir), os.path.abspath(cases_file) if cases_file else "")
+        if self.data is None or where != self.where or split in self.taken:
+            found = require_cases(find_cases(dataset_dir, cases_file), cases_file or dataset_dir)
+            self.where, self.data, self.taken = where, found, set()
+        self.taken.add(split)
+        return self.data
+
+
+_search = _Search()
 
 
 def _part(parts: _Parts, split: Split, where: str) -> list[Case]:
@@ -267,20 +294,30 @@ def _listed_parts(path: Path, data: DataSet, kept: DataSet, fold: int | None) ->
                 f"{path} is no split_file; allowed is {_OURS}, or nnU-Net's list {_THEIRS}."
             )
         names = content
-    index, unknown, several = NameIndex(data.cases), [], []
+    index, unknown, several, doubled = NameIndex(data.cases), [], [], []
     parts: dict[Split, list[Case]] = {}
     for split, listed_names in names.items():
-        found = {name: index.find(name) for name in listed_names}
-        unknown += [name for name, cases in found.items() if not cases]
-        several += [name for name, cases in found.items() if len(cases) > 1]
-        parts[split] = [case for cases in found.values() for case in cases]
+        found = [(name, index.find(name)) for name in listed_names]
+        unknown += [name for name, cases in found if not cases]
+        several += [name for name, cases in found if len(cases) > 1]
+        parts[split] = [case for _, cases in found for case in cases]
+        spellings = defaultdict(list)
+        for name, cases in found:
+            if len(cases) == 1:
+                spellings[case_key(cases[0])].append(name)
+        doubled += [" and ".join(names) for names in spellings.values() if len(names) > 1]
     if unknown:
         raise InputError(f"{path} names {listed(unknown)}, of which the data set has no case.")
     if several:
         raise InputError(f"{path} names {listed(several)}, which several cases are called.")
-    _refuse_shared(path, parts, isinstance(content, list))
+    if doubled:
+        raise InputError(
+            f"{path} names one case more than once: {listed(dict.fromkeys(doubled))}; allowed is "
+            "once."
+        )
+    _refuse_shared(path, parts, isinstance(content, list), index)
     if rest := _less(data.cases, _keys(*parts.values())):
-        names_of_rest = listed(case_names(case)[0] for case in rest)
+        names_of_rest = listed(map(index.name, rest))
         say_once([f"Cases that {path} does not name are left out: {names_of_rest}."])
     there = _keys(kept.cases)
     return {split: [c for c in part if case_key(c) in there] for split, part in parts.items()}
@@ -300,12 +337,12 @@ def _names_of_fold(path: Path, content: list[Any], fold: int | None) -> dict[Spl
     return {"training": train, "validation": val, "test": val}
 
 
-def _refuse_shared(path: Path, parts: _Parts, tested_as_validated: bool) -> None:
+def _refuse_shared(path: Path, parts: _Parts, tested_as_validated: bool, index: NameIndex) -> None:
     pairs = [("training", "validation"), ("training", "test"), ("validation", "test")]
     for one, other in pairs[:2] if tested_as_validated else pairs:
         keys = _keys(parts.get(other, ()))  # type: ignore[call-overload]
         if shared := [c for c in parts.get(one, ()) if case_key(c) in keys]:  # type: ignore[call-overload]
             raise InputError(
-                f"{path} has {listed(case_names(case)[0] for case in shared)} both for {one} and "
-                f"for {other}; allowed is one part a case."
+                f"{path} has {listed(map(index.name, shared))} both for {one} and for {other}; "
+                "allowed is one part a case."
             )

@@ -11,11 +11,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Engine
 from monai import handlers
 from monai.data import MetaTensor
-from monai.handlers import IgniteMetricHandler
+from monai.handlers import IgniteMetricHandler, write_metrics_reports
 from monai.metrics import (
     ConfusionMatrixMetric,
     CumulativeIterationMetric,
@@ -24,6 +25,7 @@ from monai.metrics import (
     SurfaceDistanceMetric,
     compute_confusion_matrix_metric,
 )
+from monai.utils import string_list_all_gather
 from torch import Tensor
 
 _logger = logging.getLogger(__name__)
@@ -86,6 +88,32 @@ class PerClassMetric(IgniteMetricHandler):
             f"{name}_class_{index}": value
             for index, value in enumerate(values, start=self.first_class)
         }
+
+
+class MetricsSaver(handlers.MetricsSaver):
+    """MONAI's handler ``MetricsSaver``, whose tables name classes as `PerClassMetric` names them.
+
+    MONAI's call the first class of a metric class0, be it the background's or not.
+    """
+
+    def __call__(self, engine: Engine) -> None:
+        parallel = idist.get_world_size() > 1
+        files = string_list_all_gather(self._filenames) if parallel else self._filenames
+        if idist.get_rank() != self.save_rank:
+            return
+        wanted, found = self.metrics or (), engine.state.metrics
+        metrics = {name: x for name, x in found.items() if "*" in wanted or name in wanted}
+        write_metrics_reports(self.save_dir, files, metrics, None, None, self.deli)
+        wanted = self.metric_details or ()
+        for name, details in engine.state.metric_details.items():
+            if "*" in wanted or name in wanted:
+                labels = [
+                    m.removeprefix(f"{name}_") for m in found if m.startswith(f"{name}_class_")
+                ]
+                write_metrics_reports(
+                    *(self.save_dir, files, None, {name: details}, self.summary_ops, self.deli),
+                    class_labels=labels or None,
+                )
 
 
 class VolumeOverlapError(MeanIoU):

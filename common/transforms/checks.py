@@ -16,10 +16,10 @@ from monai.transforms import MapTransform
 from torch import Tensor
 
 from ..data.formats import format_of, is_lossy
-from ..data.geometry import SAME_PLACE, apart, described, no_grid
-from ..errors import InputError
+from ..data.geometry import SAME_PLACE, apart, grid_problem
+from ..errors import InputError, by_axis
 from .labels import LabelValues, count_values
-from .naming import format_size, image_name
+from .naming import image_name
 
 _logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def image_problems(
     dims = dimensions(image)
     if spatial_dims is not None and dims != spatial_dims:
         yield (
-            f"The image {name} is {dims}D, of size {format_size(shape)}; allowed are "
+            f"The image {name} is {dims}D, of size {by_axis(shape)}; allowed are "
             f"{spatial_dims}D images."
         )
     if in_channels is not None and image.shape[0] != in_channels:
@@ -126,11 +126,8 @@ def image_problems(
 
 def grid_problems(what: str, image: Tensor) -> Iterator[str]:
     """What is wrong with the affine of an image or label: no grid of voxels has it."""
-    if isinstance(image, MetaTensor) and no_grid(image.affine):
-        yield (
-            f"The {what} {image_name(image)} has the affine {described(image.affine)}, of which no "
-            "grid of voxels can be made; allowed are finite ones that can be inverted."
-        )
+    if isinstance(image, MetaTensor) and (problem := grid_problem(image.affine)):
+        yield f"The {what} {image_name(image)} {problem}"
 
 
 def label_problems(
@@ -203,12 +200,12 @@ def on_grid_of(image: Tensor, label: Tensor) -> Tensor:
 
 def describe_grid(image: Tensor) -> str:
     """Size, spacing, origin and orientation, for a sentence."""
-    size = format_size(image.shape[1:])
+    size = by_axis(image.shape[1:])
     if not has_geometry(image):
         return f"the size {size}"
     affine = np.asarray(image.affine, np.float64)  # type: ignore[attr-defined]
     dims = min(len(affine) - 1, image.ndim - 1)
-    spacing = " x ".join(f"{x:.4g}" for x in np.linalg.norm(affine[:-1, :dims], axis=0))
+    spacing = by_axis(np.linalg.norm(affine[:-1, :dims], axis=0), digits=4)
     origin = ", ".join(f"{round(x, 3) + 0:.6g}" for x in affine[:-1, -1])
     return f"{size} voxels of {spacing} mm, origin ({origin}), axes {orientation(image)}"
 

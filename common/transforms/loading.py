@@ -70,6 +70,7 @@ class LoadCheckedImaged(LoadImaged):
 class LoadRadiographd(LoadCheckedImaged):
     """`LoadCheckedImaged` that makes of each PNG, JPEG, TIFF or BMP file one channel of grey.
 
+    A volume of one slice is a picture too.
     Colours become their luminance and transparency is left out; 16-bit greys stay 16-bit greys. Of
     a label's palette the colours' numbers count.
     As for every reader of MONAI the first spatial axis is the horizontal one.

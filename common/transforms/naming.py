@@ -1,8 +1,7 @@
-"""How a sentence names an image: its file and its size."""
+"""How a sentence names an image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -15,7 +14,3 @@ def image_name(image: Tensor) -> str:
 
 def file_names(files: Any) -> str:
     return ", ".join(map(str, files)) if isinstance(files, (list, tuple)) else str(files)
-
-
-def format_size(shape: Sequence[int]) -> str:
-    return " x ".join(str(int(n)) for n in shape)

@@ -11,8 +11,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, SpatialPadd
 from torch import Tensor
 
-from ..errors import InputError
-from .naming import format_size, image_name
+from ..errors import InputError, by_axis
+from .naming import image_name
 
 _logger = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class PadToPatchd(SpatialPadd):
                 "The image %s is %s voxels at the working spacing, smaller than the patch %s: "
                 "it is padded with %s.",
                 image_name(first),
-                format_size(first.shape[1:]),
-                format_size(patch),
+                by_axis(first.shape[1:]),
+                by_axis(patch),
                 f"{self.value:g}" if self.value else "zeros",
             )
         return super().__call__(data, lazy=lazy)

@@ -27,8 +27,8 @@ from tqdm import tqdm
 
 from ..data import find_cases, split_cases
 from ..data.formats import format_of, name_of
-from ..data.layouts import SPLITS, Case, Split
-from ..errors import InputError, first_line, input_error_in
+from ..data.layouts import SPLITS, Case, Split, distinct_names, told_apart
+from ..errors import InputError, by_axis, first_line, input_error_in
 from ..files import replacing
 from ..transforms import LoadCheckedImaged, LoadRadiographd, MergeMasksd
 from ..transforms.checks import (
@@ -47,6 +47,8 @@ PATCH_VOXELS = {2: 512**2, 3: 128**3}  # what the bundles' patches have
 _PATCH_MULTIPLE = 16
 _MANY_BYTES = 200e6  # of files, from which on processes are worth their start
 _MAX_PARTS = 256  # values of a label whose connected components are counted
+
+_Files = tuple[str, Sequence[str], Sequence[str]]  # a case's name, image and label
 
 
 @dataclasses.dataclass
@@ -87,11 +89,11 @@ class CaseReport:
 
     def line(self) -> str:
         """The case in one line, without what is wrong."""
-        parts = [_times(self.size)] if self.size else ["not read"]
+        parts = [by_axis(self.size)] if self.size else ["not read"]
         if self.channels and self.channels > 1:
             parts[0] += f" of {self.channels} channels"
         if self.spacing:
-            parts.append(f"{_times(self.spacing)} mm {self.orientation}")
+            parts.append(f"{by_axis(self.spacing)} mm {self.orientation}")
         if self.minimum is not None:
             parts.append(
                 f"values {self.minimum:g} to {self.maximum:g}, mostly {self.low:g} to {self.high:g}"
@@ -143,11 +145,11 @@ class DatasetReport:
         found = ", ".join(f"{value:g} in {n}" for value, n in self.values.items())
         lines.append(f"values:    {found or 'none'}")
         if self.spacing:
-            lines.append(f"spacing:   {_times(self.spacing)} mm (right, anterior, superior)")
+            lines.append(f"spacing:   {by_axis(self.spacing)} mm (right, anterior, superior)")
         if self.size:
             budget = PATCH_VOXELS[len(self.size)]
-            lines.append(f"size:      {_times(self.size)}, the median there")
-            lines.append(f"patch:     {_times(self.patch)}, of at most {budget} voxels")
+            lines.append(f"size:      {by_axis(self.size)}, the median there")
+            lines.append(f"patch:     {by_axis(self.patch)}, of at most {budget} voxels")
         lines.append(f"split:     {', '.join(f'{n} {part}' for part, n in self.split.items())}")
         return lines + _told(self)
 
@@ -181,8 +183,15 @@ def check_dataset(
     data = find_cases(dataset_dir, cases)
     ignored = data.ignore_label if ignore_label is None else ignore_label
     values = LabelValues(num_classes, label_map, ignored)
-    found = [(ensure_tuple(case["image"]), ensure_tuple(case["label"])) for case in data.cases]
-    found += [(ensure_tuple(image), ()) for image in data.images]
+    images = [ensure_tuple(image) for image in data.images]
+    names = told_apart([name_of(files[0]) for files in images], [files[0] for files in images])
+    found = [
+        *(
+            (name, ensure_tuple(case["image"]), ensure_tuple(case["label"]))
+            for name, case in zip(distinct_names(data.cases), data.cases, strict=True)
+        ),
+        *((name, files, ()) for name, files in zip(names, images, strict=True)),
+    ]
     merges = num_classes in (None, 2) and label_map is None and ignored is None
     examine = partial(_examine, values=values, merges=merges, modality=modality)
     examined = _examine_all(found, examine, workers)
@@ -198,13 +207,11 @@ def check_dataset(
     return report
 
 
-def _examine_all(
-    found: Sequence[tuple[Sequence[str], Sequence[str]]], examine: Any, workers: int | None
-) -> list[CaseReport]:
+def _examine_all(found: Sequence[_Files], examine: Any, workers: int | None) -> list[CaseReport]:
     if workers is not None and (type(workers) is not int or workers < 1):
         raise InputError(f"workers is {workers!r}; allowed are whole numbers from 1.")
     if workers is None:
-        files = [file for case in found for part in case for file in part]
+        files = [file for _, *parts in found for part in parts for file in part]
         many = sum(map(os.path.getsize, filter(os.path.isfile, files))) > _MANY_BYTES
         workers = (os.cpu_count() or 1) if many else 1
     workers = min(workers, len(found))
@@ -222,13 +229,13 @@ def _prepare_worker() -> None:
 
 
 def _examine(
-    case: tuple[Sequence[str], Sequence[str]],
+    case: _Files,
     values: LabelValues,
     merges: bool,
     modality: str | None,
 ) -> CaseReport:
-    files, masks = case
-    report = CaseReport(name_of(masks[0] if masks else files[0]), list(files), list(masks))
+    name, files, masks = case
+    report = CaseReport(name, list(files), list(masks))
     picture = (kind := format_of(files[0])) is not None and kind.spatial_dims == 2
     image = _load("image", files, picture, modality, report.problems)
     if image is not None:
@@ -473,10 +480,6 @@ def _told(found: CaseReport | DatasetReport) -> list[str]:
         )
         for sentence in sentences
     ]
-
-
-def _times(numbers: Sequence[float]) -> str:
-    return " x ".join(f"{x:g}" for x in numbers)
 
 
 def _target(output: str | Path | None) -> Path | None:

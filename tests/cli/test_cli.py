@@ -178,3 +178,54 @@ def test_flags_that_are_none_are_refused_before_the_work(tmp_path: Path, monkeyp
     monkeypatch.setattr(sys, "argv", ["common", *words])
     with pytest.raises(SystemExit, match="check has no --exclude; it has --dataset_dir, --output"):
         main()
+
+
+@pytest.mark.parametrize("word", ["no", "false", "0", "None"])
+def test_switches_are_true_or_false(monkeypatch: pytest.MonkeyPatch, word: str):
+    """Of --overwrite no a text was made, which is true: a folder would have been replaced."""
+    monkeypatch.setattr("common.zoo.install", lambda *arguments: pytest.fail("it was run"))
+    monkeypatch.setattr(sys, "argv", ["common", "zoo", "install", "a", "--overwrite", word])
+    with pytest.raises(SystemExit) as refused:
+        main()
+    assert str(refused.value) == f"error: overwrite is {word!r}; allowed are True and False."
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ([], False),
+        (["--overwrite"], True),
+        (["--overwrite=True"], True),
+        (["--nooverwrite"], False),
+    ],
+)
+def test_switches_may_stand_alone(
+    monkeypatch: pytest.MonkeyPatch, words: list[str], expected: bool
+):
+    given = []
+    monkeypatch.setattr("common.zoo.install", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr(sys, "argv", ["common", "zoo", "install", "a", *words])
+    main()
+    assert given[0][-1] is expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "--dataset_dir", ".", "--output", "LONG/report.csv"],
+        ["ircadb", "--input", "LONG", "--output", "o"],
+        ["repeat", "--seeds", "1", "--output", "o", "--bundle", "LONG"],
+        ["zoo", "verify", "LONG"],
+    ],
+    ids=" ".join,
+)
+def test_paths_longer_than_any_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+):
+    monkeypatch.chdir(tmp_path)
+    long = [word.replace("LONG", "x" * 300) for word in words]
+    monkeypatch.setattr(sys, "argv", ["common", *long])
+    with pytest.raises(
+        SystemExit, match=r"^error: \S*x{300}\S* cannot be a path \(File name too l"
+    ):
+        main()

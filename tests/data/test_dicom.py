@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -14,14 +13,12 @@ import pydicom
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import (
     DigitalXRayImageStorageForPresentation,
-    EnhancedCTImageStorage,
     ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     JPEGLosslessSV1,
     JPEGLSLossless,
-    generate_uid,
 )
 
 from common.data.dicom import is_dicom, read_dicom
@@ -29,14 +26,25 @@ from common.errors import InputError
 
 from ..conftest import REPOSITORY, shared
 from ..running import command, succeed
-from .series import AFFINE, COLUMNS, FIRST, HU, ROWS, SLICES, SPACING, STORED, write_series
+from .series import (
+    AFFINE,
+    FIRST,
+    HU,
+    SLICES,
+    STORED,
+    compress,
+    doubled,
+    missing,
+    multi_frame,
+    slice_of,
+    tilted,
+    with_localisers,
+    without_preamble,
+    write_series,
+)
 from .test_ircadb import change, write_slice
 
 pytest.importorskip("highdicom", reason="needs the extra dicom")
-
-
-def slice_of(folder: Path, n: int) -> Path:
-    return next(folder.glob(f"*_{n}.dcm"))
 
 
 def test_values_and_place(tmp_path: Path):
@@ -67,20 +75,6 @@ def test_sagittal_slices(tmp_path: Path):
     np.testing.assert_array_equal(values, HU)
     np.testing.assert_allclose(affine @ (0, 0, 2, 1), (5, 80, 300, 1), atol=1e-9)
     np.testing.assert_allclose(affine @ (1, 1, 0, 1), (0, 79.3, 299.2, 1), atol=1e-9)
-
-
-def tilted(folder: Path) -> None:
-    for n in range(SLICES):
-        position = [FIRST[0], FIRST[1] + 0.5 * n, FIRST[2] + SPACING[2] * n]
-        change(slice_of(folder, n), ImagePositionPatient=position)
-
-
-def missing(folder: Path) -> None:
-    slice_of(folder, 2).unlink()
-
-
-def doubled(folder: Path) -> None:
-    shutil.copy(slice_of(folder, 2), folder / "9_9.dcm")
 
 
 def uneven(folder: Path) -> None:
@@ -169,53 +163,8 @@ def test_one_of_several_series(tmp_path: Path):
 
 
 def test_localisers_and_reports_are_left_out(tmp_path: Path):
-    uid = write_series(tmp_path)
-    write_series(tmp_path / "scout", uid, (7, 30), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    write_series(tmp_path / "dose", heights=(0,), ImagePositionPatient=None)
+    with_localisers(tmp_path, write_series(tmp_path))
     np.testing.assert_array_equal(read_dicom(tmp_path, modality="CT")[0], HU)
-
-
-def multi_frame(file: Path, positions: Sequence[float]) -> None:
-    """An enhanced CT, its frames at multiples of their distance, each with its own intercept."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data = Dataset()
-    data.file_meta = meta
-    data.SOPClassUID, data.SOPInstanceUID = EnhancedCTImageStorage, generate_uid()
-    for name in ("SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID"):
-        setattr(data, name, generate_uid())
-    data.Modality, data.NumberOfFrames = "CT", SLICES
-    data.Rows, data.Columns, data.SamplesPerPixel = ROWS, COLUMNS, 1
-    data.PhotometricInterpretation = "MONOCHROME2"
-    data.BitsAllocated = data.BitsStored = 16
-    data.HighBit, data.PixelRepresentation = 15, 0
-    data.PixelData = STORED.tobytes()
-
-    def item(**tags: object) -> Dataset:
-        made = Dataset()
-        for name, value in tags.items():
-            setattr(made, name, value)
-        return made
-
-    orientation = item(ImageOrientationPatient=[1, 0, 0, 0, 1, 0])
-    measures = item(PixelSpacing=list(SPACING[:2]), SliceThickness=SPACING[2])
-    data.SharedFunctionalGroupsSequence = [
-        item(PlaneOrientationSequence=[orientation], PixelMeasuresSequence=[measures])
-    ]
-    data.PerFrameFunctionalGroupsSequence = [
-        item(
-            PlanePositionSequence=[
-                item(ImagePositionPatient=[FIRST[0], FIRST[1], FIRST[2] + SPACING[2] * height])
-            ],
-            PixelValueTransformationSequence=[
-                item(RescaleSlope=1, RescaleIntercept=-1000 - n, RescaleType="HU")
-            ],
-        )
-        for n, height in enumerate(positions)
-    ]
-    data.save_as(file, enforce_file_format=True)
 
 
 def test_enhanced_multi_frame(tmp_path: Path):
@@ -288,12 +237,35 @@ def test_what_is_dicom(tmp_path: Path):
     assert is_dicom(file)
 
 
+@pytest.mark.parametrize("meta", [True, False])
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_slices_without_a_preamble(tmp_path: Path, meta: bool, syntax: str):
+    folder = tmp_path / "patient/ct"
+    write_series(folder)
+    for n, file in enumerate(sorted(folder.iterdir())):
+        data = pydicom.dcmread(file)
+        data.file_meta.TransferSyntaxUID = syntax
+        data.save_as(file, implicit_vr=syntax == ImplicitVRLittleEndian)
+        without_preamble(file, meta)
+        file.rename(file.with_name(f"IM{n}"))
+    (folder / "notes").write_bytes(b"\x08\x00\x05\x00 and so on, but no DICOM")
+    assert is_dicom(folder / "IM0")
+    assert is_dicom(tmp_path / "patient")
+    values, affine = read_dicom(tmp_path / "patient")
+    np.testing.assert_array_equal(values, HU)
+    np.testing.assert_allclose(affine, AFFINE, atol=1e-9)
+
+
+@pytest.mark.parametrize("start", [b"", b"\x08\x00", b"\x02\x00\x00", bytes(200), b"DICM"])
+def test_bytes_that_are_no_dicom(tmp_path: Path, start: bytes):
+    (tmp_path / "a").write_bytes(start)
+    assert not is_dicom(tmp_path / "a")
+    assert not is_dicom(tmp_path)
+
+
 def test_jpeg_ls(tmp_path: Path):
     write_series(tmp_path)
-    for file in tmp_path.iterdir():
-        data = pydicom.dcmread(file)
-        data.compress(JPEGLSLossless, generate_instance_uid=False)
-        data.save_as(file)
+    compress(tmp_path, JPEGLSLossless)
     np.testing.assert_array_equal(read_dicom(tmp_path)[0], HU)
 
 

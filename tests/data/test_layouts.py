@@ -298,7 +298,9 @@ def test_nnunet_raw_of_one_file_with_all_channels(touch: Touch):
     describe(root, channel_names={"0": "R", "1": "G", "2": "B"}, file_ending=".png")
     assert relative(root) == [{"image": "imagesTr/a_0000.png", "label": "labelsTr/a.png"}]
     (root / "imagesTr/a_0000.png").rename(root / "imagesTr/a.nii.gz")
-    assert relative(root) == [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.png"}]
+    (root / "labelsTr/a.png").rename(root / "labelsTr/a.nii.gz")
+    describe(root, channel_names={"0": "T1", "1": "T2"}, file_ending=".nii.gz")
+    assert relative(root) == [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
 
 
 def test_nnunet_raw_that_names_its_files(touch: Touch, tmp_path: Path):
@@ -679,3 +681,70 @@ def test_columns_that_nobody_reads_are_refused(touch: Touch, column: str):
     )
     with pytest.raises(InputError, match="entry 0, is not as allowed"):
         find_cases(root, root / "cases.json")
+
+
+@pytest.mark.parametrize("other", ["Volume-01.nii", "volume-1.nii.gz", "VOLUME-001.NII"])
+def test_numbers_of_lits_that_are_one(touch: Touch, other: str):
+    root = touch("a/volume-1.nii", "a/segmentation-1.nii", f"b/{other}")
+    with pytest.raises(InputError, match=r"volume-1\.nii and .*b/.* are of one name; allowed is"):
+        find_cases(root)
+
+
+def test_only_files_of_nnunets_file_ending_count(touch: Touch):
+    kept = ("imagesTr/a_0000.nrrd", "labelsTr/a.nrrd", "imagesTs/q_0000.nrrd")
+    others = ("imagesTr/a_0000.nii.gz", "labelsTr/b.nii", "imagesTs/r.nii")
+    root = touch(*kept, *others)
+    describe(root, channel_names={"0": "CT"}, labels={"background": 0}, file_ending=".NRRD")
+    data = find_cases(root)
+    assert relative(root, data) == [{"image": kept[0], "label": kept[1]}]
+    assert short(root, data.images) == [kept[2]]
+    (note,) = data.notes
+    assert note.startswith("What does not end in .NRRD, the file_ending, is left out: ")
+    assert all(str(root / other) in note for other in others)
+    describe(root, channel_names={"0": "CT"}, file_ending=".mha")
+    with pytest.raises(InputError, match=r"has the file_ending '\.mha', .*imagesTr has no such"):
+        find_cases(root)
+
+
+@pytest.mark.parametrize("key", ["channel_names", "modality"])
+@pytest.mark.parametrize("names", [5, True, [1], {"0": 5}, {"0": ["CT"]}])
+def test_names_of_channels_that_are_none(touch: Touch, key: str, names: Any):
+    root = touch("imagesTr/a.nii", "labelsTr/a.nii")
+    describe(root, **{key: names})
+    with pytest.raises(
+        InputError, match=rf"dataset\.json has {key} .*; allowed are \{{\"0\": \"CT"
+    ):
+        find_cases(root)
+
+
+@pytest.mark.parametrize("value", [1.5, True, None, "x"])
+def test_values_of_labels_that_are_none(touch: Touch, value: Any):
+    root = touch("imagesTr/a.nii", "labelsTr/a.nii")
+    describe(root, labels={"background": 0, "liver": value})
+    with pytest.raises(InputError, match=r"dataset\.json has labels .*; allowed are"):
+        find_cases(root)
+
+
+@pytest.mark.parametrize("folder", ["imagesTr", "images", "train_images"])
+def test_where_the_images_to_segment_may_be_is_said(touch: Touch, folder: str):
+    root = touch(f"{folder}/a.nii.gz", "imagesTs/readme.txt")
+    with pytest.raises(InputError, match=rf"holds no image; .* images are in {root}/{folder}\.$"):
+        image_files(root)
+    with pytest.raises(InputError, match=r"holds no image; .* and DICOM\.$"):
+        image_files(root, 2)
+
+
+def test_names_that_no_file_has(touch: Touch):
+    """Of more bytes than a name may have."""
+    long = "x" * 300
+    with pytest.raises(InputError, match=r"There is no folder x{300}; needed"):
+        find_cases(long)
+    with pytest.raises(InputError, match=r"There is no folder x{300}; needed"):
+        image_files(long)
+    root = touch("a.nii", "a_seg.nii")
+    (root / "cases.csv").write_text(f"image,label\n{long}.nii,a_seg.nii")
+    with pytest.raises(InputError, match="which does not exist"):
+        find_cases(root, root / "cases.csv")
+    describe(root, training=[{"image": f"{long}.nii", "label": "a_seg.nii"}])
+    with pytest.raises(InputError, match="which does not exist"):
+        find_cases(root)

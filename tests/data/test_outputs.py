@@ -150,3 +150,20 @@ def test_links_and_folders_are_found_before_the_run(tmp_path: Path):
 def test_overwrite_is_true_or_false(tmp_path: Path):
     with pytest.raises(InputError, match="overwrite is 'false'; allowed are True and False"):
         OutputLayout(tmp_path, tmp_path).todo([], "false")  # type: ignore[arg-type]
+
+
+def test_masks_that_cannot_be_written_are_found_before_the_run(touch: Touch, tmp_path: Path):
+    """A name of more bytes than the file system allows, and a file where a folder has to be."""
+    good, long, deep = (f"data/{x}.nii.gz" for x in ("a", "ä" * 124, f"B/{'b' * 247}"))
+    data = touch(good, long, deep, "data/C/c.nii.gz", root=tmp_path) / "data"
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/C").touch()
+    layout = OutputLayout(tmp_path / "out", data)
+    with pytest.raises(InputError) as refused:
+        layout.plan([str(tmp_path / file) for file in (good, long, deep, "data/C/c.nii.gz")])
+    sentence = str(refused.value)
+    assert sentence.startswith(f"{tmp_path}/out/ää")
+    assert "_seg.nii.gz (File name too long); " in sentence
+    assert f"{'b' * 247}_seg.nii.gz (File name too long); " in sentence
+    assert f"{tmp_path}/out/C/c_seg.nii.gz (Not a directory) cannot be written" in sentence
+    assert "a_seg" not in sentence

@@ -11,28 +11,47 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 import torch
 from monai.data import ITKWriter
 from PIL import Image
+from pydicom.uid import HTJ2KLossless, JPEG2000Lossless, JPEGLSLossless, RLELossless
 
-from common.networks import LightMUNet
+from common.networks import ELANResMSCAUNet, LightMUNet, LiverTumourCascade
 
 from .. import preloaded
 from ..conftest import REPOSITORY
 from ..running import overrides
-from .series import write_series
+from .series import AFFINE as DICOM_AFFINE
+from .series import (
+    HU,
+    SLICES,
+    STORED,
+    compress,
+    doubled,
+    missing,
+    multi_frame,
+    slice_of,
+    tilted,
+    with_localisers,
+    without_preamble,
+    write_series,
+)
+from .test_ircadb import change as change_tags
 
 pytestmark = pytest.mark.slow
 
 VOLUMES = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
 PICTURES = REPOSITORY / "bundles/lung_cxr_lightm_unet_segmentation"
-SLICES = REPOSITORY / "bundles/liver_tumor_ct_lcmambanet_segmentation"
+SLICEWISE = REPOSITORY / "bundles/liver_tumor_ct_lcmambanet_segmentation"
+CASCADE = REPOSITORY / "bundles/liver_tumor_ct_elanres_msca_segmentation"
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
 SIZE = (18, 16, 14)
 NETWORK = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
@@ -42,6 +61,7 @@ SMALL: dict[str, Any] = {
     "spacing": [2, 2, 3],
     "patch_size": [16, 16, 8],
 }
+WIDTHS = [2, 2, 4, 4, 4]  # of each of the cascade's networks
 TRAIN = {"train#trainer#max_epochs": 1, "batch_size": 1, "num_workers": 0}
 
 
@@ -95,12 +115,13 @@ class Run:
     said: str = ""  # a pattern in what is printed of a run that is done
     config: str = "train"
     bundle: Path = VOLUMES
+    delta: str | None = None  # a config in the folder, after the bundle's
     options: dict[str, Any] = field(default_factory=dict)
     data: str = "data"
     left: Callable[[Path], object] | None = None
 
 
-def command(run: Run, folder: Path, weights: Path) -> tuple[str, list[str]]:
+def command(run: Run, folder: Path, weights: dict[Path, Path]) -> tuple[str, list[str]]:
     data = str(folder / run.data)
     if run.config == "check":
         return "common", ["check", "--dataset_dir", data, *overrides(run.options)]
@@ -108,12 +129,16 @@ def command(run: Run, folder: Path, weights: Path) -> tuple[str, list[str]]:
     if run.bundle == PICTURES:
         options = {k: v for k, v in SMALL.items() if k not in ("spacing", "patch_size")}
         options["image_size"] = [32, 32]
-    if run.bundle == SLICES:
+    if run.bundle == SLICEWISE:
         options = {"device": "cpu", "patch_size": [32, 32]}
-    options |= TRAIN if run.config == "train" else {"checkpoint": weights}
+    if run.bundle == CASCADE:
+        options = {f"network_def#{name}#widths": WIDTHS for name in ("liver", "tumour")}
+        options |= {"device": "cpu", "patch_size": [16, 16, 16]}
+    options |= TRAIN if run.config == "train" else {"checkpoint": weights[run.bundle]}
     options |= {"dataset_dir": data, "bundle_root": folder / "root"} | run.options
-    file = run.bundle / f"configs/{run.config}.json"
-    return "monai.bundle", ["run", "--config_file", str(file), *overrides(options)]
+    files = [str(run.bundle / f"configs/{run.config}.json")]
+    files += [str(folder / run.delta)] if run.delta else []
+    return "monai.bundle", ["run", "--config_file", str(files), *overrides(options)]
 
 
 def with_label(**of: Any) -> Callable[[Path], None]:
@@ -335,6 +360,137 @@ def two_series(root: Path) -> None:
         write_series(root / folder, **{"SeriesDescription": f"phase {folder}"})
 
 
+UIDS = ("1.2.826.0.1.3680043.8.498.1", "1.2.826.0.1.3680043.8.498.2")
+
+
+def spoiled(spoil: Callable[[Path], object]) -> Callable[[Path], None]:
+    """A series to segment, and what is wrong with it."""
+
+    def make(root: Path) -> None:
+        dicom(root)
+        spoil(root)
+
+    return make
+
+
+def labelled_series(
+    alter: Callable[[Path], object] = lambda folder: None,
+    size: tuple[int, ...] = HU.shape,
+    **tags: object,
+) -> Callable[[Path], None]:
+    """A series with a label on the grid where it is; what is altered is in the series' folder."""
+
+    def make(root: Path) -> None:
+        folder = root / "imagesTr/ct"
+        folder.mkdir(parents=True)
+        write_series(folder, UIDS[0], **tags)
+        alter(folder)
+        label = np.zeros(size, np.uint8)
+        label[2:6, 1:4, 1:4] = 1
+        save(root / "labelsTr/ct.nii.gz", label, DICOM_AFFINE)
+
+    return make
+
+
+def read_as(values: np.ndarray) -> str:
+    """What check says of a series whose values these are."""
+    size = " x ".join(map(str, values.shape))
+    grid = rf"ct: {size}; 0\.7 x 0\.8 x 2\.5 mm LPS; "
+    return rf"(?m)^{grid}values {values.min():g} to {values.max():g}, .*; 1: 36 in 1 part$"
+
+
+def frames(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+    multi_frame(folder / "frames.dcm", range(SLICES))
+
+
+def in_unknown_jpeg(folder: Path) -> None:
+    """Bytes that say they are JPEG XL, which pydicom neither decodes nor writes."""
+    compress(folder, RLELossless)
+    for file in folder.iterdir():
+        data = pydicom.dcmread(file)
+        data.file_meta.TransferSyntaxUID = HTJ2KLossless
+        data.save_as(file)
+        content = file.read_bytes()
+        assert content.count(HTJ2KLossless.encode()) == 1
+        file.write_bytes(content.replace(HTJ2KLossless.encode(), b"1.2.840.10008.1.2.4.110"))
+
+
+WIDE = np.tile(HU, (8, 8, 1))  # JPEG 2000 has no smaller slices
+
+
+def in_jpeg_2000(folder: Path) -> None:
+    for n in range(SLICES):
+        pixels = np.tile(STORED[n], (8, 8))
+        size = {"Rows": pixels.shape[0], "Columns": pixels.shape[1]}
+        change_tags(slice_of(folder, n), PixelData=pixels.tobytes(), **size)
+    compress(folder, JPEG2000Lossless)
+
+
+def rescaled(folder: Path) -> None:
+    change_tags(slice_of(folder, 2), RescaleSlope=3, RescaleIntercept=-24)
+    change_tags(slice_of(folder, 3), RescaleSlope="0.5", RescaleIntercept="-2000.25")
+
+
+def as_rescaled() -> np.ndarray:
+    values = HU.astype(np.float64)
+    values[..., 2] = 3.0 * STORED[2].T - 24
+    values[..., 3] = 0.5 * STORED[3].T - 2000.25
+    return values
+
+
+def bare(folder: Path) -> None:
+    for file in list(folder.iterdir()):
+        without_preamble(file, meta=False)
+        file.rename(file.with_suffix(""))
+
+
+def two_phases(root: Path) -> None:
+    """In folders of one patient: the second has a slice less."""
+    for uid, slices in zip(UIDS, (SLICES, SLICES - 1), strict=True):
+        folder = root / "patient" / uid[-1]
+        folder.mkdir(parents=True)
+        write_series(folder, uid, range(slices))
+
+
+def of_second_phase(folder: Path) -> None:
+    (written,) = folder.glob("root/eval/**/patient_seg.nii.gz")
+    assert nib.load(written).shape == (*HU.shape[:2], SLICES - 1)
+
+
+def brats_of_2021(root: Path) -> None:
+    """With the value 4 and none of 3, and the regions of docs/regions.md."""
+    brats(root)
+    label = mask()
+    label[7, 7, 6:8] = 4
+    for file in root.glob("*/*_seg.nii.gz"):
+        save(file, label)
+    page = (REPOSITORY / "docs/regions.md").read_text()
+    (config,) = re.findall(r"`regions_train\.json`.*?```json\n(.*?)```", page, re.S)
+    (root.parent / "regions_train.json").write_text(config)
+
+
+def three_regions(folder: Path) -> None:
+    state = torch.load(folder / "root/models/model.pt", weights_only=True)
+    assert state["head.conv.pointwise.weight"].shape[0] == 3
+
+
+def five_channels(root: Path) -> None:
+    nnunet(root)
+    about = json.loads((root / "dataset.json").read_text()) | {"channel_names": 5}
+    (root / "dataset.json").write_text(json.dumps(about))
+
+
+def patients(root: Path) -> None:
+    """Everywhere the same names, in a list beside."""
+    for n in range(4):
+        save(root / f"p{n}/ct.nii.gz", scan(n))
+        save(root / f"p{n}/seg.nii.gz", mask())
+    lines = [f"p{n}/ct.nii.gz,p{n}/seg.nii.gz" for n in range(4)]
+    (root / "cases.csv").write_text("\n".join(["image,label", *lines]))
+
+
 def called(name: str) -> Callable[[Path], None]:
     return lambda root: folders(root.parent / name) and None
 
@@ -343,6 +499,7 @@ MERGED = np.array([0, 2, 5], np.float32)[mask().astype(int)]
 EMPTY = np.zeros(SIZE, np.float32)
 GEOMETRIES = r"not on the grid of its image .*18 x 16 x 14 voxels of .* mm, origin .*, the image 18"
 TWO = {"in_channels": 2}
+LEFT_OUT = "1 of 1 images were left out"
 
 ROWS: dict[str, Run] = {
     # Silent before, and wrong.
@@ -380,7 +537,7 @@ ROWS: dict[str, Run] = {
     ),
     "LiTS without 3D-IRCADb": Run(lits, options={"exclude": "lits_without_ircadb"}),
     "LCMambaNet of one channel": Run(
-        folders, "num_classes is 1", bundle=SLICES, options={"num_classes": 1}
+        folders, "num_classes is 1", bundle=SLICEWISE, options={"num_classes": 1}
     ),
     # Loud before, and to work.
     "labels of 0.99999": Run(with_labels_like(mask() * 0.99999)),
@@ -443,6 +600,85 @@ ROWS: dict[str, Run] = {
     "DICOM in folders": Run(
         two_series, config="inference", left=masks("a_seg.nii.gz", "b_seg.nii.gz")
     ),
+    "gantry tilt": Run(spoiled(tilted), rf"{LEFT_OUT}.*\(gantry tilt\)", config="inference"),
+    "a slice is missing": Run(spoiled(missing), rf"{LEFT_OUT}.*lacks slices", config="inference"),
+    "a slice is doubled": Run(
+        spoiled(doubled), rf"{LEFT_OUT}.*1 slices at the place of another", config="inference"
+    ),
+    "localisers beside a series": Run(
+        labelled_series(partial(with_localisers, uid=UIDS[0])), config="check", said=read_as(HU)
+    ),
+    "enhanced multi-frame": Run(
+        labelled_series(frames), config="check", said=read_as(HU - np.arange(SLICES))
+    ),
+    "JPEG 2000": Run(labelled_series(in_jpeg_2000, WIDE.shape), config="check", said=read_as(WIDE)),
+    "JPEG-LS": Run(
+        labelled_series(partial(compress, syntax=JPEGLSLossless)), config="check", said=read_as(HU)
+    ),
+    "JPEG XL": Run(
+        spoiled(in_unknown_jpeg),
+        rf"{LEFT_OUT}.*\.dcm cannot be decoded .* in a transfer syntax that pydicom knows",
+        config="inference",
+    ),
+    "MONOCHROME1": Run(
+        labelled_series(Modality="MR", PhotometricInterpretation="MONOCHROME1"),
+        config="check",
+        said=read_as(65535 - (HU + 1000) - 1000),
+    ),
+    "MONOCHROME1 in HU": Run(
+        labelled_series(PhotometricInterpretation="MONOCHROME1"), config="check", said=read_as(HU)
+    ),
+    "a rescale for each slice": Run(
+        labelled_series(rescaled), config="check", said=read_as(as_rescaled())
+    ),
+    "DICOM without its first bytes": Run(labelled_series(bare), config="check", said=read_as(HU)),
+    "several series": Run(
+        two_phases, rf"{LEFT_OUT}.*holds 2 series: {UIDS[0]} .*{UIDS[1]} ", config="inference"
+    ),
+    "several series, one by its UID": Run(
+        two_phases, config="inference", options={"series_uid": UIDS[1]}, left=of_second_phase
+    ),
+    "BraTS's regions": Run(
+        brats_of_2021,
+        delta="regions_train.json",
+        options={"in_channels": 4, "num_classes": 4, "label_map": "{0: 0, 1: 1, 2: 2, 4: 3}"},
+        left=three_regions,
+    ),
+    "a stage that was never trained": Run(
+        to_segment("a.nii.gz"),
+        "The tumour's network was never trained; train it with --stage tumor",
+        config="inference",
+        bundle=CASCADE,
+        left=masks(),
+    ),
+    "names that leave no room for a mask's": Run(
+        to_segment(f"{'a' * 247}.nii.gz", "b.nii.gz"),
+        r"a_seg\.nii\.gz \(File name too long\) cannot be written",
+        config="inference",
+        left=masks(),
+    ),
+    "a radiograph as a volume of one slice": Run(
+        lambda file: save(file, scan(0)[:, :, :1]),
+        config="inference",
+        bundle=PICTURES,
+        data="one.nii.gz",
+        left=masks("one_seg.png"),
+    ),
+    "a training folder to segment": Run(
+        folders, r"holds no image; .*images are in .*data/imagesTr\.$", config="inference"
+    ),
+    "a switch in words": Run(
+        to_segment("a.nii.gz"),
+        "test_time_flips is 'no'; allowed are True and False",
+        config="inference",
+        options={"test_time_flips": "no"},
+    ),
+    "one case left out": Run(folders, options={"exclude": "c0"}, said="exclude leaves out 1"),
+    "cases called alike": Run(
+        patients, config="check", options={"cases": "data/cases.csv"}, said="(?m)^p3/seg: 18 x"
+    ),
+    "channel_names that are a number": Run(five_channels, "has channel_names 5; allowed are"),
+    "nnU-Net's fold all": Run(folders, "fold is 'all'; allowed are", options={"fold": "all"}),
     "three cases by 7:1:2": Run(
         lambda root: folders(root, cases=3), said="leaves none for validation: it gets one"
     ),
@@ -454,15 +690,25 @@ ROWS: dict[str, Run] = {
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    """Of a network of each bundle; of the cascade the liver's alone was trained."""
     torch.manual_seed(0)
-    file = tmp_path_factory.mktemp("weights") / "model.pt"
-    torch.save({"model": LightMUNet(3, 1, 3, **NETWORK).state_dict()}, file)  # type: ignore[arg-type]
-    return file
+    cascade = LiverTumourCascade(*(ELANResMSCAUNet(1, 1, widths=WIDTHS) for _ in range(2)))
+    cascade.liver.num_batches_trained.fill_(1)
+    networks = {
+        VOLUMES: LightMUNet(3, 1, 3, **NETWORK),  # type: ignore[arg-type]
+        PICTURES: LightMUNet(2, 1, 2, **NETWORK),  # type: ignore[arg-type]
+        CASCADE: cascade,
+    }
+    folder = tmp_path_factory.mktemp("weights")
+    files = {bundle: folder / f"{bundle.name}.pt" for bundle in networks}
+    for bundle, network in networks.items():
+        torch.save({"model": network.state_dict()}, files[bundle])
+    return files
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_row(name: str, tmp_path: Path, weights: Path):
+def test_row(name: str, tmp_path: Path, weights: dict[Path, Path]):
     run = ROWS[name]
     run.make(tmp_path / run.data)
     before = {
@@ -485,3 +731,56 @@ def test_row(name: str, tmp_path: Path, weights: Path):
     if run.left is not None:
         run.left(tmp_path)
     assert before == {file: file.read_bytes() for file in before}, "the data are as they were"
+
+
+# Names of the released code of LightM-UNet for ours.
+RELEASED = {
+    r"stem\.depthwise\.": "convInit.0.conv.",
+    r"stem\.pointwise\.": "convInit.1.conv.",
+    r"encoder\.(\d+)\.down\.0\.": r"down_layers.\1.0.0.",
+    r"encoder\.(\d+)\.blocks\.0\.norm": r"down_layers.\1.1.norm",
+    r"encoder\.(\d+)\.blocks\.0\.layer(\d)\.": r"down_layers.\1.1.conv\2.",
+    r"decoder\.(\d+)\.reduce\.": r"up_samples.\1.0.conv.",
+    r"decoder\.(\d+)\.blocks\.(\d+)\.conv\.depthwise\.": r"up_layers.\1.\2.conv.0.conv.",
+    r"decoder\.(\d+)\.blocks\.(\d+)\.conv\.pointwise\.": r"up_layers.\1.\2.conv.1.conv.",
+    r"decoder\.(\d+)\.blocks\.(\d+)\.": r"up_layers.\1.\2.",
+    r"head\.norm\.": "conv_final.0.",
+    r"head\.conv\.depthwise\.": "conv_final.2.0.conv.",
+    r"head\.conv\.pointwise\.": "conv_final.2.1.conv.",
+}
+
+
+def released(name: str) -> str:
+    for ours, theirs in RELEASED.items():
+        new, found = re.subn(f"^{ours}", theirs, name)
+        if found:
+            return new.replace(".mixer.", ".mamba.")
+    raise AssertionError(f"{name} has no name in the released code")
+
+
+def test_a_checkpoint_of_released_code_and_its_axes(tmp_path: Path):
+    """nnU-Net gives its networks arrays (z, y, x) of a file whose axes are L, P and S."""
+    torch.manual_seed(2)
+    network = LightMUNet(3, 1, 3, **NETWORK).eval()  # type: ignore[arg-type]
+    state = {released(name): x for name, x in network.state_dict().items()}
+    torch.save({"network_weights": state}, tmp_path / "checkpoint_final.pth")
+    options = {"checkpoint": "checkpoint_final.pth", "network": "lightm_unet", "output": "model.pt"}
+    done = preloaded.run("common", "convert", *overrides(options), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "give --axcodes SPL, and spacing and patch_size in that order" in done.stdout
+
+    values = np.random.default_rng(0).normal(40, 120, (16, 12, 8)).astype(np.float32)
+    save(tmp_path / "data/a.nii.gz", values, np.diag([-2.0, -2.0, 3.0, 1.0]))
+    scaled = torch.from_numpy(((values + 200) / 450).clip(0, 1))
+    with torch.no_grad():
+        right = network(scaled.permute(2, 1, 0)[None, None])[0].argmax(0).permute(2, 1, 0)
+        turned = network(scaled.flip(0, 1)[None, None])[0].argmax(0).flip(0, 1)
+    assert len(right.unique()) > 1
+    assert not torch.equal(right, turned), "the order of the axes counts"
+    order = {"axcodes": "SPL", "spacing": [3, 2, 2], "patch_size": [8, 12, 16]}
+    run = Run(lambda root: None, config="inference", options=order)
+    module, arguments = command(run, tmp_path, {VOLUMES: tmp_path / "model.pt"})
+    done = preloaded.run(module, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    written = nib.load(tmp_path / "root/eval/a_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), right)

@@ -225,6 +225,8 @@ def test_split_file(folders: Any, caplog: pytest.LogCaptureFixture):
             {"training": ["a"], "test": ["a"]},
             "has a both for training and for test; allowed is one",
         ),
+        ({"training": ["b", "a", "b.nii"]}, "one case more than once: b and b.nii; allowed is"),
+        ({"training": ["b", "a", "b"]}, "names one case more than once: b and b; allowed is once"),
         ({"train": ["a"]}, r"is no split_file; allowed is \{\"training\": "),
         ({"training": "a"}, "is no split_file"),
         ("a", "is no split_file"),
@@ -323,14 +325,20 @@ def test_cases_are_left_out_by_names_and_files(folders: Any):
     assert remaining(write(root, ["case_00", "case_01"])) == left
     (root / "names.txt").write_text("# why\n\ncase_00\n case_01 \n")
     assert remaining(str(root / "names.txt")) == left
-    with pytest.raises(InputError, match=r"exclude names case_9, of which .* has no case; allowed"):
+    with pytest.raises(
+        InputError, match=r"exclude names 'case_9', of which .* has no case; allowed"
+    ):
         remaining(["case_00", "case_9"])
     with pytest.raises(InputError, match=r"exclude is 'lits_without_ircadb', and .* has no case"):
         remaining("lits_without_ircadb")
+    assert remaining("case_00") == cases(6)[1:]
+    assert remaining(["case_00.nii.gz", "case_01.NII"]) == left
     with pytest.raises(
-        InputError, match=r"exclude is 'case_00'; allowed are a list .* lits_without"
+        InputError, match=r"exclude names 'gone\.txt', .* has no case; .* or one of .* lits_without"
     ):
-        remaining("case_00")
+        remaining("gone.txt")
+    with pytest.raises(InputError, match=r"exclude names 'x{300}', of which"):
+        remaining("x" * 300)
     with pytest.raises(InputError, match="holds no list of names; allowed is"):
         remaining(write(root, {"training": []}))
     with pytest.raises(InputError, match=r"holds 0 labelled cases.* leaves none for training"):
@@ -359,5 +367,65 @@ def test_numbers_of_a_split(touch: Touch, name: str, value: object):
 
 def test_a_number_is_no_list_to_exclude(touch: Touch):
     root = touch("imagesTr/a.nii", "labelsTr/a.nii")
-    with pytest.raises(InputError, match="exclude is 0"):
+    with pytest.raises(InputError, match="exclude names '0', of which"):
         split_cases(root, "training", exclude=0)  # type: ignore[arg-type]
+
+
+def test_names_in_lists_may_have_endings(folders: Any):
+    root = folders("a", "b.1", "c")
+    file = write(root, {"training": ["a.nii.gz"], "validation": ["b.1.NII"], "test": ["c"]})
+    assert parts(root, split_file=file) == [["a"], ["b.1"], ["c"]]
+
+
+def test_one_case_by_two_of_its_names(touch: Touch):
+    root = touch(
+        "imagesTr/c2_0000.nii", "labelsTr/c2.nii", "imagesTr/c1_0000.nii", "labelsTr/c1.nii"
+    )
+    file = write(root, {"training": ["c2", "c2_0000"], "validation": ["c1"]})
+    with pytest.raises(InputError, match=r"one case more than once: c2 and c2_0000; allowed"):
+        split_cases(root, "validation", split_file=file)
+    assert split_cases(root, "training", (1, 0, 0), exclude=["c2", "c2_0000"]) != []
+
+
+def test_cases_whose_labels_are_called_alike_go_by_their_folders(touch: Touch):
+    root = touch(*(f"p{i}/{kind}.nii" for i in range(4) for kind in ("ct", "seg")))
+    lines = [f"p{i}/ct.nii,p{i}/seg.nii" for i in range(4)]
+    (root / "cases.csv").write_text("\n".join(["image,label", *lines]))
+    names = {"training": ["p0", "p1/seg"], "validation": ["p2/seg.nii"], "test": ["p3"]}
+    for split, expected in zip(SPLITS, ([0, 1], [2], [3]), strict=True):
+        found = split_cases(
+            root, split, split_file=write(root, names), cases_file=root / "cases.csv"
+        )
+        assert [case["label"] for case in found] == [str(root / f"p{i}/seg.nii") for i in expected]
+    with pytest.raises(InputError, match="names seg, which several cases are called"):
+        split_cases(root, "test", exclude=["seg"], cases_file=root / "cases.csv")
+
+
+def test_names_of_which_one_ends_as_masks_do(folders: Any):
+    root = folders("a", "a_seg", "b")
+    file = write(root, {"training": ["a"], "validation": ["a_seg"], "test": ["b"]})
+    found = [split_cases(root, split, split_file=file) for split in SPLITS]
+    assert [Path(part[0]["label"]).name for part in found] == [
+        *("a.nii.gz", "a_seg.nii.gz", "b.nii.gz")
+    ]
+
+
+def test_the_data_set_is_searched_once_for_all_parts(folders: Any, monkeypatch: pytest.MonkeyPatch):
+    root = folders(*cases(10))
+    searched = []
+
+    def counted(*where: Any) -> DataSet:
+        searched.append(where)
+        return find_cases(*where)
+
+    monkeypatch.setattr(splits, "find_cases", counted)
+    assert sizes(root) == [7, 1, 2]
+    assert len(searched) == 1
+    folders("case_10")
+    assert sum(sizes(root)) == 11, "a part that was handed out is asked for: it is another run"
+    assert len(searched) == 2
+    (root / "cases.csv").write_text("image,label\nimagesTr/case_01.nii.gz,labelsTr/case_01.nii.gz")
+    split_cases(root, "training")
+    with pytest.raises(InputError, match="holds 1 labelled cases"):
+        split_cases(root, "validation", cases_file=root / "cases.csv")
+    assert len(searched) == 4

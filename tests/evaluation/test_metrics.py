@@ -1,5 +1,6 @@
 import logging
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from common.evaluation import (
     HausdorffDistanceInMM,
     MeanDice,
     MeanIoUHandler,
+    MetricsSaver,
     PerClassMetric,
     RelativeVolumeDifference,
     SurfaceDistanceInMM,
@@ -54,6 +56,28 @@ def test_a_class_without_a_case_has_no_value():
     metrics = engine.run([([label], [label])]).metrics
     assert metrics["dice_class_1"] == 1
     assert math.isnan(metrics["dice_class_2"])
+
+
+def test_tables_name_classes_as_the_metrics_do(tmp_path: Path):
+    """MONAI's call the first class after the background class0."""
+    engine = Engine(lambda _, batch: batch["pair"])
+    engine.state.metric_details = {}
+    PerClassMetric(DiceMetric(reduction="mean_batch"), lambda x: x).attach(engine, "dice")
+    MeanDice(output_transform=lambda x: x).attach(engine, "mean")
+    MetricsSaver(
+        str(tmp_path), "*", "*", lambda batch: [batch["meta"]], summary_ops=["mean", "notnans"]
+    ).attach(engine)
+    label = torch.stack([torch.ones(4, 4), torch.zeros(4, 4)])
+    batch = {"pair": ([label], [label]), "meta": {"filename_or_obj": "a.nii"}}
+    engine.run([batch, batch])
+    assert (tmp_path / "dice_raw.csv").read_text().splitlines() == [
+        *("filename,class_1,class_2,mean", "a.nii,1.0,nan,1.0", "a.nii,1.0,nan,1.0")
+    ]
+    assert (tmp_path / "dice_summary.csv").read_text().splitlines()[1] == "class_1,1.0000,2.0000"
+    assert (tmp_path / "mean_raw.csv").read_text().startswith("filename,class0,class1,mean")
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        *("dice_class_1,1.0", "dice_class_2,nan", "mean,1.0")
+    ]
 
 
 def masks(*slices: slice | None) -> MetaTensor:

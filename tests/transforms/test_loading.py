@@ -176,3 +176,12 @@ def test_numbers_of_a_palette_are_the_classes_of_a_label(tmp_path: Path):
     )
     assert loaded["label"].flatten().tolist() == [0, 1, 2]
     assert loaded["image"].flatten().tolist() == [255, 0, 1]
+
+
+@pytest.mark.parametrize("size", [(6, 5), (6, 5, 1), (6, 5, 1, 1)])
+def test_a_volume_of_one_slice_is_a_radiograph(tmp_path: Path, size: tuple[int, ...]):
+    values = np.arange(30, dtype=np.float32).reshape(size)
+    file = write(tmp_path / "a.nii.gz", values)
+    np.testing.assert_array_equal(radiograph(file), values.reshape(1, 6, 5))
+    loaded = LoadRadiographd(["image", "label"])({"image": file, "label": file})
+    assert EnsureChannelFirstd("label")(loaded)["label"].shape == (1, 6, 5)

@@ -305,3 +305,18 @@ def test_map_that_is_suggested(tmp_path: Path):
         nib.save(nib.Nifti1Image(np.where(values == 2, 5, values) - (values == 0), AFFINE), file)
     (problem,) = check_dataset(folder).problems
     assert '--label_map "{0: 0, 1: 1, 5: 2}" --num_classes 3 --ignore_label -1' in problem
+
+
+def test_cases_whose_files_are_called_alike_are_told_apart(tmp_path: Path):
+    for i in range(3):
+        write(tmp_path / f"p{i}/ct.nii.gz", scan(i))
+        write(tmp_path / f"p{i}/seg.nii.gz", mask(i))
+    rows = ["p0/ct.nii.gz,p0/seg.nii.gz", "p1/ct.nii.gz,p1/seg.nii.gz", "p2/ct.nii.gz,"]
+    (tmp_path / "cases.csv").write_text("\n".join(["image,label", *rows]))
+    report = check_dataset(tmp_path, cases=tmp_path / "cases.csv")
+    assert [case.name for case in report.cases] == ["p0/seg", "p1/seg", "ct"]
+    (tmp_path / "cases.csv").write_text(
+        "\n".join(["image,label", *rows[:1], f"{rows[1][:13]}", rows[2]])
+    )
+    report = check_dataset(tmp_path, cases=tmp_path / "cases.csv")
+    assert [case.name for case in report.cases] == ["seg", "p1/ct", "p2/ct"]

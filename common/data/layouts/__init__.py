@@ -1,7 +1,7 @@
 """Where the cases of a data set are, however its folder is laid out."""
 
 from .find import find_cases, image_files, labelled_cases, require_cases, say_once
-from .names import case_key, case_names
+from .names import case_key, case_names, distinct_names, told_apart
 from .types import SPLITS, Case, DataSet, Image, Split
 
 __all__ = [
@@ -12,9 +12,11 @@ __all__ = [
     "Split",
     "case_key",
     "case_names",
+    "distinct_names",
     "find_cases",
     "image_files",
     "labelled_cases",
     "require_cases",
     "say_once",
+    "told_apart",
 ]

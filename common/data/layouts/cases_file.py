@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import InputError, listed
-from ...files import parse_json
+from ...files import parse_json, read_bytes
 from . import decathlon
 from .names import as_image, by_label
 from .refusals import refuse_doubled, refuse_missing
@@ -33,10 +33,7 @@ def read(path: Path) -> DataSet:
     Raises:
         InputError: it cannot be read or is not as above, or lists a file that does not exist.
     """
-    try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"The cases_file {path} cannot be read ({error.strerror}).") from error
+    text = read_bytes(path)
     ending = path.suffix.lower()
     if ending == ".csv":
         rows = _csv_rows(path, text)

@@ -9,6 +9,7 @@ the others train. Paths are absolute, or relative to the file's folder.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ def _tests(path: Path, stated: Mapping[str, Any]) -> list[Any]:
 
 
 def _there(images: Iterable[Image]) -> list[Image]:
-    return [image for image in images if all(Path(file).exists() for file in ensure_tuple(image))]
+    return [image for image in images if all(os.path.exists(file) for file in ensure_tuple(image))]
 
 
 def _entries(stated: Mapping[str, Any], key: str, path: Path) -> list[Any]:
@@ -121,7 +122,7 @@ def _cases(path: Path, key: str, entries: list[Any]) -> list[Case]:
 
 def _image(path: Path, entry: Any, key: str) -> Image:
     files = _files(path, entry.get("image") if isinstance(entry, dict) else entry, key)
-    if len(files) == 1 and not files[0].exists():
+    if len(files) == 1 and not os.path.exists(files[0]):
         files = channels_of(files[0]) or files
     return as_image(files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,7 +17,7 @@ from ..dicom import is_dicom
 from ..formats import allowed_endings
 from . import brats, decathlon, folders, lits, nnunet, radiographs
 from . import cases_file as listing
-from .names import IMAGES, beside_images
+from .names import IMAGES, beside_images, images_of
 from .pairing import unlabelled_images
 from .types import Case, DataSet, Image
 
@@ -105,7 +106,7 @@ def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
             channel is missing.
     """
     path = Path(dataset_dir)
-    if path.is_file():
+    if os.path.isfile(path):
         return [str(path)]
     root = existing_folder(path)
     with _explained(root):
@@ -113,9 +114,13 @@ def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
             if found := images(root, spatial_dims):
                 say_once(_left_out(root, found))
                 return found
+    elsewhere = [
+        str(folder) for folder in folders.of_images(root) if images_of(folder, spatial_dims)
+    ]
+    hint = f"; images are in {listed(elsewhere)}" if elsewhere else ""
     raise InputError(
         f"{root} holds no image; allowed are files that end in {allowed_endings(spatial_dims)}, "
-        "and DICOM."
+        f"and DICOM{hint}."
     )
 
 
@@ -126,7 +131,7 @@ def existing_folder(path: str | Path) -> Path:
         InputError: there is no such folder.
     """
     folder = Path(path)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # which, unlike Path's, takes a name too long for one of none
         raise InputError(
             f"There is no folder {folder}; needed is one with imagesTr and labelsTr, "
             "with CXR_png and masks, or with the images to segment."

@@ -77,6 +77,13 @@ def test_images(root: Path, spatial_dims: int) -> list[Image]:
     return unlabelled_images(part.images, spatial_dims) if part else []
 
 
+def of_images(root: Path) -> list[Path]:
+    """The folders in which images to train with may be."""
+    parts = (_part(root, split) for split in SPLITS)
+    names = dict.fromkeys(images for images, _ in PAIRS)
+    return [root / name for name in names] + [part.images for part in parts if part]
+
+
 class _Part(NamedTuple):
     images: Path
     labels: Path | None

@@ -51,15 +51,21 @@ def is_named_so(file: Path) -> bool:
 
 def _files(root: Path) -> dict[str, dict[int, Path]]:
     """Volumes, segmentations and test volumes by their numbers, in their numbers' order."""
-    named = by_name(
+    files = (
         path
         for folder in (root, *subfolders(root))
         if folder.name not in _OTHERS
         for path in volumes_of(folder)
         if is_named_so(path)
     )
+
+    def number_of(file: Path) -> str:
+        """However it is spelled: volume-1 and Volume-01 are one."""
+        kind, number = name_of(file).rsplit("-", 1)
+        return f"{kind.lower()}-{int(number)}"
+
     kinds: dict[str, dict[int, Path]] = {kind: {} for kind in _KINDS}
-    for name, path in named.items():
+    for name, path in by_name(files, number_of).items():
         kind, number = name.rsplit("-", 1)
-        kinds[kind.lower()][int(number)] = path
+        kinds[kind][int(number)] = path
     return {kind: dict(sorted(files.items())) for kind, files in kinds.items()}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from monai.utils import ensure_tuple
@@ -25,11 +28,18 @@ CHANNEL = re.compile(r"(.+)_(\d{4})")
 _MASK = re.compile(r"[-_](mask|seg|label)$", re.IGNORECASE)
 
 
-def images_of(folder: Path, spatial_dims: int | None = None) -> list[Path]:
-    """Its image files, of pictures (2), volumes (3) or both (None), and its DICOM series."""
+def images_of(folder: Path, spatial_dims: int | None = None, ending: str = "") -> list[Path]:
+    """Its image files, of pictures (2), volumes (3) or both (None), and its DICOM series.
+
+    Where an ending is given, in whatever case, only what ends in it.
+    """
     if not folder.is_dir():
         return []
-    entries = (path for path in folder.iterdir() if not path.name.startswith("."))
+    entries = (
+        path
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and path.name.lower().endswith(ending.lower())
+    )
     return sorted(path for path in entries if _is_image(path, spatial_dims))
 
 
@@ -79,9 +89,41 @@ def without_mask(name: str) -> str:
 
 
 def case_names(case: Case) -> list[str]:
-    """What a case may be called in a list; its own name is the first."""
+    """What a case may be called in a list; its own name, see `distinct_names`, is the first."""
     names = [name_of(file) for file in (*ensure_tuple(case["label"]), *ensure_tuple(case["image"]))]
     return list(dict.fromkeys(n for x in names for n in (without_mask(x), x, without_channel(x))))
+
+
+def distinct_names(cases: Sequence[Case]) -> list[str]:
+    """Each case's own name, `told_apart` by the folders of the labels."""
+    return told_apart([case_names(c)[0] for c in cases], [label_key(c)[0] for c in cases])
+
+
+def told_apart(names: Sequence[str], files: Sequence[str]) -> list[str]:
+    """Names of files; where they are not different, with the folders that are: patient_1/seg.
+
+    In one folder the files' own names are taken: a and a_seg may be the labels of two cases.
+    """
+    cases_of = defaultdict(list)
+    for i, name in enumerate(names):
+        cases_of[name].append(i)
+    distinct = list(names)
+    for name, cases in cases_of.items():
+        if len(cases) > 1:
+            folders = [Path(os.path.abspath(files[i])).parent.parts for i in cases]
+            alike = len(set(folders)) < len(folders)
+            above = _shared(folders)
+            folders = [folder[above:] for folder in folders]
+            below = _shared([folder[::-1] for folder in folders])
+            for i, folder in zip(cases, folders, strict=True):
+                own = name_of(files[i]) if alike else name
+                distinct[i] = "/".join([*folder[: len(folder) - below], own])
+    return distinct
+
+
+def _shared(paths: Sequence[tuple[str, ...]]) -> int:
+    """How many parts at the start are the same in all."""
+    return len(list(takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))))
 
 
 def case_key(case: Case) -> tuple[tuple[str, ...], tuple[str, ...]]:

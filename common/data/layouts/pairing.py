@@ -72,13 +72,18 @@ def _check_channels(images: Mapping[str, list[Path]]) -> None:
         )
 
 
-def paired(images: Path, labels: Path, notes: list[str]) -> list[Case]:
+def paired(images: Path, labels: Path, notes: list[str], ending: str = "") -> list[Case]:
     """Images and labels of two folders, by name; labels without an image become a note.
+
+    Args:
+        images, labels: the folders.
+        notes: gets what is left out.
+        ending: as for `images_of`.
 
     Raises:
         InputError: an image has no label, or as `grouped`.
     """
-    files, masks = _of_one_kind(images, notes), _of_one_kind(labels, notes)
+    files, masks = (_of_one_kind(folder, notes, ending) for folder in (images, labels))
     stems = {stem for file in files for stem in (name_of(file), without_channel(name_of(file)))}
 
     def labelled(label: Path) -> str:
@@ -96,9 +101,11 @@ def paired(images: Path, labels: Path, notes: list[str]) -> list[Case]:
     )
 
 
-def unlabelled_images(folder: Path, spatial_dims: int | None = None) -> list[Image]:
+def unlabelled_images(
+    folder: Path, spatial_dims: int | None = None, ending: str = ""
+) -> list[Image]:
     """The images of a folder, their channels together; none where there is no folder."""
-    found = grouped(images_of(folder, spatial_dims))
+    found = grouped(images_of(folder, spatial_dims, ending))
     return [as_image(files) for files in found.values()]
 
 
@@ -109,9 +116,9 @@ def channels_of(missing: Path) -> list[Path]:
     return grouped(files, [name]).get(name, [])
 
 
-def _of_one_kind(folder: Path, notes: list[str]) -> list[Path]:
+def _of_one_kind(folder: Path, notes: list[str], ending: str) -> list[Path]:
     """The folder's images; pictures beside volumes are somebody's previews."""
-    volumes, everything = images_of(folder, 3), images_of(folder)
+    volumes, everything = images_of(folder, 3, ending), images_of(folder, ending=ending)
     if volumes and len(everything) > len(volumes):
         rest = map(str, sorted({*everything} - {*volumes}))
         notes.append(f"Pictures beside volumes are left out: {listed(rest)}.")

@@ -19,7 +19,7 @@ def refuse_missing(cases: Iterable[Case], path: Path) -> None:
         InputError: some do not.
     """
     files = [file for case in cases for key in case.values() for file in ensure_tuple(key)]
-    missing = [file for file in files if not Path(file).exists()]
+    missing = [file for file in files if not os.path.exists(file)]
     if missing:
         does = "do" if len(missing) > 1 else "does"
         raise InputError(

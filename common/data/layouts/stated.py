@@ -14,24 +14,36 @@ def with_stated(data: DataSet, stated: Mapping[str, Any], path: Path, count: int
     """A data set with the names of its classes and channels; of numTraining it has `count` cases.
 
     Raises:
-        InputError: "labels" has neither the form of the Decathlon nor that of nnU-Net.
+        InputError: "labels" has neither the form of the Decathlon nor that of nnU-Net, or
+            "channel_names" or "modality" holds no names.
     """
     values = _label_values(stated.get("labels"), path)
     ignore = values.pop("ignore", None) if values else None
     if ignore is not None and not isinstance(ignore, int):
         raise InputError(f'{path} has the label "ignore" {ignore}; allowed is one whole number.')
-    names = stated.get("channel_names") or stated.get("modality")
-    if isinstance(names, dict):
-        names = list(names.values())
+    names = _channel_names(stated, path)
     notes, said = list(data.notes), stated.get("numTraining")
     if said is not None and str(said) != str(count):
         notes.append(f"{path} says numTraining {said}, and cases for training are {count}.")
     return data._replace(
         label_values=values,
         ignore_label=ignore,
-        channel_names=[names] if isinstance(names, str) else names or None,
+        channel_names=names or None,
         notes=notes,
     )
+
+
+def _channel_names(stated: Mapping[str, Any], path: Path) -> list[str]:
+    key = "channel_names" if stated.get("channel_names") else "modality"
+    found = stated.get(key) or []
+    names = list(found.values()) if isinstance(found, dict) else found
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f'{path} has {key} {found}; allowed are {{"0": "CT"}}, with a name for each channel, '
+            'and ["CT"].'
+        )
+    return names
 
 
 def _label_values(labels: Any, path: Path) -> dict[str, int | list[int]] | None:
@@ -44,7 +56,7 @@ def _label_values(labels: Any, path: Path) -> dict[str, int | list[int]] | None:
             doubled = len({name for name, _ in named}) < len(named)
             return {f"{name} {value}" if doubled else name: value for name, value in named}
         return {
-            str(name): [int(v) for v in value] if isinstance(value, list) else int(value)
+            str(name): [_whole(v) for v in value] if isinstance(value, list) else _whole(value)
             for name, value in labels.items()
         }
     except (AttributeError, TypeError, ValueError) as error:
@@ -52,3 +64,9 @@ def _label_values(labels: Any, path: Path) -> dict[str, int | list[int]] | None:
             f'{path} has labels {labels}; allowed are {{"0": "background", "1": "liver"}} and '
             '{"background": 0, "liver": 1}, or lists of values for regions.'
         ) from error
+
+
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != float(value):
+        raise ValueError(f"{value} is no whole number")
+    return int(value)
