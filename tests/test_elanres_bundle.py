@@ -16,9 +16,9 @@ import torch
 from common.data.phantom import write_phantom
 from common.networks import ELANResMSCAUNet, LiverTumourCascade
 
-from . import running
+from . import preloaded, running
 from .conftest import REPOSITORY
-from .running import check_export_of_monai, sentence, succeed
+from .running import check_export_of_monai, overrides, sentence, succeed
 
 BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_elanres_msca_segmentation"
 WIDTHS = [2, 2, 4, 4, 4]
@@ -199,6 +199,20 @@ def test_same_seed_same_training(trained: dict[str, Path], dataset: Path, tmp_pa
     again = weights(tmp_path)
     assert equal(of("liver", again), of("liver", weights(trained["liver"])))
     assert equal(of("tumour", again), of("tumour", weights(trained["tumor"])))
+
+
+@pytest.mark.slow
+def test_repeat_trains_both_stages(dataset: Path, tmp_path: Path):
+    words = ["repeat", "--bundle", BUNDLE, "--output", tmp_path, "--seeds", "[3]"]
+    words += ["--dataset_dir", dataset, *overrides(SHORT)]
+    done = preloaded.run("common", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    for stage in ("liver", "tumor"):
+        assert f"training of the stage {stage} with seed 3 (1 of 1)" in done.stdout
+    trained = weights(tmp_path / "3")
+    assert trained["liver.num_batches_trained"] > 0
+    assert trained["tumour.num_batches_trained"] > 0
+    assert "val_dice_class_2" in (tmp_path / "repeats.csv").read_text()
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine
 from monai.engines import IterationEvents
+from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from ..checkpoints import save_checkpoint
@@ -54,7 +55,7 @@ class CheckFinite:
             "iteration": engine.state.iteration,
             "files": files,
             "model": self.network.state_dict(),
-            **{key: torch.as_tensor(x) for key, x in batch.items() if isinstance(x, Tensor)},
+            **{key: convert_to_tensor(x) for key, x in batch.items() if isinstance(x, Tensor)},
         }
         save_checkpoint(dump, self.path)
         raise InputError(

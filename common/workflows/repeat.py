@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import read_json
 
 _logger = logging.getLogger(__name__)
-_RUNS = {"training": ("train",), "evaluation": ("train", "evaluate")}
+_STAGES = ("liver", "tumor")  # of a cascade, in the order of their trainings
 
 
 def run_with_seeds(
@@ -22,6 +23,8 @@ def run_with_seeds(
     overrides: Mapping[str, Any] | None = None,
 ) -> dict[int, Path | str]:
     """Train and evaluate a bundle with each seed, each run in processes of its own.
+
+    Of a cascade both stages are trained, one after the other, unless overrides name one.
 
     What a run prints passes through; what it writes is in ``output/<seed>``.
 
@@ -40,7 +43,7 @@ def run_with_seeds(
             what this sets itself.
     """
     configs = Path(bundle).resolve() / "configs"
-    for name in _RUNS["evaluation"]:
+    for name in ("train", "evaluate"):
         if not (configs / f"{name}.json").is_file():
             raise InputError(f"There is no {configs / name}.json; needed is a bundle, by --bundle.")
     if not seeds or len(set(seeds)) < len(seeds) or any(type(seed) is not int for seed in seeds):
@@ -48,15 +51,20 @@ def run_with_seeds(
     for name in ("seed", "bundle_root", "output_dir", "ckpt_dir", "checkpoint", "config_file"):
         if name in (overrides or {}):
             raise InputError(f"{name} is given, which each run sets itself; allowed are others.")
+    trainings: dict[str, dict[str, Any]] = {"training": {}}
+    if "stage" in read_json(configs / "train.json") and "stage" not in (overrides or {}):
+        trainings = {f"training of the stage {stage}": {"stage": stage} for stage in _STAGES}
     results: dict[int, Path | str] = {}
     for number, seed in enumerate(seeds, start=1):
         root = Path(output).resolve() / str(seed)
         results[seed] = root / "eval/metrics.csv"
-        for what, names in _RUNS.items():
+        own = {"bundle_root": root, "seed": seed, **(overrides or {})}
+        runs = {what: (["train"], own | stage) for what, stage in trainings.items()}
+        runs["evaluation"] = (["train", "evaluate"], own)
+        for what, (names, options) in runs.items():
             _logger.info("%s with seed %d (%d of %d)", what, seed, number, len(seeds))
             files = [str(configs / f"{name}.json") for name in names]
-            options = {"config_file": files, "bundle_root": root, "seed": seed, **(overrides or {})}
-            command = [sys.executable, "-m", "monai.bundle", "run"]
+            command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(files)]
             for id_, value in options.items():
                 command += [f"--{id_}", str(value)]
             code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -143,9 +144,10 @@ def test_worker_killed(training: Training):
     wait_for(training.root / "models/last_epoch.pt", running)
     process = psutil.Process(running.process.pid)
     while running.process.is_alive():
-        for child in process.children():
-            if "resource_tracker" not in " ".join(child.cmdline()):
-                child.kill()
+        with suppress(psutil.Error):  # one that has ended meanwhile
+            for child in process.children():
+                if "resource_tracker" not in " ".join(child.cmdline()):
+                    child.kill()
     done = running.end()
     assert done.returncode == 1, done.stderr[-1000:]
     said = sentence(done.stderr)
