@@ -19,10 +19,15 @@ _PRELOADED = ["monai.bundle", "monai.engines", "monai.handlers", "common.cli", "
 _PRELOADED += ["common.data", "common.transforms", "common.losses", "common.evaluation"]
 
 
-def run(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
-    """As ``python -m MODULE ARGUMENTS`` in a folder."""
+def server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
+def run(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    """As ``python -m MODULE ARGUMENTS`` in a folder."""
+    context = server()
     words = [str(argument) for argument in arguments]
     files = [Path(os.path.abspath(cwd)) / name for name in (".stdout", ".stderr")]
     process = context.Process(target=_main, args=(module, words, str(cwd), [str(f) for f in files]))

@@ -3,6 +3,7 @@
 from .ircadb import write_ircadb
 from .layouts import find_cases, image_files, labelled_cases
 from .outputs import OutputLayout, check_output_folder
+from .sampling import ValidationSampler
 from .skipping import SkippingDataLoader, SkippingDataset
 from .splits import split_cases
 from .writers import AtomicNibabelWriter, AtomicPILWriter
@@ -13,6 +14,7 @@ __all__ = [
     "OutputLayout",
     "SkippingDataLoader",
     "SkippingDataset",
+    "ValidationSampler",
     "check_output_folder",
     "find_cases",
     "image_files",
