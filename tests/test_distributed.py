@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,12 +18,14 @@ from ignite.engine import Engine
 from monai.handlers import from_engine
 from monai.losses import DeepSupervisionLoss
 from monai.metrics import DiceMetric
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from common.blocks import BatchNorm2d, Codebook
-from common.data import ValidationSampler
+from common.data import ValidationSampler, split_cases
+from common.data.phantom import write_phantom
 from common.distributed import end_process_group, synchronized
 from common.evaluation import MeanDice, PerClassMetric
 from common.ignored import IGNORED
@@ -36,7 +40,7 @@ from common.losses import (
 )
 from common.networks import CodebookMambaUNet, ELANResMSCAUNet, LiverTumourCascade
 
-from . import preloaded
+from . import preloaded, running
 from .conftest import REPOSITORY
 
 RANKS = 2
@@ -246,7 +250,141 @@ def test_metrics_of_an_uneven_split(two: list[dict[str, Any]]):
         assert two[rank]["metrics"] == metrics()
 
 
-CONFIGS = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation/configs"
+def torchrun(*program: str, ranks: int = RANKS) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return [*launcher, *program]
+
+
+FAILING = """
+import os, signal, time
+import torch
+import torch.distributed as dist
+from common.errors import InputError, explain_input_errors
+
+explain_input_errors()
+dist.init_process_group("gloo")
+for step in range(1000):
+    if dist.get_rank() == 1 and step == 3:
+        {end}
+    {other}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "other", "said"),
+    [
+        ("raise InputError('A is B.')", "dist.all_reduce(torch.ones(1))", "error: A is B."),
+        pytest.param(
+            "os.kill(os.getpid(), signal.SIGKILL)",
+            "dist.all_reduce(torch.ones(1))",
+            "Signal 9 (SIGKILL) received",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "raise InputError('A is B.')", "time.sleep(1)", "error: A is B.", marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_one_rank_ends_the_job(end: str, other: str, said: str, tmp_path: Path):
+    """Whether the other one waits for it or works on; and torchrun's last lines say why."""
+    program = tmp_path / "program.py"
+    program.write_text(FAILING.format(end=end, other=other))
+    run = [sys.executable, "-W", "ignore", *torchrun(str(program))]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(run, capture_output=True, text=True, timeout=100, env=environment)
+    assert done.returncode == 1
+    assert said in last_lines(done.stderr)
+
+
+def last_lines(stderr: str) -> str:
+    """What torchrun says of the ranks that failed."""
+    return stderr.split("ChildFailedError:")[1]
+
+
+LIVER, ELANRES = (
+    REPOSITORY / f"bundles/{name}_segmentation"
+    for name in ("liver_ct_lightm_unet", "liver_tumor_ct_elanres_msca")
+)
+WIDTHS = {f"network_def#{name}#widths": [2, 2, 4, 4, 4] for name in ("liver", "tumour")}
+LIGHT = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+RUNS: dict[Path, dict[str, Any]] = {
+    LIVER: {f"network_def#{name}": value for name, value in LIGHT.items()}
+    | {"spacing": [6, 6, 8], "patch_size": [32, 32, 16], "learning_rate": 0.001},
+    ELANRES: WIDTHS | {"patch_size": [32, 32, 16], "in_plane_factor": 0.6},
+}
+
+
+def nothing_random(bundle: Path) -> dict[str, Any]:
+    """Options for a training with crops at the centre and without augmentation."""
+    config = json.loads((bundle / "configs/train.json").read_text())
+    options: dict[str, Any] = {}
+    for number, step in enumerate(config["train"]["preprocessing"]["transforms"]):
+        name = f"train#preprocessing#transforms#{number}"
+        if "prob" in step:
+            options[f"{name}#prob"] = 0
+        elif "RandCropByPosNegLabeld" in step.get("_target_", ()):
+            crop = {"_target_": "CenterSpatialCropd", "keys": ["image", "label"]}
+            options[name] = crop | {"roi_size": "@patch_size"}
+    return options
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("phantom") / "data", cases=7, seed=1, size=48)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", RUNS, ids=lambda bundle: bundle.name)
+def test_loss_curve_of_a_bundle(bundle: Path, dataset: Path, tmp_path: Path):
+    """20 steps; and the metrics of three cases, two of them the first rank's."""
+    curves = []
+    options = RUNS[bundle] | nothing_random(bundle)
+    options |= {"max_epochs": 10, "val_interval": 10, "split": [4, 3, 0], "device": "cpu"}
+    for ranks in (1, 2):
+        root = tmp_path / str(ranks)
+        where = {"bundle_root": root, "dataset_dir": dataset, "batch_size": 2 // ranks}
+        arguments = running.command(bundle, ["train", "multi_gpu_train"], **where, **options)
+        running.succeed(arguments, launcher=torchrun("-m", ranks=ranks))
+        curves.append(scalars(root / "eval"))
+    one, two = curves
+    assert len(one["train_loss"]) == 20
+    assert one["train_loss"][-1] < one["train_loss"][0]
+    assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-5)
+    assert one.keys() == two.keys() >= {"val_mean_dice", "val_mean_iou"}
+    for name in one.keys() - {"train_loss"}:
+        assert two[name] == pytest.approx(one[name], abs=1e-3), name
+    first, second = (torch.load(tmp_path / f"{n}/models/model.pt") for n in (1, 2))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def scalars(folder: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for file in folder.glob("events*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for name in events.Tags()["scalars"]:
+            found[name] = [event.value for event in events.Scalars(name)]
+    return found
+
+
+@pytest.mark.slow
+def test_file_that_one_rank_cannot_read_ends_the_job(dataset: Path, tmp_path: Path):
+    shutil.copytree(dataset, tmp_path / "data")
+    split = [4, 2, 1]
+    case = split_cases(tmp_path / "data", "training", ratios=split)[0]
+    image = Path(case["image"])
+    image.write_bytes(image.read_bytes()[:20_000])
+    where = {"bundle_root": tmp_path, "dataset_dir": tmp_path / "data", "split": split}
+    options = where | RUNS[LIVER] | {"batch_size": 1, "cache_num": 0, "max_epochs": 1}
+    arguments = running.command(LIVER, ["train", "multi_gpu_train"], device="cpu", **options)
+    done = running.run(arguments, launcher=torchrun("-m"))
+    assert done.returncode == 1
+    assert f"error: The image {image} cannot be read" in last_lines(done.stderr)
+
+
+CONFIGS = LIVER / "configs"
 PROGRAM = """
 import sys
 from pathlib import Path
