@@ -320,9 +320,11 @@ def nothing_random(bundle: Path) -> dict[str, Any]:
     options: dict[str, Any] = {}
     for number, step in enumerate(config["train"]["preprocessing"]["transforms"]):
         name = f"train#preprocessing#transforms#{number}"
+        if isinstance(step, str):  # refers to the one for intensities
+            continue
         if "prob" in step:
             options[f"{name}#prob"] = 0
-        elif "RandCropByPosNegLabeld" in step.get("_target_", ()):
+        elif step["_target_"] == "RandCropByPosNegLabeld":
             crop = {"_target_": "CenterSpatialCropd", "keys": ["image", "label"]}
             options[name] = crop | {"roi_size": "@patch_size"}
     return options
