@@ -82,12 +82,21 @@ def synchronized(network: Network) -> Network:
         network: on its device, and not a batch norm itself.
     """
     if next(network.parameters()).is_cuda:
-        return cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(network))
+        network = cast(Network, nn.SyncBatchNorm.convert_sync_batchnorm(network))
     for module in network.modules():
-        if isinstance(module, _BatchNorm):
+        if isinstance(module, nn.SyncBatchNorm):
+            module.__class__ = _SyncBatchNorm
+        elif isinstance(module, _BatchNorm):
             kind = type(module)
             module.__class__ = type(kind.__name__, (_OverRanks, kind), {})
     return network
+
+
+class _SyncBatchNorm(nn.SyncBatchNorm):
+    """torch's, in the weight's precision, as the norms of `common.blocks`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
 
 
 class _OverRanks(_BatchNorm):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -243,6 +244,18 @@ def test_two_ranks_train_as_one(name: str, two: list[dict[str, Any]]):
         assert its_weights.keys() == weights.keys()
         for key, value in weights.items():
             torch.testing.assert_close(its_weights[key], value, rtol=1e-5, atol=1e-6, msg=key)
+
+
+def test_batch_norms_on_cuda_are_torchs(monkeypatch: pytest.MonkeyPatch):
+    """In the weight's precision; with a GPU that is only said to be there, so without a group."""
+    network = Normed()
+    expected, names = network(torch.ones(2, 1, 4, 4)), list(network.state_dict())
+    monkeypatch.setattr(network, "parameters", lambda: iter([SimpleNamespace(is_cuda=True)]))
+    converted = synchronized(network)
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in converted) == 2
+    assert list(converted.state_dict()) == names
+    torch.testing.assert_close(converted(torch.ones(2, 1, 4, 4)), expected)
+    assert converted[1](torch.ones(2, 4, 3, 3).half()).dtype == torch.float32
 
 
 def test_metrics_of_an_uneven_split(two: list[dict[str, Any]]):
