@@ -325,8 +325,9 @@ SEGRESNET = {"_target_": "SegResNet", "in_channels": 1, "out_channels": "@num_cl
 SEGRESNET |= {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "norm": "BATCH"}
 SIZES = {"spacing": [6, 6, 8], "patch_size": [32, 32, 16], "learning_rate": 0.001}
 RUNS: dict[Path, dict[str, Any]] = {
-    LIVER: SIZES | {"network_def": SEGRESNET},
-    ELANRES: WIDTHS | {"patch_size": [32, 32, 16], "in_plane_factor": 0.6},
+    LIVER: SIZES | {"network_def": SEGRESNET, "val_interval": 10},
+    # It need not validate, which takes it longest.
+    ELANRES: WIDTHS | {"patch_size": [32, 32, 16], "in_plane_factor": 0.6, "val_interval": 11},
 }
 
 
@@ -354,10 +355,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", RUNS, ids=lambda bundle: bundle.name)
 def test_loss_curve_of_a_bundle(bundle: Path, dataset: Path, tmp_path: Path):
-    """20 steps; and the metrics of three cases, two of them the first rank's."""
+    """20 steps; and, of the first, the metrics of three cases, two of them the first rank's."""
     curves = []
     options = RUNS[bundle] | nothing_random(bundle)
-    options |= {"max_epochs": 10, "val_interval": 10, "split": [4, 3, 0], "device": "cpu"}
+    options |= {"max_epochs": 10, "split": [4, 3, 0], "device": "cpu"}
     for ranks in (1, 2):
         root = tmp_path / str(ranks)
         where = {"bundle_root": root, "dataset_dir": dataset, "batch_size": 2 // ranks}
@@ -368,7 +369,8 @@ def test_loss_curve_of_a_bundle(bundle: Path, dataset: Path, tmp_path: Path):
     assert len(one["train_loss"]) == 20
     assert one["train_loss"][-1] < one["train_loss"][0]
     assert two["train_loss"] == pytest.approx(one["train_loss"], abs=1e-5)
-    assert one.keys() == two.keys() >= {"val_mean_dice", "val_mean_iou"}
+    assert one.keys() == two.keys()
+    assert bundle == ELANRES or "val_mean_dice" in one
     for name in one.keys() - {"train_loss"}:
         assert two[name] == pytest.approx(one[name], abs=1e-3), name
     first, second = (
