@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from multiprocessing.dummy import DummyProcess
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -40,8 +44,8 @@ def explain_input_errors() -> None:
     """Make this process end with one sentence, and exit code 1, at an uncaught ``InputError``.
 
     MONAI wraps what a transform raises, and its handlers and ignite's engine log the traceback; a
-    bundle's ``run`` begins with this so that its command-line users read only the sentence. Every
-    other error keeps its traceback.
+    bundle's ``run`` begins with this so that its command-line users read only the sentence, under
+    torchrun in what it says last of its processes. Every other error keeps its traceback.
     """
     if getattr(sys.excepthook, "__module__", "") == __name__:
         return
@@ -56,6 +60,7 @@ def explain_input_errors() -> None:
         else:
             _close_progress_bars()  # which would have the sentence at their ends
             sys.stderr.write(f"error: {sentence}\n")
+            _tell_torchrun(f"error: {sentence}")
             _wait_for_pools()
 
     def factory(*args: Any, **kwargs: Any) -> logging.LogRecord:
@@ -77,6 +82,13 @@ def _close_progress_bars() -> None:
     if tqdm := sys.modules.get("tqdm"):
         for bar in list(getattr(tqdm.tqdm, "_instances", ())):
             bar.close()
+
+
+def _tell_torchrun(message: str) -> None:
+    """Have it in torchrun's last lines: other ranks' tracebacks follow one that has ended."""
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        error = {"message": message, "timestamp": int(time.time())}
+        Path(file).write_text(json.dumps(error), encoding="utf-8")
 
 
 def _wait_for_pools() -> None:

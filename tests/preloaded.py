@@ -20,6 +20,12 @@ _PRELOADED = ["monai.bundle", "monai.engines", "monai.handlers", "common.cli", "
 _PRELOADED += ["common.data", "common.transforms", "common.losses", "common.evaluation"]
 
 
+def server() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
+
+
 class Running:
     """A command line that runs; ``process`` can be killed."""
 
@@ -44,11 +50,11 @@ class Running:
 
 def start(module: str, *arguments: object, cwd: Path = REPOSITORY) -> Running:
     """As ``python -m MODULE ARGUMENTS &`` in a folder, where nothing else is started meanwhile."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
     words = [str(argument) for argument in arguments]
     files = [Path(os.path.abspath(cwd)) / name for name in (".stdout", ".stderr")]
-    process = context.Process(target=_main, args=(module, words, str(cwd), [str(f) for f in files]))
+    process = server().Process(
+        target=_main, args=(module, words, str(cwd), [str(f) for f in files])
+    )
     process.start()
     return Running(process, words, files)
 

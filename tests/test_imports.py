@@ -10,7 +10,7 @@ from .conftest import REPOSITORY
 
 COMMON = REPOSITORY / "common"
 FRAMEWORKS = {"torch", "monai", "numpy", "ignite", "nibabel", "scipy", "matplotlib", "tqdm", "PIL"}
-BASE = {"errors", "files", "ignored"}  # what every other part may use
+BASE = {"distributed", "errors", "files", "ignored"}  # what every other part may use
 DOMAIN = BASE | {
     *("ops", "blocks", "networks", "losses", "data", "transforms", "inferers", "evaluation"),
     "checkpoints",
@@ -19,7 +19,7 @@ DOMAIN = BASE | {
 # part of the package -> (other parts, third-party packages) that it may import
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "ops": (set(), {"torch", "triton", "mamba_ssm"}),
-    "blocks": ({"ops"}, {"torch", "monai"}),
+    "blocks": ({"ops", "distributed"}, {"torch", "monai"}),
     "networks": ({"blocks", "ops"}, {"torch", "monai"}),
     "losses": (BASE, FRAMEWORKS),
     "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "psutil", "pydicom"}),

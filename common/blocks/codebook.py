@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..distributed import samples_of_ranks, several_ranks, sum_over_ranks
+
 
 class CodeUsage(NamedTuple):
     """How often each prototype was the nearest.
@@ -34,7 +36,7 @@ class Codebook(nn.Module):
 
     Nearest by squared Euclidean distance, the first of equals. Gradients pass the step unchanged
     (straight-through, eq. 4). In a process group, all ranks must train together where `init` is
-    "data" or `restart_after` is given: rank 0 then decides for all.
+    "data" or `restart_after` is given: rank 0 then draws for all, from the sites of all.
 
     Args:
         num_prototypes: K of the paper.
@@ -140,14 +142,13 @@ class Codebook(nn.Module):
         self.initialised.fill_(True)
         if not len(due):
             return
-        sites = sites.flatten(0, -2)
+        sites = samples_of_ranks(sites).flatten(0, -2)
         drawn = torch.randperm(len(sites), device=sites.device)[: len(due)]
         due = due[: len(drawn)]
         self.prototypes[due] = sites[drawn].to(self.prototypes.dtype)
         self.idle[due] = 0
-        if dist.is_available() and dist.is_initialized():
+        if several_ranks():
             dist.broadcast(self.prototypes, src=0)
-            dist.broadcast(self.idle, src=0)
 
     @torch.jit.unused
     @torch.no_grad()
@@ -156,6 +157,5 @@ class Codebook(nn.Module):
         if self.restart_after is None:
             return
         histogram = torch.bincount(codes.flatten(), minlength=len(self.prototypes))
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(histogram)
+        histogram = sum_over_ranks(histogram)
         self.idle.add_(1).masked_fill_(histogram > 0, 0)

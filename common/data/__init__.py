@@ -4,6 +4,7 @@ from .caching import cached_dataset
 from .ircadb import write_ircadb
 from .layouts import find_cases, image_files, labelled_cases
 from .outputs import OutputLayout, check_output_folder
+from .sampling import ValidationSampler
 from .skipping import SkippingDataLoader, SkippingDataset
 from .splits import split_cases
 from .writers import AtomicNibabelWriter, AtomicPILWriter
@@ -14,6 +15,7 @@ __all__ = [
     "OutputLayout",
     "SkippingDataLoader",
     "SkippingDataset",
+    "ValidationSampler",
     "cached_dataset",
     "check_output_folder",
     "find_cases",

@@ -1,6 +1,8 @@
 """Losses that MONAI does not have, one file per family; in float32 where logits have 16 bits.
 
-What a target marks as ignored (`common.ignored.IGNORED`) has no part in any of them.
+What a target marks as ignored (`common.ignored.IGNORED`) has no part in any of them. In a training
+of several ranks, each has the loss of their global batch, of as many samples from each; all must
+ask for it together.
 """
 
 from .boundary import BoundaryAwareBCEDiceLoss

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from monai.losses import DiceLoss
 from monai.networks import one_hot
 from torch import Tensor, nn
 
+from ..distributed import sum_over_ranks
 from ..ignored import is_ignored
 from .ignored import known_voxels, mean, of_voxels
+from .overlap import DiceLoss
 from .precision import at_least_float32
 
 
@@ -78,7 +79,8 @@ class BoundaryAwareBCEDiceLoss(nn.Module):
             dice = DiceLoss(softmax=True, include_background=False, batch=True)(logits, classes)
         loss = self.bce_weight * mean(bce) + (1 - self.bce_weight) * dice
         if self.boundary_weight > 0:
-            loss = loss + self.boundary_weight * (bce * near).sum() / near.sum().clamp(min=1)
+            sites = sum_over_ranks(near.sum()).clamp(min=1)
+            loss = loss + self.boundary_weight * sum_over_ranks((bce * near).sum()) / sites
         return loss
 
     def _near_boundary(self, target: Tensor) -> Tensor:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from monai import losses
-from monai.losses import DiceLoss
 from torch import Tensor, nn
 
 from .ignored import known_part, known_samples, known_voxels, mean
+from .overlap import DiceLoss, reduced_over_ranks
 from .precision import at_least_float32
 
 
@@ -17,8 +19,25 @@ class DiceCELoss(losses.DiceCELoss):
 
     MONAI's sums 16-bit logits as they are: in float16 the Dice of a volume is NaN, unless CUDA's
     autocast happens to be on. Ignored voxels, too, are news to it: the loss is that of the others,
-    as in nnU-Net; of a sample without any other, or a batch, it is 0.
+    as in nnU-Net; of a sample without any other, or a batch, it is 0. With several ranks it is that
+    of their global batch, on each of them.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.dice.__class__ = DiceLoss  # ours, which MONAI's constructor does not know
+
+    def ce(self, input: Tensor, target: Tensor) -> Tensor:
+        entropy = super().ce(input, target) if target.numel() else input.sum()
+        weight = self.cross_entropy.weight
+        count: int | Tensor = target[:, 0].numel()
+        if weight is not None and target.shape[1] == 1:  # torch's mean is then a weighted one
+            count = weight.to(input)[target.long()].sum()
+        return reduced_over_ranks(entropy, count, self.dice.reduction)
+
+    def bce(self, input: Tensor, target: Tensor) -> Tensor:
+        entropy = super().bce(input, target) if target.numel() else input.sum()
+        return reduced_over_ranks(entropy, target.numel(), self.dice.reduction)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         logits = at_least_float32(input)
@@ -28,10 +47,8 @@ class DiceCELoss(losses.DiceCELoss):
         samples = [known] if self.dice.batch else known_samples(logits, target)
         dice = torch.stack([self.dice(*sample) for sample in samples])
         loss = self.lambda_dice * (dice.sum() if self.dice.reduction == "sum" else dice.mean())
-        if known[1].numel():
-            entropy = self.ce(*known) if input.shape[1] != 1 else self.bce(*known)
-            loss = loss + self.lambda_ce * entropy
-        return loss
+        entropy = self.ce(*known) if input.shape[1] != 1 else self.bce(*known)
+        return loss + self.lambda_ce * entropy
 
 
 class DiceBCELoss(nn.Module):

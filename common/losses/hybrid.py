@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch.nn.functional as F
-from monai.losses import DiceLoss, TverskyLoss
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
+from ..distributed import mean_over_ranks
 from .ignored import known_part
+from .overlap import DiceLoss, TverskyLoss
 from .precision import at_least_float32
 
 HybridKind = Literal["dice_bce", "tversky_bce", "dice", "tversky", "bce"]
@@ -91,7 +92,9 @@ class HybridLoss(nn.Module):
 
     def _cross_entropy(self, logits: Tensor, classes: Tensor) -> Tensor:
         if not logits.numel():
-            return logits.sum()  # 0, with a gradient: all is ignored
-        if logits.shape[1] == 1:
-            return F.binary_cross_entropy_with_logits(logits, classes)
-        return F.cross_entropy(logits, classes)
+            entropy = logits.sum()  # 0, with a gradient: all is ignored
+        elif logits.shape[1] == 1:
+            entropy = F.binary_cross_entropy_with_logits(logits, classes)
+        else:
+            entropy = F.cross_entropy(logits, classes)
+        return mean_over_ranks(entropy, logits[:, 0].numel())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..distributed import any_over_ranks, mean_over_ranks
 from ..ignored import is_ignored
 
 
 def known_voxels(target: Tensor) -> Tensor | None:
-    """Where a target (b, c, ...) is not ignored, (b, ...); None where it is so everywhere."""
+    """Where a target (b, c, ...) is not ignored, (b, ...); None where it is so everywhere.
+
+    Everywhere on all ranks, so that these go the same way through a loss.
+    """
     ignored = is_ignored(target.as_subclass(Tensor)[:, 0])
-    return ~ignored if ignored.any() else None
+    return ~ignored if any_over_ranks(ignored) else None
 
 
 def of_voxels(x: Tensor, voxels: Tensor) -> Tensor:
@@ -36,5 +40,5 @@ def known_samples(logits: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]
 
 
 def mean(x: Tensor) -> Tensor:
-    """The mean; of nothing 0, and with a gradient, where all voxels are ignored."""
-    return x.mean() if x.numel() else x.sum()
+    """The mean, of all ranks; of nothing 0, and with a gradient, where all voxels are ignored."""
+    return mean_over_ranks(x.mean() if x.numel() else x.sum(), x.numel())

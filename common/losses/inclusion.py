@@ -75,7 +75,7 @@ class CodebookMambaLoss(nn.Module):
         loss = self.dice_bce(logits, target) + self.beta * self.inclusion(known)
         if isinstance(output, Tensor):
             return loss
-        return loss + self.alpha * at_least_float32(output[1]).mean()
+        return loss + self.alpha * mean(at_least_float32(output[1]))
 
 
 def _check_channels(name: str, x: Tensor) -> None:

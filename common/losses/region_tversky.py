@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from monai.networks.utils import one_hot
 from torch import Tensor, nn
 
+from ..distributed import sum_over_ranks
 from .dice_ce import DiceCELoss
 from .ignored import known_voxels, mean
 from .precision import at_least_float32
@@ -96,7 +97,7 @@ class RegionSpecificTverskyLoss(nn.Module):
             part = _pool(known.to(p.dtype), regions)
             tp, fp, fn = (_pool(x * known, regions) / part.clamp(min=_NONE) for x in counts)
         if self.batch:
-            tp, fp, fn = tp.sum(0), fp.sum(0), fn.sum(0)
+            tp, fp, fn = (sum_over_ranks(x.sum(0)) for x in (tp, fp, fn))
 
         s = self.smooth
         if self.adaptive:
@@ -107,7 +108,7 @@ class RegionSpecificTverskyLoss(nn.Module):
             wrong = self.alpha * fp + (self.alpha + self.beta) * fn
         score = (tp + s) / (tp + wrong + s)
         if known is not None:
-            seen = part.sum(0) if self.batch else part
+            seen = sum_over_ranks(part.sum(0)) if self.batch else part
             score = score[(seen > 0).expand_as(score)]
         return -mean(score)
 
