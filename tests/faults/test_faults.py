@@ -140,14 +140,16 @@ def test_unreadable_file_in_the_middle_of_an_epoch(data: Path, tmp_path: Path):
 
 
 def test_worker_killed(training: Training):
-    running = training.start(num_workers=2, cache="none", epoch_length=20)
+    options = {"num_workers": 2, "cache": "none", "epoch_length": 20}
+    for part in ("train", "validate"):  # whose children are workers alone
+        options[f"{part}#dataloader#multiprocessing_context"] = "fork"
+    running = training.start(**options)
     wait_for(training.root / "models/last_epoch.pt", running)
     process = psutil.Process(running.process.pid)
     while running.process.is_alive():
         with suppress(psutil.Error):  # one that has ended meanwhile
             for child in process.children():
-                if "resource_tracker" not in " ".join(child.cmdline()):
-                    child.kill()
+                child.kill()
     done = running.end()
     assert done.returncode == 1, done.stderr[-1000:]
     said = sentence(done.stderr)
