@@ -3,7 +3,7 @@
 from .convert import convert_checkpoint
 from .encoder import load_encoder
 from .join import check_stage, join_stages, keep_other_stage
-from .load import StateDict, check_checkpoint, load_state_dict
+from .load import StateDict, check_checkpoint, load_state_dict, members
 
 __all__ = [
     "StateDict",
@@ -14,4 +14,5 @@ __all__ = [
     "keep_other_stage",
     "load_encoder",
     "load_state_dict",
+    "members",
 ]

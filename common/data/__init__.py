@@ -5,12 +5,13 @@ from .layouts import find_cases, image_files, labelled_cases
 from .outputs import OutputLayout, check_output_folder
 from .skipping import SkippingDataLoader, SkippingDataset
 from .splits import split_cases
-from .writers import AtomicNibabelWriter, AtomicPILWriter
+from .writers import AtomicNibabelWriter, AtomicPILWriter, ProbabilityWriter
 
 __all__ = [
     "AtomicNibabelWriter",
     "AtomicPILWriter",
     "OutputLayout",
+    "ProbabilityWriter",
     "SkippingDataLoader",
     "SkippingDataset",
     "check_output_folder",
