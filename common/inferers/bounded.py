@@ -104,11 +104,12 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
                     sums = scratch.zeros(
                         shape, axis + 2, inputs.dtype, inputs.device, self.in_memory
                     )
+                    weights = weights.to(sums.device)
                 for window, logit in zip(batch, logits, strict=True):
                     ready = _divide(sums[number], axis + 1, ready, window[axis].start)
                     here = (slice(None), *window)
-                    sums[number, :-1][here] += (logit * weights).to(sums.device)
-                    sums[number, -1:][here] += weights.to(sums.device)
+                    sums[number, :-1][here].addcmul_(logit.to(sums), weights)
+                    sums[number, -1:][here] += weights
                     scratch.release(sums)
                 first += len(batch)
                 bar.update(len(batch))

@@ -123,7 +123,10 @@ def resampled_slab(
 
 
 class SlabwiseResample(SpatialResample):
-    """MONAI's `SpatialResample`, slab by slab where what comes out is large."""
+    """MONAI's `SpatialResample`, slab by slab where what comes out is large.
+
+    Of those with linear interpolation: the nearest of two voxels as far away might be another one.
+    """
 
     def __call__(
         self,
@@ -140,7 +143,7 @@ class SlabwiseResample(SpatialResample):
         mode = self.mode if mode is None else mode
         lazy = self.lazy if lazy is None else lazy
         known = isinstance(img, MetaTensor) and isinstance(spatial_size, Sequence)
-        if lazy or not known or dst_affine is None or not isinstance(mode, str):
+        if lazy or not known or dst_affine is None or mode != "bilinear":
             return super().__call__(img, *asked)
         size = [int(n) for n in spatial_size]
         ours, wanted = (
