@@ -56,7 +56,7 @@ def main() -> None:
                 masks[chain] = Path(folder, f"{classes} {chain}")
                 try:
                     in_own_process(prepare, folder, options.size, classes, preload=preload)
-                    peak, anonymous, seconds = in_own_process(
+                    peak, anonymous, seconds, processor = in_own_process(
                         infer, folder, masks[chain], classes, chain, options.overlap,
                         options.threads, preload=preload,
                     )  # fmt: skip
@@ -65,11 +65,26 @@ def main() -> None:
                     continue
                 differing = "" if len(masks) == 1 else str(differences(*masks.values()))
                 rows.append(
-                    [*name, f"{peak / GIB:.2f}", f"{anonymous / GIB:.2f}", f"{seconds:.0f}", differing]
+                    [
+                        *name,
+                        f"{peak / GIB:.2f}",
+                        f"{anonymous / GIB:.2f}",
+                        f"{seconds:.0f}",
+                        f"{processor:.0f}",
+                        differing,
+                    ]
                 )
     size = " x ".join(map(str, options.size))
     say(f"Inference of {size} voxels. {machine('cpu', options.threads)}\n")
-    header = ["classes", "chain", "peak GiB", "not of files", "seconds", "voxels that differ"]
+    header = [
+        "classes",
+        "chain",
+        "peak GiB",
+        "not of files",
+        "seconds",
+        "of processors",
+        "voxels that differ",
+    ]
     say(table(header[: len(header) - (not options.compare)], [row[: len(header)] for row in rows]))
 
 
@@ -98,8 +113,8 @@ def prepare(folder: str, size: list[int], classes: int) -> None:
 
 def infer(
     folder: str, masks: Path, classes: int, chain: str, overlap: float, threads: int
-) -> tuple[int, int, float]:
-    """Bytes at the peak, those of them that are not of files, and seconds."""
+) -> tuple[int, int, float, float]:
+    """Bytes at the peak, those of them that are not of files, seconds, and processors' seconds."""
     from monai.bundle import run
 
     torch.set_num_threads(threads)
@@ -119,14 +134,14 @@ def infer(
     with open(os.devnull, "w") as nothing, _sampled_anonymous() as anonymous:
         os.dup2(nothing.fileno(), 1)
         os.dup2(nothing.fileno(), 2)
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         try:
             run(config_file=_configs(classes), **overrides)
         finally:
             os.dup2(before[0], 1)
             os.dup2(before[1], 2)
-        seconds = time.perf_counter() - start
-    return status("VmHWM"), max(anonymous), seconds
+        seconds, processor = time.perf_counter() - start, time.process_time() - processor
+    return status("VmHWM"), max(anonymous), seconds, processor
 
 
 def _monais_chain() -> dict[str, Any]:

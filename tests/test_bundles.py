@@ -253,7 +253,11 @@ def test_differences_are_seen():
 def flips_of(inferer: Any) -> Any:
     """The part of an inferer, or of its config, that flips: it is within the others."""
     config = isinstance(inferer, dict)
-    if (inferer["_target_"] if config else repr(type(inferer))).rstrip("'>").endswith("FlipInferer"):
+    if (
+        (inferer["_target_"] if config else repr(type(inferer)))
+        .rstrip("'>")
+        .endswith("FlipInferer")
+    ):
         return inferer
     return flips_of(inferer["inferer"] if config else inferer.inferer)
 

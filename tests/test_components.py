@@ -42,5 +42,5 @@ def test_largest_components_of_classes(of: Any, theirs: dict[str, Any], number: 
 
 @pytest.mark.parametrize("of", ["all", 2, [0], [], ["liver"]])
 def test_other_choices_are_refused(of: Any):
-    with pytest.raises(InputError, match="keep_largest_component is .*; allowed are True, False"):
+    with pytest.raises(InputError, match=r"keep_largest_component is .*; allowed are True, False"):
         KeepLargestComponentsd("pred", of)

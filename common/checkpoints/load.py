@@ -101,9 +101,7 @@ def members(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
     return [str(file) for file in found]
 
 
-def check_checkpoint(
-    path: str | Path | Sequence[str | Path], network: nn.Module
-) -> None:
+def check_checkpoint(path: str | Path | Sequence[str | Path], network: nn.Module) -> None:
     """Check that a checkpoint file, or each of several, fits a network, parameter by parameter.
 
     Raises:

@@ -64,6 +64,7 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
             cval=cval,
             progress=progress,
         )
+        self.sw_batch_size: int = sw_batch_size
         self.in_memory = in_memory
 
     def __call__(
@@ -81,8 +82,8 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
         whole = padded.shape[2:]
         interval = _get_scan_interval(whole, roi, dims, ensure_tuple_rep(self.overlap, dims))
         axis = min(range(dims), key=lambda i: roi[i] / whole[i])
-        windows = dense_patch_slices(whole, roi, interval)
-        windows.sort(key=lambda window: window[axis].start)
+        windows = [(slice(None), *window) for window in dense_patch_slices(whole, roi, interval)]
+        windows.sort(key=lambda window: window[axis + 1].start)
         patch = get_valid_patch_size(whole, roi)
         weights = compute_importance_map(
             patch, self.mode, self.sigma_scale, inputs.device, inputs.dtype
@@ -93,8 +94,8 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
             ready = first = 0
             while first < len(windows):  # of as many at a time as memory allows by then
                 batch = windows[first : first + self.sw_batch_size]
-                inside = torch.stack([volume[(slice(None), *window)] for window in batch])
-                logits = predict(inside, *args, **kwargs)
+                values = torch.stack([volume[window] for window in batch])
+                logits = predict(values, *args, **kwargs)
                 if not isinstance(logits, Tensor) or logits.shape[2:] != roi:
                     bar.close()
                     return super().__call__(inputs, predict, *args, **kwargs)
@@ -106,10 +107,9 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
                     )
                     weights = weights.to(sums.device)
                 for window, logit in zip(batch, logits, strict=True):
-                    ready = _divide(sums[number], axis + 1, ready, window[axis].start)
-                    here = (slice(None), *window)
-                    sums[number, :-1][here].addcmul_(logit.to(sums), weights)
-                    sums[number, -1:][here] += weights
+                    ready = _divide(sums[number], axis + 1, ready, window[axis + 1].start)
+                    sums[number, :-1][window].addcmul_(logit.to(sums), weights)
+                    sums[number, -1:][window] += weights
                     scratch.release(sums)
                 first += len(batch)
                 bar.update(len(batch))
@@ -117,8 +117,9 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
             _divide(sums[number], axis + 1, ready, whole[axis])
         bar.close()
         assert sums is not None
-        inside = [slice(a, a + n) for a, n in zip(start, size, strict=True)]
-        result = sums[(slice(None), slice(-1), *inside)]
+        inside = (slice(a, a + n) for a, n in zip(start, size, strict=True))
+        here = (slice(None), slice(-1), *inside)
+        result = sums[here]
         if isinstance(inputs, MetaTensor):
             like = MetaTensor([]).copy_meta_from(inputs, copy_attr=False)
             result = convert_to_dst_type(result, like, device=sums.device)[0]
@@ -211,9 +212,7 @@ class _OfSlices(nn.Module):
         return [part.unsqueeze(self.axis) for part in output]
 
 
-def _pad(
-    inputs: Tensor, roi: Sequence[int], mode: str, value: float
-) -> tuple[Tensor, list[int]]:
+def _pad(inputs: Tensor, roi: Sequence[int], mode: str, value: float) -> tuple[Tensor, list[int]]:
     """Volumes that are nowhere smaller than a window, and where in them the volume begins."""
     volumes = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
     lacking = [max(wanted - n, 0) for wanted, n in zip(roi, inputs.shape[2:], strict=True)]

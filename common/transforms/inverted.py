@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, Invertd, MapTransform
+from monai.transforms import Invertd, InvertibleTransform, MapTransform
 from torch import Tensor
 
 from .. import scratch
@@ -95,8 +95,7 @@ class InvertedLabelsd(MapTransform):
     ) -> dict[Hashable, Any]:
         logits = logits.as_tensor() if isinstance(logits, MetaTensor) else logits
         shape = (len(logits), *before.size)
-        labels: Tensor | None = None
-        levels = None
+        labels = levels = None
         if self.probabilities_key is not None:
             levels = scratch.zeros(shape, 0, torch.uint8, in_memory=self.in_memory)
         for part in scratch.slabs(shape, before.axis + 1):
@@ -120,6 +119,7 @@ class InvertedLabelsd(MapTransform):
             back = self.nearest({key: MetaTensor(volume), self.orig_key: there})[key]
             return back.to(torch.uint8)
 
+        assert labels is not None
         done = {key: undo(labels)}
         if levels is not None:
             whole = None

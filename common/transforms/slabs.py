@@ -1,4 +1,4 @@
-"""Volumes on other grids, slab by slab: MONAI's grids of all coordinates need three times a volume."""
+"""Volumes on other grids, slab by slab: of all voxels, coordinates are thrice as large."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Before(NamedTuple):
     slab: Slab
 
 
-def before_resampling(image: MetaTensor, axis: int, prepare: Callable[[Tensor], Tensor]) -> Before | None:
+def before_resampling(
+    image: MetaTensor, axis: int, prepare: Callable[[Tensor], Tensor]
+) -> Before | None:
     """How to undo, slab by slab, what resampled an image last; None where that is not known.
 
     Args:
@@ -53,7 +55,9 @@ def before_resampling(image: MetaTensor, axis: int, prepare: Callable[[Tensor], 
         affine = how.pop("src_affine")
         how["dtype"] = get_torch_dtype_from_string(how["dtype"])
         dims = len(size)
-        ours, wanted = (to_affine_nd(dims, np.asarray(a, np.float64)) for a in (image.affine, affine))
+        ours, wanted = (
+            to_affine_nd(dims, np.asarray(a, np.float64)) for a in (image.affine, affine)
+        )
         matrix = np.linalg.solve(ours, wanted)
 
         def resample(volume: Tensor, part: slice) -> Tensor:
@@ -113,7 +117,8 @@ def resampled_slab(
             low = min(max(math.floor(there[i].min()) - 1, 0), n - 1)
             box[i] = slice(low, max(min(math.ceil(there[i].max()) + 2, n), low + 1))
             back[i, -1] = -low
-    inside = prepare(volume[(slice(None), *box)]).to(dtype)
+    here = (slice(None), *box)
+    inside = prepare(volume[here]).to(dtype)
     _, mode, padding_mode, _ = resolves_modes(mode, padding_mode)
     resample = AffineTransform(
         mode=mode, padding_mode=padding_mode, align_corners=align_corners, reverse_indexing=True
@@ -142,8 +147,8 @@ class SlabwiseResample(SpatialResample):
         asked = (dst_affine, spatial_size, mode, padding_mode, align_corners, dtype, lazy)
         mode = self.mode if mode is None else mode
         lazy = self.lazy if lazy is None else lazy
-        known = isinstance(img, MetaTensor) and isinstance(spatial_size, Sequence)
-        if lazy or not known or dst_affine is None or mode != "bilinear":
+        known = dst_affine is not None and isinstance(spatial_size, Sequence)
+        if lazy or not known or mode != "bilinear" or not isinstance(img, MetaTensor):
             return super().__call__(img, *asked)
         size = [int(n) for n in spatial_size]
         ours, wanted = (

@@ -116,9 +116,7 @@ def test_fewer_windows_where_memory_is_short(
     assert inferer.sw_batch_size == 1, "from now on"
 
 
-def test_on_the_cpu_where_memory_is_short(
-    network: nn.Module, caplog: pytest.LogCaptureFixture
-):
+def test_on_the_cpu_where_memory_is_short(network: nn.Module, caplog: pytest.LogCaptureFixture):
     """The meta device is as another one, on which nothing is computed."""
     volume = torch.randn(1, 1, 20, 13, 12)
     with caplog.at_level(logging.WARNING):

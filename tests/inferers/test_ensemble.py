@@ -24,9 +24,7 @@ def save(file: Path, seed: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_mean_of_probabilities(
-    activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_mean_of_probabilities(activation: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(scratch, "_SLAB", 2**10)
     files = [tmp_path / f"{n}.pt" for n in range(3)]
     networks = [save(file, seed) for seed, file in enumerate(files)]
@@ -76,7 +74,7 @@ def test_members(tmp_path: Path):
         save(tmp_path / f"fold_{fold}/models/model.pt", fold)
     assert names(tmp_path) == [f"fold_{n}/models/model.pt" for n in (0, 9, 10)]
     (tmp_path / "fold_3").mkdir()
-    with pytest.raises(InputError, match="has no fold_3/models/model.pt"):
+    with pytest.raises(InputError, match=r"has no fold_3/models/model\.pt"):
         members(tmp_path)
 
 
