@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from monai.data import NibabelWriter, PILWriter
 from monai.data.utils import to_affine_nd
-from monai.utils import MetaKeys
+from monai.utils import MetaKeys, convert_to_tensor
 
 from .. import scratch
 from ..errors import InputError
@@ -74,10 +74,8 @@ class ProbabilityWriter(AtomicNibabelWriter):
     fit into the memory.
     """
 
-    data_obj: np.ndarray
-
     def write(self, filename: str | PathLike, verbose: bool = False, **kwargs: Any) -> None:
-        values = self.data_obj
+        values = convert_to_tensor(self.data_obj, dtype=torch.uint8)
         if values.ndim == 3:  # of an image without depth
             values = values[:, :, None]
         header = nib.Nifti1Header()
@@ -92,10 +90,10 @@ class ProbabilityWriter(AtomicNibabelWriter):
         header["magic"], header["vox_offset"] = b"n+1", 352
         with _complete(filename) as partial, nib.openers.Opener(str(partial), "wb") as file:
             file.write(header.binaryblock + bytes(4))
-            for probabilities in np.moveaxis(values, -1, 0):
-                for slices in np.moveaxis(probabilities, -1, 0):
-                    file.write(slices.astype(np.uint8, copy=False).tobytes(order="F"))
-                scratch.release(torch.from_numpy(self.data_obj))
+            for probabilities in values.unbind(-1):
+                for section in probabilities.unbind(-1):
+                    file.write(section.numpy(force=True).tobytes(order="F"))
+                scratch.release(values)
         if verbose:
             _logger.info("The probabilities are in %s", filename)
 
