@@ -103,6 +103,11 @@ def peak_memory(run: Callable[[], Any], device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 
+def status(name: str) -> int:
+    """Bytes that Linux says of this process, such as VmHWM."""
+    return _kibibytes(_STATUS, name)
+
+
 def _kibibytes(file: Path, name: str) -> int:
     """A value of one of Linux's status files, which give it in KiB, in bytes."""
     line = next(line for line in file.read_text().splitlines() if line.startswith(f"{name}:"))

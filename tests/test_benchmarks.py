@@ -54,6 +54,14 @@ def test_selective_scan():
 
 
 @pytest.mark.slow
+def test_memory():
+    text = run("memory", "--size", 48, 48, 48, "--classes", 3, "--overlap", 0.25, "--compare")
+    for chain in ("bounded", "MONAI's"):
+        assert float(cells(text, "3", chain)[2]) > 0
+    assert cells(text, "3", "MONAI's")[-1] == "0", "voxels that differ"
+
+
+@pytest.mark.slow
 def test_networks():
     names = ("LightMUNet", "SegResNet", "SwinUNETR")
     text = run("networks", "--size", 40, 40, "--only", *names, "--rounds", 1)

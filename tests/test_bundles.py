@@ -87,11 +87,12 @@ MAY_DIFFER_IN = {
         "validate#additional_metrics": "no channel is the background's; the challenge's metrics",
         "validate#handlers#1#batch_transform": "a picture of two regions that overlap",
         "validate#handlers#1#output_transform": "a picture of two regions that overlap",
+        "validate#inferer#activation": "two sigmoid channels instead of a softmax",
         "validate#postprocessing": "two sigmoid channels instead of a softmax",
         "validate#handlers#2#metric_details": "the challenge's metrics",
         "preprocessing#transforms": "it clips before it resamples",
+        "inferer#activation": "two sigmoid channels instead of a softmax",
         "postprocessing#transforms#0": "two sigmoid channels instead of a softmax",
-        "postprocessing#transforms#2": "two sigmoid channels instead of a softmax",
     },
     "liver_tumor_ct_elanres_msca_segmentation": {
         "stage": "it trains two networks, one after the other",
@@ -114,7 +115,6 @@ MAY_DIFFER_IN = {
         "preprocessing#transforms": "it crops to the body",
         "inferer": "two networks; padding is air",
         "postprocessing#transforms#0": "two sigmoid channels instead of a softmax",
-        "postprocessing#transforms#2": "two sigmoid channels instead of a softmax",
         "run": "the stage is checked, and the other one's network kept",
     },
 }
@@ -254,12 +254,15 @@ def test_differences_are_seen():
 
 
 def flips_of(inferer: Any) -> Any:
-    """The part of an inferer, or of its config, that flips: a cascade's is within it."""
-    within = inferer["inferer"] if isinstance(inferer, dict) else inferer.inferer
-    cascade = "CascadeInferer" in (
-        inferer["_target_"] if isinstance(inferer, dict) else repr(type(inferer))
-    )
-    return within if cascade else inferer
+    """The part of an inferer, or of its config, that flips: it is within the others."""
+    config = isinstance(inferer, dict)
+    if (
+        (inferer["_target_"] if config else repr(type(inferer)))
+        .rstrip("'>")
+        .endswith("FlipInferer")
+    ):
+        return inferer
+    return flips_of(inferer["inferer"] if config else inferer.inferer)
 
 
 def set_panel(parsed: ConfigParser, **options: Any) -> None:
@@ -278,7 +281,7 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
     parsed = parser(bundle, "inference", handlers=[])
     panel = parsed["displayable_configs"]
     off: Config = {"test_time_flips": False, "keep_largest_component": False}
-    slides = flips_of(parsed["inferer"])["inferer"]["_target_"] == "SlidingWindowInferer"
+    slides = flips_of(parsed["inferer"])["inferer"]["_target_"].endswith("SlidingWindowInferer")
     assert panel == ({"overlap": 0.5} if slides else {}) | off
 
     def steps() -> list[str]:
@@ -286,7 +289,7 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
         return [type(step).__name__ for step in chain]
 
     assert flips_of(parsed.get_parsed_content("inferer")).axes == []
-    assert "KeepLargestConnectedComponentd" not in steps()
+    assert "KeepLargestComponentsd" not in steps()
 
     parsed = parser(bundle, "inference", handlers=[])
     give(parsed, **dict.fromkeys(off, True), **({"overlap": 0.125} if slides else {}))
@@ -295,7 +298,7 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
     flips = [step for step in train if isinstance(step, dict) and step["_target_"] == "RandFlipd"]
     assert inferer.axes == [step["spatial_axis"] for step in flips], "what training has seen"
     assert getattr(inferer.inferer, "overlap", None) == 0.125 or not slides
-    assert steps()[-2:] == ["KeepLargestConnectedComponentd", "SaveImaged"]
+    assert steps()[-2:] == ["KeepLargestComponentsd", "SaveImaged"]
 
 
 def test_images_of_one_name_have_a_mask_each(bundle: Path, tmp_path: Path):

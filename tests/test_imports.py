@@ -10,7 +10,8 @@ from .conftest import REPOSITORY
 
 COMMON = REPOSITORY / "common"
 FRAMEWORKS = {"torch", "monai", "numpy", "ignite", "nibabel", "scipy", "matplotlib", "tqdm", "PIL"}
-BASE = {"distributed", "errors", "files", "ignored"}  # what every other part may use
+# what every other part may use
+BASE = {"components", "distributed", "errors", "files", "ignored", "scratch"}
 DOMAIN = BASE | {
     *("ops", "blocks", "networks", "losses", "data", "transforms", "inferers", "evaluation"),
     "checkpoints",
@@ -24,7 +25,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "losses": (BASE, FRAMEWORKS),
     "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "psutil", "pydicom"}),
     "transforms": (BASE | {"data"}, FRAMEWORKS),
-    "inferers": (BASE, FRAMEWORKS),
+    "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
     "evaluation": (BASE | {"data"}, FRAMEWORKS | {"umap"}),
     "checkpoints": (BASE, {"torch"}),
     "workflows": (DOMAIN, FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime"}),
@@ -36,9 +37,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "distributed": (set(), {"torch"}),
     "optimizers": (BASE, {"torch"}),
     "doctor": ({"__version__", "ops"}, {"torch"}),
+    "components": (set(), {"numpy", "scipy"}),
     "errors": (set(), set()),
     "files": ({"errors"}, {"fire"}),
     "ignored": (set(), {"torch"}),
+    "scratch": ({"errors"}, {"torch"}),
     "__init__": (set(), set()),
     "__main__": ({"cli"}, set()),
 }

@@ -13,12 +13,12 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor, decollate_batch, list_data_collate
-from monai.transforms import Compose, Invertd
+from monai.transforms import Compose
 from PIL import Image
 
 from common.data.phantom import write_phantom
 from common.ignored import IGNORED
-from common.transforms import NestedRegionsd
+from common.transforms import InvertedLabelsd, NestedRegionsd
 from common.zoo.contract import nested
 
 from .conftest import REPOSITORY
@@ -137,13 +137,14 @@ def test_evaluation_leaves_ignored_voxels_out(bundle: Path):
     parser = ConfigParser()
     parser.read_config([str(bundle / f"configs/{name}.json") for name in ("train", "evaluate")])
     transforms = parser.get_parsed_content("validate#postprocessing").transforms
-    assert isinstance(transforms[1], Invertd)  # which needs a network's whole way, and is not it
+    first = transforms[0]
+    assert isinstance(first, InvertedLabelsd)  # which needs a network's whole way
     classes = int(parser["num_classes"])
     label = torch.randint(IGNORED, classes, (1, 1, 12, 12, 12)[: 5 if classes == 3 else 4])
     if nested(bundle):  # which preprocessing does
         label = NestedRegionsd("label", classes)({"label": label[0]})["label"][None]
     logits = torch.randn(1, classes - nested(bundle), *label.shape[2:])
-    post = Compose([transforms[0], *transforms[2:]])
+    post = Compose([first.probabilities, first.labels, *transforms[1:]])
     check_metrics(post, logits, MetaTensor(label.float()), not nested(bundle))
 
 

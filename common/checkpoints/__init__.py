@@ -3,7 +3,7 @@
 from .convert import convert_checkpoint
 from .encoder import load_encoder
 from .join import check_stage, join_stages, keep_other_stage
-from .load import StateDict, check_checkpoint, load_checkpoint, load_state_dict
+from .load import StateDict, check_checkpoint, load_checkpoint, load_state_dict, members
 from .save import save_checkpoint
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "load_checkpoint",
     "load_encoder",
     "load_state_dict",
+    "members",
     "save_checkpoint",
 ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +66,60 @@ def unwrapped(content: Any) -> Any:
     return content
 
 
-def check_checkpoint(path: str | Path, network: nn.Module) -> None:
-    """Check that a checkpoint file fits a network, parameter by parameter.
+def members(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
+    """The checkpoint files of an ensemble, or the one file of a single network.
+
+    Of a folder they are ``fold_*/models/model.pt``, in the order of the folds' numbers; in a folder
+    without such folders its own ``*.pt`` by name, ``last.pt`` left out, which a training goes on
+    from.
+
+    Args:
+        checkpoint: a file, which need not be there yet; a list of files, which may be text as it is
+            typed, ``['a.pt', 'b.pt']``; or a folder.
+
+    Raises:
+        InputError: a folder has no checkpoint, or one of its folds has none; the list is empty.
+    """
+    text = str(checkpoint)
+    if isinstance(checkpoint, str) and re.fullmatch(r"\[.*\]|\(.*\)", text):
+        try:
+            checkpoint = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            return [text]  # a file's name
+    if isinstance(checkpoint, (list, tuple)):
+        if not checkpoint:
+            raise InputError(
+                "checkpoint is an empty list; allowed are one or more files, or a folder of folds."
+            )
+        return [str(file) for file in checkpoint]
+    folder = Path(text)
+    if not folder.is_dir():
+        return [text]
+    folds = [fold for fold in folder.glob("fold_*") if fold.is_dir()]
+    folds.sort(key=lambda fold: [int(n) for n in re.findall(r"\d+", fold.name)])
+    found = [fold / "models/model.pt" for fold in folds] or sorted(
+        file for file in folder.glob("*.pt") if file.name != "last.pt"
+    )
+    lacking = [file for file in found if not file.is_file()]
+    if lacking or not found:
+        raise InputError(
+            f"The folder {folder} has no {lacking[0].relative_to(folder) if lacking else '*.pt'}; "
+            "allowed as checkpoint is one with fold_*/models/model.pt in each of its folds, or "
+            "else with the *.pt of an ensemble."
+        )
+    return [str(file) for file in found]
+
+
+def check_checkpoint(path: str | Path | Sequence[str | Path], network: nn.Module) -> None:
+    """Check that a checkpoint file, or each of several, fits a network, parameter by parameter.
 
     Raises:
         InputError: as `load_state_dict`; or a parameter is missing, unknown or of another shape.
     """
+    if not isinstance(path, (str, Path)):
+        for file in path:
+            check_checkpoint(file, network)
+        return
     found = {name: tuple(x.shape) for name, x in load_state_dict(path).items()}
     wanted = {name: tuple(x.shape) for name, x in network.state_dict().items()}
     differ = [

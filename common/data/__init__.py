@@ -7,12 +7,13 @@ from .outputs import OutputLayout, check_output_folder
 from .sampling import ValidationSampler
 from .skipping import SkippingDataLoader, SkippingDataset
 from .splits import split_cases
-from .writers import AtomicNibabelWriter, AtomicPILWriter
+from .writers import AtomicNibabelWriter, AtomicPILWriter, ProbabilityWriter
 
 __all__ = [
     "AtomicNibabelWriter",
     "AtomicPILWriter",
     "OutputLayout",
+    "ProbabilityWriter",
     "SkippingDataLoader",
     "SkippingDataset",
     "ValidationSampler",

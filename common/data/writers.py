@@ -11,10 +11,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
 from monai.data import NibabelWriter, PILWriter
 from monai.data.utils import to_affine_nd
-from monai.utils import MetaKeys
+from monai.utils import MetaKeys, convert_to_tensor
 
+from .. import scratch
 from ..errors import InputError
 from ..files import replacing
 from .geometry import apart
@@ -45,7 +47,7 @@ class AtomicNibabelWriter(NibabelWriter):
         self, meta_dict: Mapping | None, resample: bool = True, **options: Any
     ) -> None:
         super().set_metadata(meta_dict, resample, **options)
-        self.place = _place(meta_dict or {}, self.affine, np.shape(self.data_obj))
+        self.place = _place(meta_dict or {}, self.affine, np.shape(self.data_obj)[:3])
 
     def write(self, filename: str | PathLike, verbose: bool = False, **obj_kwargs: Any) -> None:
         with _complete(filename) as partial:
@@ -63,6 +65,37 @@ class AtomicNibabelWriter(NibabelWriter):
                 nib.save(mask, partial)
         if verbose:
             _logger.info("The mask is in %s", filename)
+
+
+class ProbabilityWriter(AtomicNibabelWriter):
+    """Writes probabilities, whole numbers of 255ths, as a NIfTI file of four axes, classes last.
+
+    Its scl_slope is 1/255, so that programs show 0 to 1. It is written part by part: it need not
+    fit into the memory.
+    """
+
+    def write(self, filename: str | PathLike, verbose: bool = False, **kwargs: Any) -> None:
+        values = convert_to_tensor(self.data_obj, dtype=torch.uint8)
+        if values.ndim == 3:  # of an image without depth
+            values = values[:, :, None]
+        header = nib.Nifti1Header()
+        if self.place is None:
+            header.set_sform(to_affine_nd(3, self.affine), code="aligned")
+            header.set_qform(to_affine_nd(3, self.affine), code="aligned")
+        else:
+            header = self.place.copy()
+        header.set_data_shape(values.shape)
+        header.set_data_dtype(np.uint8)
+        header.set_slope_inter(1 / 255, 0)
+        header["magic"], header["vox_offset"] = b"n+1", 352
+        with _complete(filename) as partial, nib.openers.Opener(str(partial), "wb") as file:
+            file.write(header.binaryblock + bytes(4))
+            for probabilities in values.unbind(-1):
+                for section in probabilities.unbind(-1):
+                    file.write(section.numpy(force=True).tobytes(order="F"))
+                scratch.release(values)
+        if verbose:
+            _logger.info("The probabilities are in %s", filename)
 
 
 class AtomicPILWriter(PILWriter):

@@ -1,6 +1,14 @@
 """Inferers of MONAI's kind: how networks are applied to an image."""
 
-from .cascade import CascadeInferer, largest_component
+from .bounded import BoundedSliceInferer, BoundedSlidingWindowInferer
+from .cascade import CascadeInferer
+from .ensemble import EnsembleInferer
 from .flips import FlipInferer
 
-__all__ = ["CascadeInferer", "FlipInferer", "largest_component"]
+__all__ = [
+    "BoundedSliceInferer",
+    "BoundedSlidingWindowInferer",
+    "CascadeInferer",
+    "EnsembleInferer",
+    "FlipInferer",
+]

@@ -6,15 +6,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.inferers import Inferer
 from monai.transforms import generate_spatial_bounding_box
 from monai.utils import ensure_tuple_rep
-from scipy import ndimage
 from torch import Tensor, nn
 
+from ..components import largest_component
 from ..errors import InputError
 
 _logger = logging.getLogger(__name__)
@@ -86,7 +85,7 @@ class CascadeInferer(Inferer):
         liver = self.inferer(volume, network.liver, *args, **kwargs).float()
         tumour = torch.full_like(liver, _NOWHERE)
         found = (liver > 0)[0, 0]
-        component = largest_component(found)
+        component = torch.from_numpy(largest_component(found.numpy(force=True))).to(found.device)
         if not component.any():
             _logger.warning("No liver was found in %s: no tumour is looked for.", file)
             return torch.cat([liver, tumour], 1)
@@ -98,15 +97,6 @@ class CascadeInferer(Inferer):
         inside = self.inferer(volume[..., h, w, d], network.tumour, *args, **kwargs)
         tumour[..., h, w, d] = inside.float()
         return torch.cat([liver, tumour], 1)
-
-
-def largest_component(mask: Tensor) -> Tensor:
-    """The largest part of a boolean mask whose voxels share faces; of an empty one, nothing."""
-    parts, number = ndimage.label(mask.cpu().numpy())
-    if number == 0:
-        return torch.zeros_like(mask)
-    largest = np.bincount(parts.ravel())[1:].argmax() + 1
-    return torch.from_numpy(parts == largest).to(mask.device)
 
 
 def _check_trained(network: nn.Module, name: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from monai.inferers import Inferer
 from torch import Tensor
 
+from .sums import Mean
+
 
 class FlipInferer(Inferer):
     """Mean of another inferer's logits over the flips of the image, each flipped back.
@@ -35,12 +37,14 @@ class FlipInferer(Inferer):
         self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any
     ) -> Tensor:
         """Logits (b, classes, ...) of images (b, channels, ...)."""
-        total = self.inferer(inputs, network, *args, **kwargs)
-        flips = [[axis + 2 for axis in flip] for flip in _subsets(self.axes) if flip]
-        for flip in flips:
-            flipped = self.inferer(inputs.flip(flip), network, *args, **kwargs)
-            total = total + flipped.flip(flip)
-        return total / (1 + len(flips))
+        logits = self.inferer(inputs, network, *args, **kwargs)
+        if not self.axes:
+            return logits
+        mean = Mean(logits)
+        del logits  # what is on disk need not be there twice
+        for flip in ([axis + 2 for axis in flip] for flip in _subsets(self.axes) if flip):
+            mean.add(self.inferer(inputs.flip(flip), network, *args, **kwargs), flip)
+        return mean.result()
 
 
 def _subsets(items: Sequence[int]) -> list[tuple[int, ...]]:

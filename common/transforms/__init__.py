@@ -2,6 +2,8 @@
 
 from .body import BodyCropd, body_mask
 from .checks import CheckInputd
+from .components import KeepLargestComponentsd
+from .inverted import InvertedLabelsd
 from .labels import (
     LabelRegionsd,
     LeaveOutIgnoredd,
@@ -20,6 +22,8 @@ __all__ = [
     "BodyCropd",
     "CheckInputd",
     "ForegroundOrAll",
+    "InvertedLabelsd",
+    "KeepLargestComponentsd",
     "LabelRegionsd",
     "LeaveOutIgnoredd",
     "LoadCheckedImaged",

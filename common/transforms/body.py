@@ -16,6 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..components import largest_component
 from ..errors import InputError
 from .naming import image_name
 
@@ -126,8 +127,9 @@ def body_mask(hu: Tensor, spacing: Sequence[float]) -> Tensor | None:
     ]
     coarse_mm = [step * mm for step, mm in zip(steps, spacing, strict=True)]
     dense = _block_means(hu, steps) > _SURFACE_HU
-    body = _largest(ndimage.grey_opening(dense.view(np.uint8), _axial(_TABLE_MM, coarse_mm)) > 0)
-    if body is None:
+    opened = ndimage.grey_opening(dense.view(np.uint8), _axial(_TABLE_MM, coarse_mm)) > 0
+    body = largest_component(opened)
+    if not body.any():
         return None
     body = _filled(_closed(body, _axial(_GAP_MM, coarse_mm)))
     surface = (ndimage.maximum_filter(body.view(np.uint8), 3) > 0) & ~body
@@ -143,11 +145,6 @@ def _block_means(hu: Tensor, steps: list[int]) -> NDArray[np.float32]:
 def _axial(width: float, mm: Sequence[float]) -> tuple[int, int, int]:
     """A square of that width (mm) in an axial slice, in voxels."""
     return max(2, round(width / mm[0])), max(2, round(width / mm[1])), 1
-
-
-def _largest(mask: Mask) -> Mask | None:
-    parts, count = ndimage.label(mask)
-    return parts == 1 + np.bincount(parts.ravel())[1:].argmax() if count else None
 
 
 def _closed(mask: Mask, size: Sequence[int]) -> Mask:

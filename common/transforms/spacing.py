@@ -12,14 +12,22 @@ from monai.transforms import InvertibleTransform, MapTransform, Spacingd, Spatia
 from monai.utils import TraceKeys, ensure_tuple_rep
 
 from ..errors import InputError
+from .slabs import SlabwiseResample
 
 
 class OwnKeysSpacingd(Spacingd):
     """MONAI's `Spacingd`, of which other entries of the data are none of its business.
 
     MONAI 1.6 takes every entry whose name begins with a key's, such as MONAI Label's `image_path`
-    beside `image`, for metadata, and fails at it.
+    beside `image`, for metadata, and fails at it. Large volumes are resampled slab by slab.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        whole = self.spacing_transform.sp_resample
+        self.spacing_transform.sp_resample = SlabwiseResample(
+            whole.mode, whole.padding_mode, whole.align_corners, whole.dtype, whole.lazy
+        )
 
     def __call__(
         self, data: Mapping[Hashable, Any], lazy: bool | None = None
@@ -76,14 +84,13 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
             scale = torch.tensor([*(1 / ratio for ratio in ratios), 1.0], dtype=torch.float64)
             affine = volume.affine.double() @ scale.diag()
             done = self.resample(volume, dst_affine=affine, spatial_size=size, mode=mode)
+            if isinstance(mode, int):
+                done.applied_operations[-1][TraceKeys.EXTRA_INFO]["mode"] = "bilinear"
             resampled[key] = done.clamp(volume.min(), volume.max())
         return resampled
 
     def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         inverted = dict(data)
         for key in self.key_iterator(inverted):
-            how = inverted[key].applied_operations[-1][TraceKeys.EXTRA_INFO]
-            if isinstance(how["mode"], int):
-                how["mode"] = "bilinear"
             inverted[key] = self.resample.inverse(inverted[key])
         return inverted

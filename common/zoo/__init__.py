@@ -1,7 +1,7 @@
 """Bundles as packages: their contract, zip files, index, download and upload."""
 
 # The configs of bundles find these here.
-from ..checkpoints import check_checkpoint, check_stage, keep_other_stage, load_encoder
+from ..checkpoints import check_checkpoint, check_stage, keep_other_stage, load_encoder, members
 from .index import write_index
 from .install import install
 from .pack import find_bundle, pack
@@ -17,6 +17,7 @@ __all__ = [
     "install",
     "keep_other_stage",
     "load_encoder",
+    "members",
     "pack",
     "push",
     "verify",

@@ -57,6 +57,8 @@ _LOGGING_PLAIN = {
     *("keys", "level", "handlers", "propagate", "qualname", "formatter"),
     *("format", "datefmt", "style"),
 }
+# What brings a mask to the grid of the image's file.
+_INVERSES = ("common.transforms.InvertedLabelsd", "Invertd")
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -90,7 +92,8 @@ def spatial_dims(bundle: Path) -> int:
 
 def nested(bundle: Path) -> bool:
     """Whether the output is a sigmoid per class, each within the one before; no background."""
-    return "common.transforms.NestedLabelsd" in _targets(bundle, "postprocessing#transforms")
+    steps = ids(config(bundle, "inference").get("postprocessing", {}))
+    return "common.transforms.NestedLabelsd" in steps.values()
 
 
 def staged(bundle: Path) -> bool:
@@ -208,11 +211,16 @@ def inference_config(bundle: Path) -> Iterator[str]:
     if inference.get("handlers#0#_target_") != "CheckpointLoader" or path not in (
         "@checkpoint",
         "@typed#checkpoint",
+        "$@members[0]",
     ):
         yield "the first of handlers has to be a CheckpointLoader of @checkpoint, for Slicer"
     steps = _targets(bundle, "postprocessing#transforms")
-    if [step for step in steps if step in ("Invertd", "SaveImaged")] != ["Invertd", "SaveImaged"]:
-        yield "postprocessing needs Invertd before SaveImaged: masks belong on the image's grid"
+    inverse = [step for step in steps if step in _INVERSES]
+    if len(inverse) != 1 or "SaveImaged" not in steps[steps.index(inverse[0]) :]:
+        yield (
+            "postprocessing needs InvertedLabelsd or Invertd, once and before SaveImaged: masks "
+            "belong on the image's grid"
+        )
 
 
 def initialisation(bundle: Path) -> Iterator[str]:

@@ -11,7 +11,7 @@ from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
 from common.errors import InputError
-from common.inferers import CascadeInferer, largest_component
+from common.inferers import CascadeInferer
 from common.networks import ELANResMSCAUNet, LiverTumourCascade
 
 LIVER, TUMOUR = 1.0, 2.0
@@ -149,10 +149,3 @@ def test_what_it_cannot_use():
         windows((16,) * 3, reparameterize=True)(x, trained(Above(0), Above(0)))
     with pytest.raises(InputError, match="margin is -1; allowed are whole numbers from 0"):
         windows((16,) * 3, margin=-1)
-
-
-def test_largest_component():
-    mask = torch.zeros(5, 5, 5, dtype=torch.bool)
-    assert not largest_component(mask).any()
-    mask[0, 0, :2] = mask[1, 1, 2:5] = True  # edges touch, faces do not
-    assert torch.equal(largest_component(mask).nonzero()[:, 2], torch.tensor([2, 3, 4]))

@@ -147,7 +147,7 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
         (
             "inference_config",
             lambda b: edit(b, "inference", lambda x: x["postprocessing"]["transforms"].reverse()),
-            "needs Invertd before SaveImaged",
+            "needs InvertedLabelsd or Invertd, once and before SaveImaged",
         ),
         (
             "initialisation",
