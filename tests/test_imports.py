@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "transforms": (BASE | {"data"}, FRAMEWORKS),
     "inferers": (BASE, FRAMEWORKS),
     "evaluation": (BASE | {"data"}, FRAMEWORKS | {"umap"}),
-    "checkpoints": (BASE, {"torch"}),
+    "checkpoints": (BASE, {"torch", "monai"}),
     "workflows": (DOMAIN, FRAMEWORKS | {"nnunetv2", "onnxruntime"}),
     "zoo": (
         BASE | {"__version__", "checkpoints"},

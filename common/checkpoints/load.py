@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +26,18 @@ def load_state_dict(path: str | Path) -> StateDict:
         InputError: the file is missing, is no checkpoint, or holds more than tensors; or torch is
             too old to read it without running code.
     """
+    content = unwrapped(read_checkpoint(path))
+    if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
+        raise InputError(f"{path} holds no state dict; allowed are names with their tensors.")
+    return dict(content)
+
+
+def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
+    """What a checkpoint file holds; with `mmap`, tensors that nobody looks at stay on the disk.
+
+    Raises:
+        InputError: as `load_state_dict`, but for what it holds.
+    """
     file = Path(path)
     if torch.__version__ < _SAFE:
         raise InputError(
@@ -35,16 +49,13 @@ def load_state_dict(path: str | Path) -> StateDict:
             f"There is no checkpoint {file}; training writes one, --checkpoint names another."
         )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        mmap = mmap and is_zipfile(file)  # as torch's old format is not
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise InputError(
             f"{file} cannot be read as a checkpoint ({type(error).__name__}); allowed are files "
             "that torch.save wrote, with tensors and plain values only."
         ) from error
-    content = unwrapped(content)
-    if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
-        raise InputError(f"{file} holds no state dict; allowed are names with their tensors.")
-    return dict(content)
 
 
 def unwrapped(content: Any) -> Any:
@@ -53,6 +64,11 @@ def unwrapped(content: Any) -> Any:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     return content
+
+
+def without_wrappers(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """With the names that parameters have outside DistributedDataParallel and torch.compile."""
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in state_dict.items()}
 
 
 def check_checkpoint(path: str | Path, network: nn.Module) -> None:

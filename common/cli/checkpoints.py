@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import InputError
-from ..files import replacing
+from ..files import as_json, replacing
 from .output import say
 
 
@@ -21,9 +21,35 @@ def convert(checkpoint: str, network: str, output: str) -> None:
 
 def join(liver: str, tumor: str, output: str) -> None:
     """Join a cascade's checkpoints, one from --stage liver, one from --stage tumor, into one."""
-    from ..checkpoints import join_stages
+    from ..checkpoints import join_settings, join_stages
 
-    _save(join_stages(liver, tumor), output)
+    _save(join_stages(liver, tumor), output, join_settings(liver, tumor))
+
+
+def settings(checkpoint: str, output: str | None = None) -> None:
+    """Print what a checkpoint's training was told, as JSON, or write it to a config.
+
+    The config is given after others: --config_file "['configs/train.json','settings.json']".
+    """
+    from ..checkpoints import check_setting, load_settings
+    from ..workflows import write_settings
+
+    found = load_settings(checkpoint)
+    if not found:
+        raise InputError(
+            f"{checkpoint} has no settings of its training; allowed are checkpoints that a "
+            "bundle's training wrote."
+        )
+    if output is None:
+        say(as_json(found))
+        return
+    for id_, value in found.items():
+        check_setting(id_, value)
+    try:
+        write_settings(output, found)
+    except OSError as error:
+        raise InputError(f"The settings {output} cannot be written ({error}).") from error
+    say(f"{len(found)} settings are in {output}")
 
 
 def export(
@@ -35,8 +61,8 @@ def export(
 ) -> None:
     """Write a trained network as "torchscript", "torch_export" or "onnx" (extra: onnx).
 
-    Run it in the bundle's folder, or name its config_file; what the training changed there has to
-    be changed here too. The file is kept if its logits are the network's in float64. Images have
+    Run it in the bundle's folder, or name its config_file. The settings are the checkpoint's, see
+    `settings`, but for what is given here (--spacing "[2,2,3]"). The file is kept if its logits are the network's in float64. Images have
     the bundle's patch_size (--patch_size "[96,96,96]" for another); in TorchScript, any.
     """
     import time
@@ -53,12 +79,14 @@ def export(
     say(f"{format + ':':19} {output}")
 
 
-def _save(weights: dict[str, Any], output: str) -> None:
+def _save(
+    weights: dict[str, Any], output: str, settings: dict[str, Any] | None = None
+) -> None:
     import torch
 
     try:
         with replacing(output) as partial:
-            torch.save(weights, partial)
+            torch.save({"model": weights, "settings": settings} if settings else weights, partial)
     except (OSError, RuntimeError) as error:
         raise InputError(f"The checkpoint {output} cannot be written ({error}).") from error
     say(f"{len(weights)} parameters are in {output}")

@@ -2,6 +2,7 @@
 
 from .find import find_cases, image_files, labelled_cases, require_cases, say_once
 from .names import case_key, case_names
+from .stated import label_names
 from .types import SPLITS, Case, DataSet, Image, Split
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "case_names",
     "find_cases",
     "image_files",
+    "label_names",
     "labelled_cases",
     "require_cases",
     "say_once",
