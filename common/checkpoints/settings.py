@@ -78,6 +78,8 @@ def check_setting(id_: str, value: Any) -> None:
         _class_of(id_, value["_target_"])
         for key, inner in value.items():
             if key != "_target_":
+                if str(key).startswith("_"):  # as _mode_, by which MONAI builds otherwise
+                    raise _refusal(f"{id_}#{key}", inner, "arguments")
                 _check_argument(f"{id_}#{key}", inner)
     elif isinstance(value, (dict, list, tuple)):
         for key, inner in _items(value):

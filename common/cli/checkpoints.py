@@ -79,9 +79,7 @@ def export(
     say(f"{format + ':':19} {output}")
 
 
-def _save(
-    weights: dict[str, Any], output: str, settings: dict[str, Any] | None = None
-) -> None:
+def _save(weights: dict[str, Any], output: str, settings: dict[str, Any] | None = None) -> None:
     import torch
 
     try:
