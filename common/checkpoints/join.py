@@ -75,10 +75,10 @@ def keep_other_stage(
     network.load_state_dict(theirs, strict=False)
     _logger.info(f"The {other} network is kept as it is in {path}.")
     kept = load_settings(path) if settings else {}
-    own = f"network_def#{_PREFIXES[stage].rstrip('.')}"
+    trained = f"network_def#{_PREFIXES[stage].rstrip('.')}"
     for id_, now, then in differences("", settings, kept) if kept else ():
-        if id_ == own or id_.startswith(f"{own}#"):
-            continue  # that network is trained anew
+        if id_ == trained or id_.startswith(f"{trained}#"):
+            continue  # the file will have this training's
         _logger.warning(
             f"{id_} is {now}, and {path} was trained with {then}; both networks will be used "
             f"with {now}."

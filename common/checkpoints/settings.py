@@ -143,7 +143,7 @@ def _class_of(id_: str, target: Any) -> type:
     raise _refusal(
         id_,
         target,
-        "networks of common.networks and monai.networks.nets, and MONAI's transforms of intensities",
+        "the networks of common.networks and monai.networks.nets, and MONAI's intensity transforms",
     )
 
 

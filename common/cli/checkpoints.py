@@ -61,8 +61,8 @@ def export(
 ) -> None:
     """Write a trained network as "torchscript", "torch_export" or "onnx" (extra: onnx).
 
-    Run it in the bundle's folder, or name its config_file. The settings are the checkpoint's, see
-    `settings`, but for what is given here (--spacing "[2,2,3]"). The file is kept if its logits are the network's in float64. Images have
+    Run it in the bundle's folder, or name its config_file. The settings are the checkpoint's, but
+    for what is given here. The file is kept if its logits are the network's in float64. Images have
     the bundle's patch_size (--patch_size "[96,96,96]" for another); in TorchScript, any.
     """
     import time

@@ -144,7 +144,7 @@ def as_trained(
 
 
 def with_settings(config: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A config with the values that it has from a checkpoint in their places, so that it needs none.
+    """A config with the values that it has from a checkpoint, so that it needs none.
 
     Raises:
         InputError: such a value would run as code.

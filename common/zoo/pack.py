@@ -38,8 +38,9 @@ def find_bundle(name: str) -> Path:
 def pack(bundle: str | Path, output: str | Path) -> Packed:
     """Write ``<name>_v<version>.zip`` and its checksum, as sha256sum writes it, into a folder.
 
-    In it are the bundle's LICENSE, configs, docs and weights, where it has ``models/model.pt``, their
-    training's ``models/settings.json``, and the sources of this package. Nothing else of the folder is: no data, outputs, other checkpoints.
+    In it are the bundle's LICENSE, configs, docs and weights, where it has ``models/model.pt`` and
+    its ``models/settings.json``, and the sources of this package. Nothing else of the folder is:
+    no data, outputs, other checkpoints.
 
     Raises:
         InputError: what would be packed does not pass `verify`, or is a link; or the output cannot
