@@ -26,13 +26,13 @@ def load_state_dict(path: str | Path) -> StateDict:
         InputError: the file is missing, is no checkpoint, or holds more than tensors; or torch is
             too old to read it without running code.
     """
-    content = unwrapped(read_checkpoint(path))
+    content = unwrapped(load_checkpoint(path))
     if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
         raise InputError(f"{path} holds no state dict; allowed are names with their tensors.")
     return dict(content)
 
 
-def read_checkpoint(path: str | Path, mmap: bool = False) -> Any:
+def load_checkpoint(path: str | Path, mmap: bool = False) -> Any:
     """What a checkpoint file holds; with `mmap`, tensors that nobody looks at stay on the disk.
 
     Raises:

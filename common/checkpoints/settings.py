@@ -13,7 +13,7 @@ from monai.transforms import Transform
 from torch import nn
 
 from ..errors import InputError, first_line
-from .load import read_checkpoint
+from .load import load_checkpoint
 
 # What may be built from them: classes that work on tensors and open no file, with arguments whose
 # text is a word (a norm, a mode, a key), and no path, address, expression or reference.
@@ -31,13 +31,16 @@ def load_settings(path: str | Path) -> dict[str, Any]:
     """Read what a training wrote of its settings beside the weights, without running any code.
 
     Ids of the training's config and their values, plain data as in JSON; a component is the dict
-    that describes it. Empty where the checkpoint has none.
+    that describes it. They are under "settings", or an attribute of the state dict of that name.
+    Empty where the checkpoint has none.
 
     Raises:
         InputError: as `load_state_dict`; or the settings are no plain data.
     """
-    content = read_checkpoint(path, mmap=True)
-    settings = content.get("settings", {}) if isinstance(content, Mapping) else {}
+    content = load_checkpoint(path, mmap=True)
+    settings = getattr(content, "settings", {})
+    if isinstance(content, Mapping):
+        settings = content.get("settings", settings)
     if not isinstance(settings, dict) or not _is_plain(settings):
         raise InputError(
             f"The settings in {path} are not what a training wrote; allowed are numbers, text, "
@@ -137,9 +140,12 @@ def _class_of(id_: str, target: Any) -> type:
     # To look elsewhere would be to import what is there, and so to run it.
     found = locate(path) if path.startswith(("common.networks.", "monai.")) else None
     for kind, places in _PLACES.items():
-        if isinstance(found, type) and issubclass(found, kind):
-            if f"{found.__module__}.".startswith(places):
-                return found
+        if (
+            isinstance(found, type)
+            and issubclass(found, kind)
+            and f"{found.__module__}.".startswith(places)
+        ):
+            return found
     raise _refusal(
         id_,
         target,

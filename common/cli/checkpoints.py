@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 from ..errors import InputError
@@ -23,7 +24,9 @@ def join(liver: str, tumor: str, output: str) -> None:
     """Join a cascade's checkpoints, one from --stage liver, one from --stage tumor, into one."""
     from ..checkpoints import join_settings, join_stages
 
-    _save(join_stages(liver, tumor), output, join_settings(liver, tumor))
+    weights = OrderedDict(join_stages(liver, tumor))
+    weights.settings = join_settings(liver, tumor)  # type: ignore[attr-defined]  # as of a training
+    _save(weights, output)
 
 
 def settings(checkpoint: str, output: str | None = None) -> None:
@@ -79,12 +82,12 @@ def export(
     say(f"{format + ':':19} {output}")
 
 
-def _save(weights: dict[str, Any], output: str, settings: dict[str, Any] | None = None) -> None:
+def _save(weights: dict[str, Any], output: str) -> None:
     import torch
 
     try:
         with replacing(output) as partial:
-            torch.save({"model": weights, "settings": settings} if settings else weights, partial)
+            torch.save(weights, partial)
     except (OSError, RuntimeError) as error:
         raise InputError(f"The checkpoint {output} cannot be written ({error}).") from error
     say(f"{len(weights)} parameters are in {output}")

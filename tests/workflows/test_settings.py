@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser, load
 from monai.transforms import NormalizeIntensityd
 from torch import nn
 
-from common.checkpoints import join_settings, load_settings
+from common.checkpoints import join_settings, load_settings, load_state_dict
 from common.cli.checkpoints import settings as settings_verb
 from common.data import label_names
 from common.data.phantom import write_phantom
@@ -297,6 +297,20 @@ def test_arguments_that_a_network_has_not(tmp_path: Path):
     with pytest.raises(RuntimeError) as refused:
         with_checkpoint(file).get_parsed_content("network_def")
     assert "network_def cannot be built as the checkpoint's" in str(input_error_in(refused.value))
+
+
+def test_settings_beside_the_weights(tmp_path: Path):
+    """As an attribute of the state dict, which all others take for a state dict."""
+    weights = LightMUNet(**NETWORK).state_dict()
+    weights.settings = SETTINGS
+    torch.save(weights, tmp_path / "model.pt")
+    assert load_settings(tmp_path / "model.pt") == SETTINGS
+    assert load_state_dict(tmp_path / "model.pt").keys() == weights.keys()
+    weights.settings = SETTINGS | {"image_size": "$print()"}
+    torch.save(weights, tmp_path / "model.pt")
+    with pytest.raises(RuntimeError) as refused:
+        with_checkpoint(tmp_path / "model.pt").get_parsed_content("image_size")
+    assert "give --image_size yourself" in str(input_error_in(refused.value))
 
 
 def test_members_of_an_ensemble_agree(tmp_path: Path):
