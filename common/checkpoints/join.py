@@ -59,7 +59,9 @@ def keep_other_stage(
     own = network.state_dict()
     _check_both_stages(own, f"The network {type(network).__name__}")
     if not Path(path).is_file():
-        _logger.info(f"There is no {path} yet: it will hold the {other} network untrained.")
+        trained = own.get(f"{_PREFIXES[other]}num_batches_trained")
+        state = "of --pretrained" if trained else "untrained"
+        _logger.info(f"There is no {path} yet: it will hold the {other} network {state}.")
         return
     weights = load_state_dict(path)
     _check_both_stages(weights, f"The checkpoint {path}")
