@@ -8,9 +8,12 @@ from monai.networks.nets import UNet
 from torch import nn
 
 from common.checkpoints import fine_tune
+from common.data.phantom import write_phantom
 from common.errors import InputError
+from common.networks import LightMUNet
 
 from ..conftest import REPOSITORY
+from ..running import command, sentence, succeed
 
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
 
@@ -97,8 +100,7 @@ def test_only_what_learns_is_optimised(bundle: Path, tmp_path: Path):
         parser.update({"device": "cpu", "network_def": "$network_", "freeze": "0.*"})
         parser.update({"pretrained": str(tmp_path / "model.pt")})
         parser.globals["network_"] = network
-        if len(configs) == 2:
-            parser["network"] = {"_target_": "torch.nn.Sequential", "_args_": []}
+        if len(configs) == 2:  # as DistributedDataParallel, around the network
             parser["network"] = "$torch.nn.Sequential(@network_def)"
         steps = [s.get("_target_") if isinstance(s, dict) else s for s in parser["run"]]
         step = steps.index("common.checkpoints.fine_tune")
@@ -107,3 +109,27 @@ def test_only_what_learns_is_optimised(bundle: Path, tmp_path: Path):
         (group,) = parser.get_parsed_content("optimizer").param_groups
         assert [id(x) for x in group["params"]] == [id(x) for x in network[1].parameters()]
         assert torch.equal(network[0].weight, weights["0.weight"])
+
+
+@pytest.mark.slow
+def test_a_training_from_other_weights(tmp_path: Path):
+    """Radiographs of two classes, from a network of four channels and three classes."""
+    bundle = REPOSITORY / "bundles/lung_cxr_lightm_unet_segmentation"
+    small = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
+    weights = LightMUNet(2, 4, 3, **small).state_dict()
+    torch.save(weights, tmp_path / "theirs.pt")
+    write_phantom(tmp_path / "data", cases=6, kind="cxr", size=64)
+    options = {f"network_def#{name}": value for name, value in small.items()}
+    options |= {"bundle_root": tmp_path, "dataset_dir": tmp_path / "data", "batch_size": 2}
+    options |= {"image_size": [32, 32], "max_epochs": 1, "pretrained": tmp_path / "theirs.pt"}
+    options["freeze"] = ["encoder.*"]
+    said = succeed(command(bundle, "train", **options))
+    assert "stem.depthwise.weight has shape (4, 1, 3, 3), not (1, 1, 3, 3)" in said
+    trained = torch.load(tmp_path / "models/model.pt", weights_only=True)
+    same = {part: [] for part in ("stem", "encoder", "decoder", "head")}
+    for name, x in trained.items():
+        same[name.partition(".")[0]].append(torch.equal(x, weights[name]))
+    assert all(same["encoder"])
+    assert not all(same["decoder"])
+    refused = sentence(command(bundle, "train", **options | {"freeze": "nothing.*"}))
+    assert "freeze is 'nothing.*', which is no parameter's name" in refused
