@@ -417,7 +417,8 @@ def test_names_of_classes(tmp_path: Path):
         "tumour",
     ]
     assert named({"background": 0, "liver": 1, "ignore": 2}) == ["background", "liver"]
-    assert label_names(tmp_path, {1: 1}) is None
+    assert label_names(tmp_path, label_map={1: 1}) is None
+    assert label_names(tmp_path, tmp_path / "cases.json") is None
     assert named({"background": 0, "whole": [1, 2], "core": 2}) is None
     assert named({"liver": 1}) is None
     assert named({}) is None

@@ -35,16 +35,20 @@ def with_stated(data: DataSet, stated: Mapping[str, Any], path: Path, count: int
     )
 
 
-def label_names(dataset_dir: str | Path, label_map: Mapping[Any, Any] | None = None) -> list | None:
+def label_names(
+    dataset_dir: str | Path,
+    cases_file: str | Path | None = None,
+    label_map: Mapping[Any, Any] | None = None,
+) -> list[str] | None:
     """Names of the classes 0, 1, ..., where the data set's dataset.json has one for each.
 
-    None where it has not, where classes are a `label_map`'s, and for regions.
+    None where it has not, where cases are a file's or classes a `label_map`'s, and for regions.
 
     Raises:
         InputError: dataset.json cannot be read, or its "labels" are of another form.
     """
     path = Path(dataset_dir) / "dataset.json"
-    if label_map is not None or not path.is_file():
+    if cases_file is not None or label_map is not None or not path.is_file():
         return None
     values = _label_values(read_json(path).get("labels"), path) or {}
     named = {str(value): name for name, value in values.items() if name != "ignore"}
