@@ -13,7 +13,7 @@ demo: $(VENV)/installed
 	$(RUN) --config_file $(BUNDLE)/configs/train.json --bundle_root demo --dataset_dir demo/data \
 		$(SMALL) $(SHORT)
 	$(RUN) --config_file $(BUNDLE)/configs/inference.json --bundle_root demo \
-		--dataset_dir $(HELD_OUT) $(SMALL)
+		--dataset_dir $(HELD_OUT)
 	$(BIN)/python -m common overlay --image $(HELD_OUT) --prediction demo/eval/liver_008_seg.nii.gz \
 		--label demo/data/labelsTs/liver_008.nii.gz --output demo/overlay.png
 

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -91,6 +91,22 @@ def read_bytes(file: Path) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise InputError(f"The file {file} cannot be read ({error.strerror}).") from error
+
+
+def write_json(path: str | os.PathLike[str], content: Mapping[str, Any]) -> None:
+    """Write a JSON object, see `as_json`.
+
+    Raises:
+        OSError: it cannot be written; what was there before is there still.
+    """
+    with replacing(path) as partial:
+        partial.write_text(as_json(content) + "\n", encoding="utf-8")
+
+
+def as_json(content: Mapping[str, Any]) -> str:
+    """A JSON object as a person would write a config: one name a line."""
+    lines = [f"    {json.dumps(str(name))}: {json.dumps(x)}" for name, x in content.items()]
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def read_json(file: Path) -> dict[str, Any]:

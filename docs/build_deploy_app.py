@@ -4,8 +4,8 @@
 
 The folder has all that the application needs but the packages in its requirements.txt: the network
 as TorchScript with the bundle's metadata and inference config in it, and a copy of `common`, whose
-transforms that config names. What the training changed has to be changed here too (--spacing
-"[2,2,3]"). docs/monai_deploy.md has the commands.
+transforms that config names. The config has the checkpoint's settings in it, but for what is given
+here. docs/monai_deploy.md has the commands.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from pathlib import Path
 from string import Template
 
 import common
+from common.checkpoints import load_settings
+from common.errors import InputError
 
-# What a segment is, in SNOMED CT, by the name of its channel in the metadata: category, type.
+# What a segment is, in SNOMED CT, by the name of its class: category, type.
+NEOPLASM = (("49755003", "Morphologically Altered Structure"), ("108369006", "Neoplasm"))
 CODES = {
     "liver": (("123037004", "Anatomical Structure"), ("10200004", "Liver")),
-    "tumour": (("49755003", "Morphologically Altered Structure"), ("108369006", "Neoplasm")),
+    **dict.fromkeys(("tumour", "tumor", "cancer"), NEOPLASM),  # the last is the Decathlon's
 }
 REQUIREMENTS = """\
 torch=={pytorch_version}
@@ -135,7 +138,12 @@ def main() -> None:
     data = metadata["network_data_format"]
     if metadata["modality"] not in ("CT", "MR"):
         parser.error(f"{options.bundle} is for {metadata['modality']}; allowed are CT and MR")
-    labels = list(data["outputs"]["pred"]["channel_def"].values())[1:]
+    try:
+        settings = load_settings(checkpoint)
+    except InputError as error:
+        parser.error(str(error))
+    labels = settings.get("label_names") or list(data["outputs"]["pred"]["channel_def"].values())
+    labels = labels[1 : settings.get("num_classes")]
     unknown = [name for name in labels if name not in CODES]
     if unknown:
         parser.error(f"there is no SNOMED CT code for {', '.join(unknown)}; add it to CODES")

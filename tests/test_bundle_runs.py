@@ -62,7 +62,7 @@ def test_training_leaves_weights_and_tensorboard(trained: Path):
     weights = torch.load(trained / "models/model.pt", weights_only=True)
     assert all(torch.isfinite(x).all() for x in weights.values())
     names = {file.name for file in (trained / "models").iterdir()}
-    assert names == {"model.pt", "last_epoch.pt", ".training.lock"}
+    assert names == {"model.pt", "settings.json", "last_epoch.pt", ".training.lock"}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     scalars, images = set(), set()

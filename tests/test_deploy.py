@@ -102,13 +102,20 @@ def build(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_application_is_complete(tmp_path: Path):
     bundle = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
     network = LightMUNet(3, 1, 3, 16, (1, 1), (1,))
-    torch.save(network.state_dict(), tmp_path / "model.pt")
+    parameters = {"init_filters": 16, "blocks_down": [1, 1], "blocks_up": [1]}
+    parameters |= {"spatial_dims": 3, "in_channels": 1, "out_channels": 3}
+    settings = {
+        "spacing": [4, 4, 5],
+        "patch_size": [32, 32, 16],
+        "intensity": {"_target_": "NormalizeIntensityd", "keys": "image"},
+        "network_def": {"_target_": "common.networks.LightMUNet", **parameters},
+        "label_names": ["background", "liver", "cancer"],
+    }
+    torch.save({"model": network.state_dict(), "settings": settings}, tmp_path / "model.pt")
     app = tmp_path / "app"
     done = build(
-        bundle, "--checkpoint", tmp_path / "model.pt", "--output", app, "--patch_size", [16, 16, 8],
-        "--network_def#init_filters", 16, "--network_def#blocks_down", [1, 1],
-        "--network_def#blocks_up", [1],
-    )  # fmt: skip
+        bundle, "--checkpoint", tmp_path / "model.pt", "--output", app, "--patch_size", [16, 16, 8]
+    )
     assert done.returncode == 0, done.stderr
     compile((app / "app.py").read_text(), "app.py", "exec")
     assert (app / "common/transforms/loading.py").is_file()
@@ -120,6 +127,10 @@ def test_application_is_complete(tmp_path: Path):
         )
     assert metadata == BUNDLES[bundle.name]
     assert config["patch_size"] == [16, 16, 8]
+    assert config["spacing"] == [4, 4, 5]
+    assert config["settings"] == {}
+    assert ConfigParser(config).get_parsed_content("intensity").normalizer.channel_wise is False
+    assert "'cancer': (('49755003'" in (app / "app.py").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["app", "model.pt"]
     assert "is there already" in build(bundle, "--output", app).stderr
 

@@ -27,7 +27,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "transforms": (BASE | {"data"}, FRAMEWORKS),
     "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
     "evaluation": (BASE | {"data"}, FRAMEWORKS | {"umap"}),
-    "checkpoints": (BASE, {"torch"}),
+    "checkpoints": (BASE, {"torch", "monai"}),
     "workflows": (DOMAIN, FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime"}),
     "zoo": (
         BASE | {"__version__", "checkpoints"},

@@ -139,7 +139,7 @@ def test_evaluation_leaves_ignored_voxels_out(bundle: Path):
     transforms = parser.get_parsed_content("validate#postprocessing").transforms
     first = transforms[0]
     assert isinstance(first, InvertedLabelsd)  # which needs a network's whole way
-    classes = int(parser["num_classes"])
+    classes = parser.get_parsed_content("num_classes")
     label = torch.randint(IGNORED, classes, (1, 1, 12, 12, 12)[: 5 if classes == 3 else 4])
     if nested(bundle):  # which preprocessing does
         label = NestedRegionsd("label", classes)({"label": label[0]})["label"][None]

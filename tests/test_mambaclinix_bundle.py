@@ -89,9 +89,11 @@ def test_plans_of_the_papers_data_sets(
     parsed = parser(BUNDLE, config)
     if name is not None:
         parsed.read_config([str(BUNDLE / f"configs/{file}.json") for file in (config, name)])
-    strides = np.array(parsed["network_def"]["strides"])
+    planned = parsed["network_def"]
+    strides = np.array({**planned.get("default", {}), **planned}["strides"])
     assert np.log2(strides).sum(0)[::-1].tolist() == poolings
-    assert not (np.array(parsed["patch_size"]) % strides.prod(0)).any()
+    patch_size = parsed.get_parsed_content("patch_size")
+    assert not (np.array(patch_size) % strides.prod(0)).any()
     network = parsed.get_parsed_content("network_def")
     assert network.stem.conv.in_channels == channels
     assert network.heads[-1].out_channels == classes

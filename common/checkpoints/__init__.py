@@ -2,19 +2,27 @@
 
 from .convert import convert_checkpoint
 from .encoder import load_encoder
-from .join import check_stage, join_stages, keep_other_stage
+from .fine_tune import fine_tune
+from .join import check_stage, join_settings, join_stages, keep_other_stage
 from .load import StateDict, check_checkpoint, load_checkpoint, load_state_dict, members
 from .save import save_checkpoint
+from .settings import build_setting, check_setting, differences, load_settings
 
 __all__ = [
     "StateDict",
+    "build_setting",
     "check_checkpoint",
+    "check_setting",
     "check_stage",
     "convert_checkpoint",
+    "differences",
+    "fine_tune",
+    "join_settings",
     "join_stages",
     "keep_other_stage",
     "load_checkpoint",
     "load_encoder",
+    "load_settings",
     "load_state_dict",
     "members",
     "save_checkpoint",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor
 
 from ..errors import InputError
-from .load import StateDict, unwrapped
+from .load import StateDict, unwrapped, without_wrappers
 
 
 def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateDict:
@@ -27,9 +27,7 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
     """
     if network not in _CONVERTERS:
         raise InputError(f"network is {network!r}; allowed are {', '.join(sorted(_CONVERTERS))}.")
-    weights = unwrapped(state_dict).items()
-    plain = {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in weights}
-    return _CONVERTERS[network](plain)
+    return _CONVERTERS[network](without_wrappers(unwrapped(state_dict)))
 
 
 # Parameter names of a release, as patterns from their start, and ours.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from ..errors import InputError
 from .load import StateDict, load_state_dict
+from .settings import differences, load_settings
 
 _logger = logging.getLogger(__name__)
 
@@ -31,16 +34,23 @@ def check_stage(stage: str | None, num_classes: int) -> None:
         )
 
 
-def keep_other_stage(network: nn.Module, path: str | Path, stage: str) -> None:
+def keep_other_stage(
+    network: nn.Module,
+    path: str | Path,
+    stage: str,
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     """Load the network of the stage that is not trained from a cascade's checkpoint.
 
     So training writes the checkpoint again without loss of the other stage. Without the file that
-    network stays as it is initialised, and the log says so.
+    network stays as it is initialised, and the log says so; and where the file was trained with
+    other settings, for which inference has one place.
 
     Args:
         network: the cascade; without networks of both stages nothing is done.
         path: the checkpoint.
         stage: the one that is trained, "liver" or "tumor".
+        settings: those of this training.
 
     Raises:
         InputError: the network has not both stages, or the checkpoint's is another one.
@@ -49,7 +59,9 @@ def keep_other_stage(network: nn.Module, path: str | Path, stage: str) -> None:
     own = network.state_dict()
     _check_both_stages(own, f"The network {type(network).__name__}")
     if not Path(path).is_file():
-        _logger.info(f"There is no {path} yet: it will hold the {other} network untrained.")
+        trained = own.get(f"{_PREFIXES[other]}num_batches_trained")
+        state = "of --pretrained" if trained else "untrained"
+        _logger.info(f"There is no {path} yet: it will hold the {other} network {state}.")
         return
     weights = load_state_dict(path)
     _check_both_stages(weights, f"The checkpoint {path}")
@@ -64,6 +76,15 @@ def keep_other_stage(network: nn.Module, path: str | Path, stage: str) -> None:
         )
     network.load_state_dict(theirs, strict=False)
     _logger.info(f"The {other} network is kept as it is in {path}.")
+    kept = load_settings(path) if settings else {}
+    trained = f"network_def#{_PREFIXES[stage].rstrip('.')}"
+    for id_, now, then in differences("", settings, kept) if kept else ():
+        if id_ == trained or id_.startswith(f"{trained}#"):
+            continue  # the file will have this training's
+        _logger.warning(
+            f"{id_} is {now}, and {path} was trained with {then}; both networks will be used "
+            f"with {now}."
+        )
 
 
 def join_stages(liver: str | Path, tumor: str | Path) -> StateDict:
@@ -85,6 +106,29 @@ def join_stages(liver: str | Path, tumor: str | Path) -> StateDict:
             )
         joined |= own
     return joined
+
+
+def join_settings(liver: str | Path, tumor: str | Path) -> dict[str, Any]:
+    """The settings of a joined cascade: those of both trainings, each network's from its own.
+
+    Empty where one of the checkpoints has none.
+
+    Raises:
+        InputError: as `load_settings`; or they differ in what both networks are used with.
+    """
+    networks = ("network_def#liver", "network_def#tumour")
+    first, second = load_settings(liver), load_settings(tumor)
+    if not first or not second:
+        return {}
+    common = [{k: x for k, x in found.items() if k not in networks} for found in (first, second)]
+    if found := next(differences("", *common), None):
+        id_, one, other = found
+        raise InputError(
+            f"{id_} is {one} in {liver} and {other} in {tumor}; allowed are checkpoints whose "
+            "trainings differ in their networks alone."
+        )
+    own = zip(networks, (first, second), strict=True)
+    return common[0] | {name: found[name] for name, found in own if name in found}
 
 
 def _check_both_stages(weights: StateDict, what: str) -> None:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,10 @@ def load_state_dict(path: str | Path) -> StateDict:
     return dict(content)
 
 
-def load_checkpoint(path: str | Path) -> Any:
+def load_checkpoint(path: str | Path, mmap: bool = False) -> Any:
     """Read all that a checkpoint file holds, without running any code in it.
+
+    With `mmap`, tensors that nobody looks at stay on the disk.
 
     Raises:
         InputError: as `load_state_dict`, but for what it holds.
@@ -50,7 +53,8 @@ def load_checkpoint(path: str | Path) -> Any:
             f"There is no checkpoint {file}; training writes one, --checkpoint names another."
         )
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        mmap = mmap and is_zipfile(file)  # as torch's old format is not
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise InputError(
             f"{file} cannot be read as a checkpoint ({type(error).__name__}); allowed are files "
@@ -66,12 +70,17 @@ def unwrapped(content: Any) -> Any:
     return content
 
 
+def without_wrappers(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """With the names that parameters have outside DistributedDataParallel and torch.compile."""
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): x for name, x in state_dict.items()}
+
+
 def members(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
     """The checkpoint files of an ensemble, or the one file of a single network.
 
     Of a folder they are ``fold_*/models/model.pt``, in the order of the folds' numbers; in a folder
-    without such folders its own ``*.pt`` by name, ``last.pt`` left out, which a training goes on
-    from.
+    without such folders its own ``*.pt`` by name, ``last_epoch.pt`` left out, which a training goes
+    on from.
 
     Args:
         checkpoint: a file, which need not be there yet; a list of files, which may be text as it is
@@ -98,7 +107,7 @@ def members(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
     folds = [fold for fold in folder.glob("fold_*") if fold.is_dir()]
     folds.sort(key=lambda fold: [int(n) for n in re.findall(r"\d+", fold.name)])
     found = [fold / "models/model.pt" for fold in folds] or sorted(
-        file for file in folder.glob("*.pt") if file.name != "last.pt"
+        file for file in folder.glob("*.pt") if file.name != "last_epoch.pt"
     )
     lacking = [file for file in found if not file.is_file()]
     if lacking or not found:

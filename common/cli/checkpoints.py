@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
-from ..errors import by_axis
+from ..errors import InputError, by_axis
+from ..files import as_json
 from .output import say
 
 
@@ -20,9 +22,37 @@ def convert(checkpoint: str, network: str, output: str) -> None:
 
 def join(liver: str, tumor: str, output: str) -> None:
     """Join a cascade's checkpoints, one from --stage liver, one from --stage tumor, into one."""
-    from ..checkpoints import join_stages
+    from ..checkpoints import join_settings, join_stages
 
-    _save(join_stages(liver, tumor), output)
+    weights = OrderedDict(join_stages(liver, tumor))
+    weights.settings = join_settings(liver, tumor)  # type: ignore[attr-defined]  # as of a training
+    _save(weights, output)
+
+
+def settings(checkpoint: str, output: str | None = None) -> None:
+    """Print what a checkpoint's training was told, as JSON, or write it to a config.
+
+    The config is given after others: --config_file "['configs/train.json','settings.json']".
+    """
+    from ..checkpoints import check_setting, load_settings
+    from ..workflows import write_settings
+
+    found = load_settings(checkpoint)
+    if not found:
+        raise InputError(
+            f"{checkpoint} has no settings of its training; allowed are checkpoints that a "
+            "bundle's training wrote."
+        )
+    if output is None:
+        say(as_json(found))
+        return
+    for id_, value in found.items():
+        check_setting(id_, value)
+    try:
+        write_settings(output, found)
+    except OSError as error:
+        raise InputError(f"The settings {output} cannot be written ({error}).") from error
+    say(f"{len(found)} settings are in {output}")
 
 
 def export(
@@ -34,8 +64,8 @@ def export(
 ) -> None:
     """Write a trained network as "torchscript", "torch_export" or "onnx" (extra: onnx).
 
-    Run it in the bundle's folder, or name its config_file; what the training changed there has to
-    be changed here too. The file is kept if its logits are the network's in float64. Images have
+    Run it in the bundle's folder, or name its config_file. The settings are the checkpoint's, but
+    for what is given here. The file is kept if its logits are the network's in float64. Images have
     the bundle's patch_size (--patch_size "[96,96,96]" for another); in TorchScript, any.
     """
     import time

@@ -41,8 +41,8 @@ def codebook(
 ) -> None:
     """Draw a network's prototypes and write which one each voxel of the images has.
 
-    Run it in the bundle's folder, or name its config_file; what the training changed there has to
-    be changed here too (--network_def#num_prototypes 128).
+    Run it in the bundle's folder, or name its config_file. The settings are the checkpoint's, but
+    for what is given here (--patch_size "[96,96,64]").
     """
     from ..data import OutputLayout, check_output_folder, image_files
     from ..evaluation import draw_prototypes, write_code_maps

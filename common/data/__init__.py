@@ -2,7 +2,7 @@
 
 from .caching import cached_dataset
 from .ircadb import write_ircadb
-from .layouts import find_cases, image_files, labelled_cases
+from .layouts import find_cases, image_files, label_names, labelled_cases
 from .outputs import OutputLayout, check_output_folder
 from .sampling import ValidationSampler
 from .skipping import SkippingDataLoader, SkippingDataset
@@ -21,6 +21,7 @@ __all__ = [
     "check_output_folder",
     "find_cases",
     "image_files",
+    "label_names",
     "labelled_cases",
     "split_cases",
     "write_ircadb",

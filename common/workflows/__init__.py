@@ -9,7 +9,7 @@ from .plan import write_plan
 from .precision import check_precision
 from .repeat import run_with_seeds
 from .resume import Stopped, TrainingState
-from .settings import running_settings
+from .settings import as_trained, read_settings, running_settings, with_settings, write_settings
 from .trained import load_for_export, load_trained
 
 __all__ = [
@@ -21,12 +21,16 @@ __all__ = [
     "SaveBest",
     "Stopped",
     "TrainingState",
+    "as_trained",
     "check_dataset",
     "check_precision",
     "export_network",
     "load_for_export",
     "load_trained",
+    "read_settings",
     "run_with_seeds",
     "running_settings",
+    "with_settings",
     "write_plan",
+    "write_settings",
 ]

@@ -12,8 +12,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..checkpoints import save_checkpoint
+from ..errors import InputError
+from .settings import write_settings
 
 FILE = "model.pt"
+SETTINGS = "settings.json"
 
 
 class SaveBest:
@@ -37,7 +40,7 @@ class SaveBest:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._compare)
 
     def save(self) -> None:
-        """Write the weights as they are.
+        """Write the weights as they are, and the settings as a config beside them.
 
         Raises:
             InputError: as `save_checkpoint`.
@@ -45,6 +48,11 @@ class SaveBest:
         weights = undistributed(self.network).state_dict()
         weights.settings = self.settings  # type: ignore[attr-defined]
         save_checkpoint(weights, self.path)
+        settings = self.path.with_name(SETTINGS)
+        try:
+            write_settings(settings, self.settings)
+        except OSError as error:
+            raise InputError(f"The settings {settings} cannot be written ({error}).") from error
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.score, "epoch": self.epoch}

@@ -26,7 +26,7 @@ from ..data import check_output_folder, find_cases
 from ..data.formats import format_of
 from ..data.layouts import Case, DataSet, require_cases
 from ..errors import InputError, first_line
-from ..files import replacing
+from ..files import write_json
 
 _NAME = "Dataset001_Planned"
 _NIFTI = "NIfTI"  # of formats.FORMATS
@@ -66,8 +66,7 @@ def write_plan(
         plans = nnunet_plans(description, gpu_memory, Path(folder))
     overrides = plan_overrides(plans, description)
     try:
-        with replacing(output) as partial:
-            partial.write_text(_as_json(overrides), encoding="utf-8")
+        write_json(output, overrides)
     except OSError as error:
         raise InputError(f"The plan {output} cannot be written ({error}).") from error
     return overrides
@@ -261,9 +260,3 @@ def _environment(variables: Mapping[str, str | Path]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
-
-
-def _as_json(overrides: Mapping[str, Any]) -> str:
-    """One id a line, as a person would write it."""
-    lines = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in overrides.items()]
-    return "{\n" + ",\n".join(lines) + "\n}\n"

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 from monai.bundle import ConfigParser
 from torch import nn
 
-from ..checkpoints import check_checkpoint, load_state_dict
+from ..checkpoints import check_checkpoint, load_settings, load_state_dict
 from ..errors import InputError
 from ..files import read_json
+from .settings import with_settings
 
 
 class Trained(NamedTuple):
@@ -38,14 +39,14 @@ def load_trained(
 
     Args:
         config_file: an inference config with the ids network, preprocessing and patch_size.
-        checkpoint: see `load_state_dict`.
+        checkpoint: see `load_state_dict`; a bundle's config takes the settings from it.
         overrides: values for ids of the config, such as ``{"network_def#num_prototypes": 128}``.
 
     Raises:
         InputError: the config cannot be read, has no such id, or builds a network that the
             checkpoint does not fit.
     """
-    parser = _read_config(config_file, overrides, Trained._fields)
+    parser = _read_config(config_file, checkpoint, overrides, Trained._fields)
     trained = Trained(*(parser.get_parsed_content(name) for name in Trained._fields))
     _load(trained.network, checkpoint)
     return trained
@@ -56,28 +57,34 @@ def load_for_export(
 ) -> Exportable:
     """Build a bundle's network and load a checkpoint; the size is its patch_size or image_size.
 
+    The config in the result has the checkpoint's settings in it, and needs none.
+
     Raises:
         InputError: as `load_trained`.
     """
-    parser = _read_config(config_file, overrides, ("network_def",))
+    parser = _read_config(config_file, checkpoint, overrides, ("network_def",))
     name = next((name for name in ("patch_size", "image_size") if name in parser.config), None)
     if name is None:
         raise InputError(f"{config_file} has no patch_size and no image_size; needed is one.")
     network = parser.get_parsed_content("network_def")
     _load(network, checkpoint)
     metadata = Path(config_file).with_name("metadata.json")
+    config = {name: x for name, x in parser.config.items() if name != ConfigParser.meta_key}
     return Exportable(
         network,
         list(parser.get_parsed_content(name)),
-        {name: value for name, value in parser.config.items() if name != ConfigParser.meta_key},
+        with_settings(config, load_settings(checkpoint)),
         read_json(metadata) if metadata.is_file() else None,
     )
 
 
 def _read_config(
-    config_file: str | Path, overrides: dict[str, Any] | None, needed: Sequence[str]
+    config_file: str | Path,
+    checkpoint: str | Path,
+    overrides: dict[str, Any] | None,
+    needed: Sequence[str],
 ) -> ConfigParser:
-    """A config with overrides of its ids.
+    """A config for a checkpoint, with overrides of its ids.
 
     Raises:
         InputError: the config cannot be read, or lacks an id that is needed or overridden.
@@ -99,6 +106,8 @@ def _read_config(
             raise InputError(
                 f"{file} has no {name}; it has {', '.join(str(key) for key in parser.config)}."
             )
+    if "settings" in parser.config:
+        parser["checkpoint"] = str(checkpoint)
     parser.update(overrides or {})
     return parser
 

@@ -7,6 +7,7 @@ the expressions in them: only for bundles that one would run.
 
 from __future__ import annotations
 
+import ast
 import configparser
 import importlib
 import re
@@ -19,7 +20,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow, verify_net_in_out
 
 from .. import __version__
-from ..checkpoints import check_checkpoint, load_state_dict
+from ..checkpoints import check_checkpoint, check_setting, load_settings, load_state_dict
 from ..errors import InputError, first_line
 from ..files import read_json
 from .archives import COMPILED, sha256
@@ -59,6 +60,10 @@ _LOGGING_PLAIN = {
 }
 # What brings a mask to the grid of the image's file.
 _INVERSES = ("common.transforms.InvertedLabelsd", "Invertd")
+_AS_TRAINED = "common.workflows.as_trained"
+_FROM_SETTINGS = re.compile(r"\$@settings\.get\('(\w+)', (.+)\)")
+_READ = {"_target_": "common.workflows.read_settings", "checkpoint": "@members"}
+SETTINGS = "models/settings.json"  # of the weights, as a config
 _PACKAGE = Path(__file__).parents[1]
 
 
@@ -83,6 +88,20 @@ def ids(content: Any, prefix: str = "") -> dict[str, Any]:
         found[f"{prefix}{key}"] = value
         found |= ids(value, f"{prefix}{key}#")
     return found
+
+
+def without_checkpoint(content: Any) -> Any:
+    """A config, or a part, with the values that it has where no checkpoint says otherwise."""
+    if isinstance(content, dict) and content.get("_target_") == _AS_TRAINED:
+        default = {key: x for key, x in content["default"].items() if key != "_mode_"}
+        return without_checkpoint(default)
+    if isinstance(content, dict):
+        return {key: without_checkpoint(value) for key, value in content.items()}
+    if isinstance(content, list):
+        return [without_checkpoint(value) for value in content]
+    if isinstance(content, str) and (found := _FROM_SETTINGS.fullmatch(content)):
+        return ast.literal_eval(found[2])
+    return content.replace("#default#", "#") if isinstance(content, str) else content
 
 
 def spatial_dims(bundle: Path) -> int:
@@ -252,7 +271,9 @@ def plain_configs(bundle: Path) -> Iterator[str]:
 
 def agreement(bundle: Path) -> Iterator[str]:
     """Training, evaluation and inference have one network and one chain of preprocessing."""
-    train, inference = config(bundle, "train"), config(bundle, "inference")
+    train, inference, evaluate = (
+        without_checkpoint(config(bundle, name)) for name in ("train", "inference", "evaluate")
+    )
     for key in (
         "network_def",
         "modality",
@@ -270,6 +291,8 @@ def agreement(bundle: Path) -> Iterator[str]:
     ):
         if train.get(key) != inference.get(key):
             yield f"{key} differs between train.json and inference.json"
+        if evaluate.get(key, train.get(key)) != train.get(key):
+            yield f"{key} differs between train.json and evaluate.json"
 
     def steps(preprocessing: Config) -> list[Config]:
         """What a chain does to the image: the label's share and a user's choice left out."""
@@ -292,14 +315,50 @@ def agreement(bundle: Path) -> Iterator[str]:
     wanted = steps(inference["preprocessing"])
     if steps(train["validate"]["preprocessing"]) != wanted:
         yield "validate#preprocessing of train.json differs from preprocessing of inference.json"
-    if steps(config(bundle, "evaluate")["validate#preprocessing"]) != wanted:
+    if steps(evaluate["validate#preprocessing"]) != wanted:
         yield "validate#preprocessing of evaluate.json differs from preprocessing of inference.json"
+
+
+def settings(bundle: Path) -> Iterator[str]:
+    """What a training says of itself is read from its checkpoint, and what is read is data."""
+    names = config(bundle, "train").get("settings", {}).get("names", [])
+    for file in ("inference", "evaluate"):
+        found = config(bundle, file)
+        if found.get("settings") != _READ:
+            yield f"settings of {file}.json is {found.get('settings')}; allowed is {_READ}"
+        values = ids(found)
+        for id_, value in values.items():
+            if (name := _setting_in(value)) not in (None, id_):
+                yield f"{id_} of {file}.json reads the setting {name}; allowed is its own"
+        for name in names:
+            # Inference has nothing of labels; their names are for people.
+            needed = name != "label_names" and (name in values or file == "evaluate")
+            if needed and _setting_in(values.get(name)) is None:
+                yield f"{name} of {file}.json is not read from the checkpoint's settings"
+    if (bundle / SETTINGS).is_file():
+        try:
+            _check_settings(read_json(bundle / SETTINGS))
+        except InputError as error:
+            yield f"{SETTINGS}: {error}"
+
+
+def _check_settings(found: Config) -> None:
+    for id_, value in found.items():
+        check_setting(id_, value)
+
+
+def _setting_in(value: Any) -> str | None:
+    """The name of the setting that a config's value is read from, if it is."""
+    if isinstance(value, dict) and value.get("_target_") == _AS_TRAINED:
+        return str(value.get("name"))
+    found = _FROM_SETTINGS.fullmatch(value) if isinstance(value, str) else None
+    return found[1] if found else None
 
 
 def overrides(bundle: Path) -> Iterator[str]:
     """Files that change others change what exists there."""
     train = ids(config(bundle, "train")).keys()
-    both = train & ids(config(bundle, "inference")).keys()
+    both = train & ids(without_checkpoint(config(bundle, "inference"))).keys()
     for file in sorted((bundle / "configs").glob("*.json")):
         if file.stem in ("metadata", "train", "inference"):
             continue
@@ -315,7 +374,7 @@ def overrides(bundle: Path) -> Iterator[str]:
 def code(bundle: Path) -> Iterator[str]:
     """The configs ask for this version of common, and a copy in the bundle is this one."""
     for name in ("train", "inference"):
-        network = config(bundle, name).get("network_def", {})
+        network = without_checkpoint(config(bundle, name)).get("network_def", {})
         if not str(network.get("_target_")).startswith("common."):
             continue
         wanted = {"_target_": "common.zoo.check_version", "required": __version__}
@@ -401,7 +460,7 @@ def weights(bundle: Path) -> Iterator[str]:
 
 
 def unsafe_weights(bundle: Path) -> Iterator[str]:
-    """Files anywhere in a bundle that are weights by their names, and hold more than tensors."""
+    """Files anywhere in a bundle that are weights by their names, and hold more than data."""
     for file in sorted(bundle.rglob("*")):
         _, point, suffix = file.name.casefold().rpartition(".")
         if not point or suffix not in _WEIGHT_SUFFIXES or not file.is_file():
@@ -409,6 +468,7 @@ def unsafe_weights(bundle: Path) -> Iterator[str]:
         path = file.relative_to(bundle).as_posix()
         try:
             load_state_dict(file)
+            _check_settings(load_settings(file))
         except InputError as error:
             yield str(error)
         else:
@@ -449,6 +509,12 @@ def properties(bundle: Path) -> Iterator[str]:
 def network(bundle: Path) -> Iterator[str]:
     """The network takes and gives what the metadata says; weights fit it."""
     whole = {"stage": "$None"} if staged(bundle) else {}  # MONAI leaves out None
+    told = load_settings(bundle / WEIGHTS) if (bundle / WEIGHTS).is_file() else {}
+    known = ids(config(bundle, "train"))
+    given = {
+        "train": {id_: value for id_, value in told.items() if id_ in known},
+        "inference": {"bundle_root": str(bundle)},
+    }
     for name in ("train", "inference"):
         try:
             verify_net_in_out(
@@ -457,13 +523,14 @@ def network(bundle: Path) -> Iterator[str]:
                 config_file=str(bundle / f"configs/{name}.json"),
                 device="cpu",
                 n=2,
-                **whole,
+                **given[name] | whole,
             )
         except (ValueError, RuntimeError) as error:
             yield f"the network of {name}.json is not as the metadata says: {error}"
     if (bundle / WEIGHTS).is_file():
         parser = ConfigParser()
         parser.read_config(str(bundle / "configs/inference.json"))
+        parser["bundle_root"] = str(bundle)
         try:
             check_checkpoint(bundle / WEIGHTS, parser.get_parsed_content("network_def"))
         except InputError as error:
@@ -479,6 +546,7 @@ READING: list[Check] = [
     initialisation,
     plain_configs,
     agreement,
+    settings,
     overrides,
     code,
     logging_conf,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..files import replacing
 from .archives import write_archive
-from .contract import WEIGHTS, config, shipped
+from .contract import SETTINGS, WEIGHTS, config, shipped
 from .verify import check_verified
 
 
@@ -38,8 +38,9 @@ def find_bundle(name: str) -> Path:
 def pack(bundle: str | Path, output: str | Path) -> Packed:
     """Write ``<name>_v<version>.zip`` and its checksum, as sha256sum writes it, into a folder.
 
-    In it are the bundle's LICENSE, configs, docs and weights, where it has ``models/model.pt``, and
-    the sources of this package. Nothing else of the folder is: no data, outputs, other checkpoints.
+    In it are the bundle's LICENSE, configs, docs and weights, where it has ``models/model.pt`` and
+    its ``models/settings.json``, and the sources of this package. Nothing else of the folder is:
+    no data, outputs, other checkpoints.
 
     Raises:
         InputError: what would be packed does not pass `verify`, or is a link; or the output cannot
@@ -84,7 +85,7 @@ def _files(bundle: Path) -> Iterator[Path]:
     """
     configs, docs, weights = bundle / "configs", bundle / "docs", bundle / WEIGHTS
     places = [bundle / "LICENSE", configs, *configs.glob("*.json"), configs / "logging.conf"]
-    places += [docs, *docs.rglob("*"), weights.parent, weights]
+    places += [docs, *docs.rglob("*"), weights.parent, weights, bundle / SETTINGS]
     for place in places:
         if any(part.startswith(".") for part in place.relative_to(bundle).parts):
             continue

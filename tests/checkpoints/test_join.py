@@ -63,6 +63,17 @@ def test_what_cannot_be_joined(tmp_path: Path):
         join_stages(tmp_path / "none.pt", tumor)
 
 
+def test_settings_that_differ_between_the_stages(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    weights = cascade(0).state_dict()
+    weights.settings = {"margin": 4, "network_def#tumour": {"widths": 1}, "patch_size": [8, 8, 8]}
+    torch.save(weights, tmp_path / "model.pt")
+    now = {"margin": 8, "network_def#tumour": {"widths": 2}, "patch_size": (8, 8, 8)}
+    keep_other_stage(cascade(1), tmp_path / "model.pt", "tumor", now)
+    assert caplog.text.count("was trained with") == 1
+    assert "margin is 8, and" in caplog.text
+    assert "was trained with 4; both networks will be used with 8" in caplog.text
+
+
 def test_the_other_stage_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     file = saved(tmp_path / "model.pt", cascade(0), "liver")
     network = cascade(1)

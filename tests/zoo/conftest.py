@@ -29,10 +29,12 @@ def edit(bundle: Path, config: str, change: Callable[[dict], object]) -> None:
     file.write_text(json.dumps(content, indent=4))
 
 
-def write_weights(bundle: Path, seed: int = 0) -> None:
+def write_weights(bundle: Path, seed: int = 0, settings: dict | None = None) -> None:
     torch.manual_seed(seed)
     network = LightMUNet(spatial_dims=2, in_channels=1, out_channels=2, **SIZES)
-    torch.save(network.state_dict(), bundle / "models/model.pt")
+    weights = network.state_dict()
+    content = {"model": weights, "settings": settings} if settings else weights
+    torch.save(content, bundle / "models/model.pt")
 
 
 def release(bundle: Path, version: str) -> None:
@@ -45,8 +47,9 @@ def make_bundle(folder: Path) -> Path:
     copy = folder / NAME
     source = REPOSITORY / "bundles" / NAME
     shutil.copytree(source, copy, ignore=shutil.ignore_patterns("eval", "*.pt"))
-    for config in ("train", "inference"):
-        edit(copy, config, lambda x: x["network_def"].update(SIZES))
+    edit(copy, "train", lambda x: x["network_def"].update(SIZES))
+    for config in ("inference", "evaluate"):
+        edit(copy, config, lambda x: x["network_def"]["default"].update(SIZES))
     write_weights(copy)
     return copy
 

@@ -469,7 +469,7 @@ def test_command_line(
     assert done.splitlines() == [f"{archive}, and .sha256 beside it", left_out]
     assert archive.read_bytes() == packed.read_bytes()
     (output / NAME / "LICENSE").unlink()
-    with pytest.raises(SystemExit, match=f"error: {output / NAME} fails 1 of 12 checks"):
+    with pytest.raises(SystemExit, match=f"error: {output / NAME} fails 1 of 13 checks"):
         zoo("verify", output / NAME)
     assert "failed  name_and_files: LICENSE is missing\n" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="is no sound bundle: name_and_files: LICENSE is missing"):

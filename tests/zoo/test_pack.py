@@ -27,6 +27,7 @@ def test_archive_has_the_bundle_and_common_and_nothing_else(bundle: Path, tmp_pa
         shutil.copy(bundle / "models/model.pt", bundle / private)
     (bundle / "docs/.hidden").touch()
     (bundle / ".pytest_cache").mkdir()
+    (bundle / "models/settings.json").write_text('{"image_size": [64, 64]}')
     archive, left_out = pack(bundle, tmp_path / "zips")
     assert archive == tmp_path / f"zips/{NAME}_v0.1.0.zip"
     assert left_out == [".pytest_cache", "data", "eval", "models/earlier.pt"]
@@ -45,6 +46,7 @@ def test_archive_has_the_bundle_and_common_and_nothing_else(bundle: Path, tmp_pa
         "docs/README.md",
         "docs/data_license.txt",
         "models/model.pt",
+        "models/settings.json",
     ]
     assert {name for name in listed.stdout.split() if (REPOSITORY / name).is_file()} <= {
         name.removeprefix(f"{NAME}/") for name in names

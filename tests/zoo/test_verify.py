@@ -16,7 +16,7 @@ from common.zoo.contract import READING, RUNNING
 from common.zoo.verify import check_verified
 
 from ..conftest import REPOSITORY
-from .conftest import NAME, edit
+from .conftest import NAME, edit, write_weights
 
 PACKAGE = REPOSITORY / "common"
 CHECKS = {check.__name__: check for check in (*READING, *RUNNING)}
@@ -162,12 +162,12 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
         ),
         (
             "plain_configs",
-            set_id("inference", "network_def#_target_", "common.networks.Unknown"),
-            "names common.networks.Unknown at network_def#_target_",
+            set_id("inference", "network_def#default#_target_", "common.networks.Unknown"),
+            "names common.networks.Unknown at network_def#default#_target_",
         ),
         (
             "plain_configs",
-            set_id("inference", "network_def#_target_", "common.unknown.Network"),
+            set_id("inference", "network_def#default#_target_", "common.unknown.Network"),
             "names common.unknown.Network",
         ),
         ("agreement", set_id("train", "image_size", [256, 256]), "image_size differs between"),
@@ -175,6 +175,47 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
             "agreement",
             lambda b: edit(b, "inference", lambda x: x["preprocessing"]["transforms"].pop()),
             "validate#preprocessing of evaluate.json differs",
+        ),
+        ("agreement", set_id("evaluate", "image_size", [256, 256]), "train.json and evaluate.json"),
+        (
+            "settings",
+            set_id("inference", "image_size", [512, 512]),
+            "image_size of inference.json is not read from the checkpoint's settings",
+        ),
+        (
+            "settings",
+            lambda b: edit(b, "evaluate", lambda x: x.pop("label_map")),
+            "label_map of evaluate.json is not read from the checkpoint's settings",
+        ),
+        (
+            "settings",
+            set_id("inference", "image_size", "$@settings.get('size', [512, 512])"),
+            "image_size of inference.json reads the setting size; allowed is its own",
+        ),
+        (
+            "settings",
+            set_id("inference", "intensity#name", "network_def"),
+            "intensity of inference.json reads the setting network_def",
+        ),
+        (
+            "settings",
+            set_id("evaluate", "settings", {}),
+            "settings of evaluate.json is {}; allowed",
+        ),
+        (
+            "settings",
+            lambda b: (b / "models/settings.json").write_text('{"intensity": ["$print()"]}'),
+            "models/settings.json: The checkpoint's settings have .*print.* as intensity#0",
+        ),
+        (
+            "weights",
+            lambda b: write_weights(b, settings={"network_def": {"_target_": "os.system"}}),
+            "The checkpoint's settings have 'os.system' as network_def",
+        ),
+        (
+            "network",
+            lambda b: write_weights(b, settings={"network_def": {"_target_": "BasicUNet"}}),
+            "is not of this BasicUNet",
         ),
         (
             "overrides",
@@ -189,7 +230,7 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
         ("code", set_id("train", "network_def#_requires_", None), "train.json has _requires_ None"),
         (
             "code",
-            set_id("inference", "network_def#_requires_#required", "9.0.0"),
+            set_id("inference", "network_def#default#_requires_#required", "9.0.0"),
             "inference.json has _requires_ .*9.0.0.*; allowed is",
         ),
         ("code", lambda b: (b / "torch.py").touch(), "torch.py is code that a run might import"),
@@ -217,7 +258,7 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
         ),
         (
             "network",
-            set_id("inference", "network_def#init_filters", 16),
+            set_id("inference", "network_def#default#init_filters", 16),
             "model.pt is not of this LightMUNet",
         ),
     ],
@@ -378,9 +419,9 @@ def test_malicious_weights_are_not_run(bundle: Path, tmp_path: Path):
 
 
 def test_expressions_do_not_run_where_reading_finds_failures(bundle: Path, tmp_path: Path):
-    set_id("inference", "network_def#spatial_dims", f"$open({str(tmp_path / 'run')!r}, 'w')")(
-        bundle
-    )
+    set_id(
+        "inference", "network_def#default#spatial_dims", f"$open({str(tmp_path / 'run')!r}, 'w')"
+    )(bundle)
     found = failures(bundle)
     assert found == {"agreement": ["network_def differs between train.json and inference.json"]}
     assert not (tmp_path / "run").exists()

@@ -69,7 +69,11 @@ def test_no_semantic_versions(text: str):
 
 def test_networks_of_another_version_are_not_built(bundle: Path):
     """As a program that parses the config alone sees it: MONAI Label, Slicer, monai.bundle.load."""
-    edit(bundle, "inference", lambda x: x["network_def"]["_requires_"].update(required="9.0.0"))
+    edit(
+        bundle,
+        "inference",
+        lambda x: x["network_def"]["default"]["_requires_"].update(required="9.0.0"),
+    )
     parser = ConfigParser()
     parser.read_config(bundle / "configs/inference.json")
     with pytest.raises(RuntimeError) as refused:
@@ -83,7 +87,11 @@ def test_of_two_versions_in_one_process_the_second_is_refused(packed: Path, tmp_
     folders = [unpack_archive(packed, tmp_path / name) for name in ("first", "second")]
     init = folders[1] / "common/__init__.py"
     init.write_text(init.read_text().replace(common.__version__, "9.0.0"))
-    edit(folders[1], "inference", lambda x: x["network_def"]["_requires_"].update(required="9.0.0"))
+    edit(
+        folders[1],
+        "inference",
+        lambda x: x["network_def"]["default"]["_requires_"].update(required="9.0.0"),
+    )
     program = f"""
 import sys
 from monai.bundle import ConfigParser

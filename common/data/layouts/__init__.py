@@ -2,6 +2,7 @@
 
 from .find import find_cases, image_files, labelled_cases, require_cases, say_once
 from .names import case_key, case_names, distinct_names, told_apart
+from .stated import label_names
 from .types import SPLITS, Case, DataSet, Image, Split
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "distinct_names",
     "find_cases",
     "image_files",
+    "label_names",
     "labelled_cases",
     "require_cases",
     "say_once",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...files import read_json
 from .types import DataSet
 
 
@@ -44,6 +45,27 @@ def _channel_names(stated: Mapping[str, Any], path: Path) -> list[str]:
             'and ["CT"].'
         )
     return names
+
+
+def label_names(
+    dataset_dir: str | Path,
+    cases_file: str | Path | None = None,
+    label_map: Mapping[Any, Any] | None = None,
+) -> list[str] | None:
+    """Names of the classes 0, 1, ..., where the data set's dataset.json has one for each.
+
+    None where it has not, where cases are a file's or classes a `label_map`'s, and for regions.
+
+    Raises:
+        InputError: dataset.json cannot be read, or its "labels" are of another form.
+    """
+    path = Path(dataset_dir) / "dataset.json"
+    if cases_file is not None or label_map is not None or not path.is_file():
+        return None
+    values = _label_values(read_json(path).get("labels"), path) or {}
+    named = {str(value): name for name, value in values.items() if name != "ignore"}
+    classes = [str(i) for i in range(len(named))]
+    return [named[i] for i in classes] if named and named.keys() == {*classes} else None
 
 
 def _label_values(labels: Any, path: Path) -> dict[str, int | list[int]] | None:
