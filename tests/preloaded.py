@@ -38,6 +38,9 @@ class Running:
         """What it has said so far."""
         return "".join(file.read_text() for file in self._files if file.is_file())
 
+    def kill(self) -> None:
+        self.process.kill()
+
     def end(self) -> subprocess.CompletedProcess:
         """Wait for it."""
         self.process.join()

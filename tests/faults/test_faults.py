@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -160,7 +161,7 @@ def test_worker_killed(training: Training):
 def test_two_trainings_in_one_folder(training: Training):
     running = training.start()
     wait_for(training.root / "models/.training.lock", running)
-    other = training._replace(root=training.root / "other")
+    other = replace(training, root=training.root / "other")
     said = other.fail(ckpt_dir=training.root / "models")
     assert "in which another training is running" in said
     assert running.end().returncode == 0

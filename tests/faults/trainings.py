@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
+import psutil
 import torch
 
 from common.data.phantom import write_phantom
@@ -30,25 +36,25 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Training(NamedTuple):
+@dataclass(frozen=True)
+class Training:
     """One that runs, or ran, in a folder."""
 
     bundle: str
     data: Path
     root: Path
-    options: Mapping[str, Any] = {}
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def start(self, **more: Any) -> Running:
+    configs: ClassVar[list[str]] = ["train"]
+
+    def words(self, **more: Any) -> list[str]:
         self.root.mkdir(parents=True, exist_ok=True)
         options = OPTIONS[self.bundle] | {"max_epochs": EPOCHS} | self.options | more
-        words = command(
-            REPOSITORY / "bundles" / self.bundle,
-            "train",
-            bundle_root=self.root,
-            dataset_dir=self.data,
-            **options,
-        )
-        return start("monai.bundle", *words, cwd=self.root)
+        places = {"bundle_root": self.root, "dataset_dir": self.data}
+        return command(REPOSITORY / "bundles" / self.bundle, self.configs, **places, **options)
+
+    def start(self, **more: Any) -> Running:
+        return start("monai.bundle", *self.words(**more), cwd=self.root)
 
     def succeed(self, **more: Any) -> str:
         done = self.start(**more).end()
@@ -72,6 +78,50 @@ class Training(NamedTuple):
         return torch.load(self.root / "models/model.pt", weights_only=True)
 
 
+class TwoProcesses(Training):
+    """One by torchrun, on the CPU."""
+
+    configs: ClassVar[list[str]] = ["train", "multi_gpu_train"]
+
+    def start(self, **more: Any) -> Torchrun:  # type: ignore[override]
+        more |= {"device": "cpu", "split": [4, 2, 0]}
+        return Torchrun(self.words(**more), self.root)
+
+
+class Torchrun:
+    """As `Running`."""
+
+    def __init__(self, words: list[str], root: Path) -> None:
+        launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+        self._out = root / ".torchrun"
+        with self._out.open("w") as out:
+            self.process = Child(
+                [sys.executable, "-W", "ignore", "-m", *launcher, "monai.bundle", *words],
+                cwd=REPOSITORY,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+            )
+
+    def output(self) -> str:
+        return self._out.read_text()
+
+    def kill(self) -> None:
+        """All of it at once, as when a machine goes down."""
+        for process in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def end(self) -> subprocess.CompletedProcess:
+        code = self.process.wait()
+        return subprocess.CompletedProcess([], code, self.output(), "")
+
+
+class Child(subprocess.Popen):
+    def is_alive(self) -> bool:
+        return self.poll() is None
+
+
 def sentence(stderr: str) -> str:
     lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1, stderr[-2000:]
@@ -85,7 +135,7 @@ def phantom(folder: Path, bundle: str) -> Path:
     return write_phantom(folder, cases=6, seed=1, size=48)
 
 
-def wait_for(what: Path, running: Running) -> None:
+def wait_for(what: Path, running: Running | Torchrun) -> None:
     """Until a file is there."""
     while not what.exists():
         assert running.process.is_alive(), running.output()[-3000:]
