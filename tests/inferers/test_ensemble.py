@@ -66,7 +66,7 @@ def test_members(tmp_path: Path):
         members(tmp_path)
     with pytest.raises(InputError, match="checkpoint is an empty list"):
         members([])
-    for name in ("last.pt", "b.pt", "a.pt"):
+    for name in ("last_epoch.pt", "b.pt", "a.pt"):
         (tmp_path / name).touch()
     assert names(tmp_path) == ["a.pt", "b.pt"]
 

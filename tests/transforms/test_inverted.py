@@ -51,7 +51,8 @@ def chain(bundle: Path) -> tuple[Compose, InvertedLabelsd]:
     parser.read_config(bundle / "configs/inference.json")
     small = {key: value for key, value in SMALL.items() if key in parser.config}
     if "patch_size" in small:
-        small["patch_size"] = SMALL["patch_size"][: len(parser["patch_size"])]
+        axes = len(parser.get_parsed_content("patch_size"))
+        small["patch_size"] = SMALL["patch_size"][:axes]
     parser.update(small | {"save_probabilities": True})
     before = parser.get_parsed_content("preprocessing")
     # Loading and checks are of files.

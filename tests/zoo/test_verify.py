@@ -135,7 +135,7 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
         (
             "train_config",
             lambda b: edit(b, "train", lambda x: x["validate"]["handlers"].pop()),
-            "has to be a CheckpointSaver",
+            "has to be @validate#best",
         ),
         ("inference_config", set_id("inference", "datalist", None), "has no datalist"),
         ("inference_config", set_id("inference", "inferer", "@other"), "inferer has no _target_"),
