@@ -20,8 +20,18 @@ from torch.nn.parallel import DistributedDataParallel
 Network = TypeVar("Network", bound=nn.Module)
 
 
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def ranks() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def several_ranks() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return ranks() > 1
 
 
 class _Sum(torch.autograd.Function):

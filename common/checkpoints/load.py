@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 
 StateDict = dict[str, Tensor]
+# Of a training that can go on. Of several *.pt MONAI Label takes that of the shortest name for the
+# model: this one has to be longer.
+LAST = "last_epoch.pt"
 _SAFE = "2.6"  # of torch; before, weights_only could be got round (CVE-2025-32434)
 
 
@@ -107,7 +110,7 @@ def members(checkpoint: str | Path | Sequence[str | Path]) -> list[str]:
     folds = [fold for fold in folder.glob("fold_*") if fold.is_dir()]
     folds.sort(key=lambda fold: [int(n) for n in re.findall(r"\d+", fold.name)])
     found = [fold / "models/model.pt" for fold in folds] or sorted(
-        file for file in folder.glob("*.pt") if file.name != "last_epoch.pt"
+        file for file in folder.glob("*.pt") if file.name != LAST
     )
     lacking = [file for file in found if not file.is_file()]
     if lacking or not found:

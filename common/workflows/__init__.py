@@ -1,6 +1,6 @@
 """What drives a bundle: checks, plans, runs over several seeds, its trained network, exports."""
 
-from .best import SaveBest
+from .best import SaveBest, ValidateLast
 from .check import CaseReport, DatasetReport, check_dataset
 from .curves import LearningCurves
 from .export import FORMS, export_network
@@ -21,6 +21,7 @@ __all__ = [
     "SaveBest",
     "Stopped",
     "TrainingState",
+    "ValidateLast",
     "as_trained",
     "check_dataset",
     "check_precision",

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from ignite.engine import Engine
 from monai.data import DataLoader, set_rnd
+
+from ..distributed import rank
 
 
 class Batches:
@@ -81,12 +82,3 @@ def _set_generators(states: Mapping[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-
-
-def rank() -> int:
-    """The number of this process among those that train together."""
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -1,4 +1,4 @@
-"""The best weights of a training."""
+"""The best weights of a training, and when they are looked for."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
+from monai.engines import Evaluator
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -65,6 +66,23 @@ class SaveBest:
         if self.score is None or math.isnan(self.score) or score > self.score:
             self.score, self.epoch = score, engine.state.epoch
             self.save()
+
+
+class ValidateLast:
+    """Handler of a trainer, after that which validates every few epochs: so is the last one.
+
+    Its weights may be the best, and a short training is to have a score.
+    """
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self.evaluator = evaluator
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._validate)
+
+    def _validate(self, engine: Engine) -> None:
+        if engine.state.epoch == engine.state.max_epochs != self.evaluator.state.epoch:
+            self.evaluator.run(engine.state.epoch)
 
 
 def undistributed(network: nn.Module) -> nn.Module:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from ignite.engine import Engine, Events
 from monai.engines import Evaluator, IterationEvents
 from torch.optim import Optimizer
 
+from ..distributed import rank
 from ..files import replacing
-from .batches import rank
 from .best import SaveBest
 
 _logger = logging.getLogger(__name__)
@@ -45,6 +46,10 @@ class LearningCurves:
         self.evaluator = evaluator
         self.best = best
         self.rows: list[dict[str, Any]] = []
+        self._losses: list[Any] = []  # of this epoch
+        self._validation: dict[str, float] = {}
+        self._goes_on = False
+        self._begin()
 
     def attach(self, engine: Engine) -> None:
         if rank() > 0:
@@ -52,26 +57,43 @@ class LearningCurves:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._add_loss)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self.end_epoch)
         engine.add_event_handler(Events.COMPLETED, self._end)
         self.evaluator.add_event_handler(Events.STARTED, self._start_validation)
         self.evaluator.add_event_handler(Events.COMPLETED, self._end_validation)
 
+    def state_dict(self) -> dict[str, Any]:
+        """The rows of the epochs that are finished, and what there is of the next one."""
+        return {
+            "rows": [dict(row) for row in self.rows],
+            "losses": [float(x) for x in self._losses],
+            "seconds": time.monotonic() - self._began,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.rows = list(state["rows"])
+        self._losses = list(state["losses"])
+        self._began = time.monotonic() - state["seconds"]
+        self._goes_on = bool(self._losses)
+
     def _start(self, engine: Engine) -> None:
-        """After what goes on from an earlier state: the epoch is that state's."""
+        """Before a state is loaded, if one is."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for left in self.folder.glob(".partial-*"):  # of a process that was killed while it wrote
+            shutil.rmtree(left, ignore_errors=True)
         self.rows = []
-        table = self.folder / TABLE
-        if engine.state.epoch > 0 and table.is_file():
-            with table.open(newline="") as stream:
-                rows = list(csv.DictReader(stream))
-            self.rows = [row for row in rows if int(row["epoch"]) <= engine.state.epoch]
         self._drawn = 0.0
+        self._goes_on = False
 
     def _start_epoch(self, engine: Engine) -> None:
+        if not self._goes_on:
+            self._begin()
+        self._goes_on = False
+
+    def _begin(self) -> None:
         self._began = time.monotonic()
-        self._losses: list[Any] = []
-        self._validation: dict[str, Any] = {}
+        self._losses = []
+        self._validation = {}
         self._seconds = 0.0
 
     def _add_loss(self, engine: Engine) -> None:
@@ -84,9 +106,10 @@ class LearningCurves:
         self._seconds = time.monotonic() - self._validation_began
         self._validation = scalars(engine.state.metrics)
 
-    def _end_epoch(self, engine: Engine) -> None:
+    def end_epoch(self, engine: Engine) -> None:
+        """Tell of an epoch that is trained, and validated if it is to be."""
         state = engine.state
-        loss = sum(x.item() for x in self._losses) / max(1, len(self._losses))
+        loss = sum(float(x) for x in self._losses) / max(1, len(self._losses))
         seconds = time.monotonic() - self._began
         row = {
             "epoch": state.epoch,
@@ -110,13 +133,21 @@ class LearningCurves:
             f" ({self._seconds:.1f} s of it validation)" if self._validation else "",
             ", ".join(told),
         )
-        self._write()
+        self._begin()
+        self._try(self._write)
         if time.monotonic() - self._drawn > _SECONDS:
-            self._draw()
+            self._try(self._draw)
 
     def _end(self, engine: Engine) -> None:
         if self.rows:
-            self._draw()
+            self._try(self._draw)
+
+    def _try(self, write: Callable[[], None]) -> None:
+        """A training of days does not end for a picture."""
+        try:
+            write()
+        except OSError as error:
+            _logger.warning("The curves in %s cannot be written (%s).", self.folder, error)
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self.rows for name in row))

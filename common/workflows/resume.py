@@ -7,6 +7,7 @@ the network, the optimiser and the schedule; within one, the generators' states 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -24,19 +25,19 @@ from filelock import FileLock, Timeout
 from ignite.engine import Engine, Events
 from monai.bundle import ConfigParser
 from monai.engines import Evaluator
-from torch import nn
+from monai.handlers import LrScheduleHandler
+from torch import Tensor, nn
 
-from ..checkpoints import load_checkpoint, save_checkpoint
-from ..errors import InputError, listed
-from .batches import Batches, generators, rank, ranks
+from ..checkpoints import LAST, load_checkpoint, save_checkpoint
+from ..distributed import rank, ranks
+from ..errors import InputError, check_switches, listed
+from .batches import Batches, generators
 from .best import SaveBest, undistributed
-from .curves import scalars
+from .curves import LearningCurves, scalars
 from .settings import running_config
 
 _logger = logging.getLogger(__name__)
 
-# MONAI Label takes the *.pt of the shortest name for the model: it has to be longer.
-LAST = "last_epoch.pt"
 STOPPED = 75  # the exit code of a training that SIGTERM ended: EX_TEMPFAIL, "try again"
 
 # Ids of train.json that say where and how fast a training runs, not what it learns; and those of
@@ -46,6 +47,7 @@ _MAY_DIFFER = (
     *("split_file", "cases", "exclude", "split", "split_seed", "fold", "num_folds"),
     *("device", "amp", "max_epochs", "val_interval", "val_cases", "sw_batch_size", "overlap"),
     *("cache", "cache_num", "num_workers", "resume", "strict", "check_finite", "pretrained"),
+    "encoder_weights",
     *(
         "settings",
         "stated",
@@ -86,12 +88,15 @@ class TrainingState:
         ckpt_dir: the folder, which one training at a time may use.
         resume: go on from the state in there.
         seed: of all random numbers.
-        network, optimizer, lr_scheduler: what is trained.
+        network, optimizer: what is trained.
+        schedule: the handler that steps the learning rate.
         evaluator: the validation.
         best: keeps the best weights.
+        curves: whose rows are a part of the state.
 
     Raises:
-        InputError: resume is neither True nor False; or, when the training starts, there is nothing
+        InputError: resume is neither True nor False, or seed no whole number; or, when the training
+            starts, there is nothing
             to go on from, it is of another training, or another process trains in the folder; or
             later, the state cannot be written.
     """
@@ -103,24 +108,27 @@ class TrainingState:
         seed: int,
         network: nn.Module,
         optimizer: torch.optim.Optimizer,
-        lr_scheduler: torch.optim.lr_scheduler.LRScheduler,
+        schedule: LrScheduleHandler,
         evaluator: Evaluator,
         best: SaveBest,
+        curves: LearningCurves,
     ) -> None:
-        if resume not in (True, False):
-            raise InputError(f"resume is {resume!r}; allowed are True and False.")
+        check_switches(resume=resume)
+        if type(seed) is not int or seed < 0:
+            raise InputError(f"seed is {seed!r}; allowed are whole numbers from 0.")
         self.path = Path(ckpt_dir) / LAST
         self.resume = resume
         self.seed = seed
         self.network = network
         self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.schedule = schedule
+        self.lr_scheduler = schedule.lr_scheduler
         self.evaluator = evaluator
         self.best = best
+        self.curves = curves
         self._recipe = _recipe(running_config())
         self._lock = FileLock(Path(ckpt_dir) / ".training.lock", timeout=0)
         self._asked_to_stop = False
-        self._validating = False
 
     def attach(self, engine: Engine) -> None:
         self._batches = Batches(engine, self.seed)
@@ -140,8 +148,11 @@ class TrainingState:
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
             self._previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
-        if not self.evaluator.has_event_handler(self._stop_if_asked):
-            self.evaluator.add_event_handler(Events.ITERATION_COMPLETED, self._stop_if_asked)
+        if not self.evaluator.has_event_handler(self._stop_validation_if_asked):
+            self.evaluator.add_event_handler(Events.STARTED, self._stop_before_validation_if_asked)
+            self.evaluator.add_event_handler(
+                Events.ITERATION_COMPLETED, self._stop_validation_if_asked
+            )
         if self.resume:
             self._load(engine)
         elif self.path.is_file() and rank() == 0:
@@ -178,9 +189,7 @@ class TrainingState:
     # Saving
 
     def _end_epoch(self, engine: Engine) -> None:
-        if engine.state.epoch == engine.state.max_epochs != self.evaluator.state.epoch:
-            self.evaluator.run(engine.state.epoch)  # whatever the interval: these may be the best
-        self._save(engine, engine.state.epoch)
+        self._save(engine, engine.state.epoch, [None] * ranks())
         if self._agreed_to_stop(engine) and engine.state.epoch < engine.state.max_epochs:
             self._stop(f"after epoch {engine.state.epoch}")
 
@@ -189,11 +198,14 @@ class TrainingState:
             self.best.save()
         self._release()
 
-    def _save(self, engine: Engine, epoch: int, validated: bool = True) -> None:
-        everybodys: list[Any] = [generators()]
-        if ranks() > 1:
-            everybodys = [None] * ranks()
-            dist.all_gather_object(everybodys, generators())
+    def _save(self, engine: Engine, epoch: int, everybodys: Sequence[Any], **more: Any) -> None:
+        """Write the state of the first process, and the generators of all.
+
+        Args:
+            epoch: how many are finished.
+            everybodys: the generators' states by process; None for those between two epochs.
+            more: what differs from the present.
+        """
         if rank() > 0:
             return
         scaler = getattr(engine, "scaler", None)
@@ -204,26 +216,42 @@ class TrainingState:
             "cases": self._cases,
             "optimizer": self.optimizer.state_dict(),
             "lr_scheduler": self.lr_scheduler.state_dict(),
+            "rates": self._rates(),
+            "buffers": self._other_buffers(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "epoch": epoch,
             "iteration": engine.state.iteration,
             "epoch_length": engine.state.epoch_length,
             "max_epochs": engine.state.max_epochs,
-            "validated": validated,
+            "validated": True,
             "metrics": scalars(self.evaluator.state.metrics),
             "best": self.best.state_dict(),
-            "generators": everybodys,
+            "curves": self.curves.state_dict(),
+            "generators": list(everybodys),
+            **more,
         }
         try:
             save_checkpoint(state, self.path)
         except InputError as error:
             raise InputError(f"{error} {self._what_is_kept()}") from error
 
+    def _rates(self) -> list[float]:
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def _other_buffers(self) -> dict[str, Tensor]:
+        """Those that no checkpoint has, such as counts that only training needs."""
+        network = undistributed(self.network)
+        kept = network.state_dict().keys()
+        return {name: x for name, x in network.named_buffers() if name not in kept}
+
     def _what_is_kept(self) -> str:
         if not self.path.is_file():
             return "No epoch of this training is kept."
-        state = load_checkpoint(self.path)
-        return f"{self.path} keeps epoch {state['epoch']}: --resume True goes on from there."
+        try:
+            epoch = _checked(load_checkpoint(self.path), self.path)["epoch"]
+        except InputError as error:
+            return str(error)
+        return f"{self.path} keeps epoch {epoch}: --resume True goes on from there."
 
     # The end that was asked for
 
@@ -234,15 +262,36 @@ class TrainingState:
         self._asked_to_stop = True
 
     def _stop_if_asked(self, engine: Engine) -> None:
-        trainer, state = self._engine, self._engine.state
+        state = engine.state
         done = state.iteration - (state.epoch - 1) * state.epoch_length
-        if engine is trainer and done < state.epoch_length and self._agreed_to_stop(engine):
-            self._save(trainer, state.epoch - 1)
+        if done == state.epoch_length:
+            # A validation that is interrupted is begun anew, and what follows it: the schedule's
+            # step may come before or after.
+            self._before = {
+                "lr_scheduler": copy.deepcopy(self.lr_scheduler.state_dict()),
+                "rates": self._rates(),
+            }
+        elif self._agreed_to_stop(engine):
+            everybodys: list[Any] = [generators()]
+            if ranks() > 1:
+                everybodys = [None] * ranks()
+                dist.all_gather_object(everybodys, generators())
+            self._save(engine, state.epoch - 1, everybodys)
             self._stop(f"after {done} of {state.epoch_length} iterations of epoch {state.epoch}")
-        # Several processes validate for different times: they end after it.
-        if engine is not trainer and ranks() == 1 and self._asked_to_stop:
-            self._save(trainer, state.epoch, validated=False)
-            self._stop(f"in the validation of epoch {state.epoch}")
+
+    def _stop_before_validation_if_asked(self, evaluator: Engine) -> None:
+        if self._agreed_to_stop(evaluator):
+            self._stop_validation()
+
+    def _stop_validation_if_asked(self, evaluator: Engine) -> None:
+        """By each process for itself: they validate for different times."""
+        if self._asked_to_stop:
+            self._stop_validation()
+
+    def _stop_validation(self) -> NoReturn:
+        epoch = self._engine.state.epoch
+        self._save(self._engine, epoch, [None] * ranks(), validated=False, **self._before)
+        self._stop(f"in the validation of epoch {epoch}")
 
     def _stop(self, where: str) -> NoReturn:
         raise Stopped(f"SIGTERM ended the training {where}: --resume True goes on from there.")
@@ -257,9 +306,9 @@ class TrainingState:
 
     def _explain(self, engine: Engine, error: BaseException) -> None:
         self._release()
-        if self._asked_to_stop and not isinstance(error, Stopped):  # a worker was asked, too
-            raise Stopped(f"SIGTERM ended the training. {self._what_is_kept()}") from error
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            if self._asked_to_stop:  # the worker was asked, too, and ended first
+                raise Stopped(f"SIGTERM ended the training. {self._what_is_kept()}") from error
             raise InputError(
                 f"A process that loads cases was killed, which is often for want of memory "
                 f"({error}); allowed are fewer, by --num_workers. {self._what_is_kept()}"
@@ -275,34 +324,55 @@ class TrainingState:
     # Going on
 
     def _load(self, engine: Engine) -> None:
-        if not self.path.is_file():
-            raise InputError(
-                f"resume is True, but there is no {self.path} to go on from; allowed is the "
-                "ckpt_dir of a training that finished an epoch, or --resume False."
-            )
-        state = load_checkpoint(self.path)
+        state = self._read(engine)
         self._check(engine, state)
-        undistributed(self.network).load_state_dict(state["model"])
+        network = undistributed(self.network)
+        network.load_state_dict(state["model"])
+        for name, x in self._other_buffers().items():
+            if name in state["buffers"]:
+                x.copy_(state["buffers"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, rate in zip(self.optimizer.param_groups, state["rates"], strict=True):
+            group["lr"] = rate
         self._load_schedule(state, engine.state.max_epochs)
         scaler = getattr(engine, "scaler", None)
         if scaler is not None and state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         self.best.load_state_dict(state["best"])
-        engine.state.epoch, engine.state.iteration = state["epoch"], state["iteration"]
+        self.curves.load_state_dict(state["curves"])
+        self.evaluator.state.metrics.update(state["metrics"])  # schedules may look at them
+        epoch = engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["iteration"]
         self._batches.go_on(state["generators"][rank()])
-        if state["epoch"] >= engine.state.max_epochs:
+        if epoch < engine.state.max_epochs:
+            _logger.info("Going on from %s, after epoch %d.", self.path, epoch)
+        elif state["validated"]:
             _logger.warning(
                 "The training in %s had ended after %d epochs: nothing is left to do; --max_epochs "
                 "makes it longer.",
                 self.path,
-                state["epoch"],
+                epoch,
             )
-        else:
-            _logger.info("Going on from %s, after epoch %d.", self.path, state["epoch"])
-        self.evaluator.state.metrics.update(state["metrics"])  # schedules may look at them
         if not state["validated"]:
-            self.evaluator.run(state["epoch"])
+            self._before = {name: state[name] for name in ("lr_scheduler", "rates")}
+            self.evaluator.run(epoch)
+            self.schedule(engine)
+            self.curves.end_epoch(engine)
+            self._save(engine, epoch, [None] * ranks())
+
+    def _read(self, engine: Engine) -> Mapping[str, Any]:
+        """The state, which the first process reads for all: they may be on several machines."""
+        box: list[Any] = [None]
+        if rank() == 0:
+            if not self.path.is_file():
+                raise InputError(
+                    f"resume is True, but there is no {self.path} to go on from; allowed is the "
+                    "ckpt_dir of a training that finished an epoch, or --resume False."
+                )
+            box = [_checked(load_checkpoint(self.path), self.path)]
+        if ranks() > 1:
+            dist.broadcast_object_list(box, device=engine.state.device)
+        return box[0]
 
     def _load_schedule(self, state: Mapping[str, Any], max_epochs: int) -> None:
         """That of a longer or shorter training goes to its own end from where it is."""
@@ -315,7 +385,7 @@ class TrainingState:
         if max_epochs == state["max_epochs"] or not ends:
             return
         self.lr_scheduler.load_state_dict(state["lr_scheduler"] | ends)
-        rates = self.lr_scheduler._get_closed_form_lr()  # type: ignore[attr-defined]
+        rates = self.lr_scheduler._get_closed_form_lr()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         _logger.info(
@@ -330,11 +400,12 @@ class TrainingState:
         Raises:
             InputError: a setting differs, or the cases, or the number of processes.
         """
-        both = self._recipe.keys() & state["recipe"].keys()
+        now, then = self._recipe, state["recipe"]
         differ = [
-            f"{name} is {self._recipe[name]}, and was {state['recipe'][name]}"
-            for name in self._recipe  # in the config's order
-            if name in both and self._recipe[name] != state["recipe"][name]
+            f"{name} is {now.get(name, 'not given')}, and was {then.get(name, 'not given')}"
+            for name in {**now, **then}  # in the config's order
+            # A later version may have an option more, which one that has it not leaves as it was.
+            if now.get(name) != then.get(name) and ("#" in name or (name in now and name in then))
         ]
         if self._cases != state["cases"]:
             differ.append("the training cases are others")
@@ -357,7 +428,7 @@ def _recipe(parser: ConfigParser) -> dict[str, str]:
     found: dict[str, str] = {}
 
     def walk(value: Any, id_: str) -> None:
-        if id_ in _MAY_DIFFER:
+        if id_ in _MAY_DIFFER or id_.endswith("_requires_"):
             return
         if isinstance(value, dict):
             for key, inner in value.items():
@@ -384,3 +455,11 @@ def _names(dataset: Any) -> str:
 
 def _files(image: Any) -> Sequence[Any]:
     return image if isinstance(image, (list, tuple)) else [image]
+
+
+def _checked(state: Any, path: Path) -> Mapping[str, Any]:
+    """The content of a file, if it is a training's state."""
+    needed = {"epoch", "recipe", "optimizer", "curves", "generators"}
+    if not isinstance(state, Mapping) or not needed <= state.keys():
+        raise InputError(f"{path} is no state of a training; allowed is one that a training wrote.")
+    return state
