@@ -10,6 +10,7 @@ import random
 import signal
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,8 @@ class Reference:
     """A training that nobody killed, and how long it took from its first moment."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        bundle = name if name in OPTIONS else "liver_tumor_ct_elanres_msca_segmentation"
-        data = phantom(folder / "data", bundle)
-        self.training = TRAININGS[name](bundle, data, folder / "root")
+        data = phantom(folder / "data", name)
+        self.training = TRAININGS[name](data=data, root=folder / "root")
         running = self.training.start()
         wait_for(self.training.root / "models/.training.lock", running)
         start = time.monotonic()
@@ -54,33 +54,37 @@ def check(training: Training, reference: Training) -> None:
 @pytest.mark.parametrize("moment", range(MOMENTS))
 def test_killed(reference: Reference, tmp_path: Path, moment: int, record_property):
     """Between the first moment and the last, each try in its own share of the time."""
-    training = replace(reference.training, root=tmp_path / "root")
     share = (moment + random.Random(moment).random()) / MOMENTS
-    running = training.start()
-    wait_for(training.root / "models/.training.lock", running)
-    time.sleep(share * reference.seconds)
-    running.kill()
-    killed = running.end().returncode == -signal.SIGKILL
+    killed = False
+    while not killed:  # a machine may be faster than it was
+        training = replace(reference.training, root=tmp_path / f"{share:.3f}")
+        running = training.start()
+        wait_for(training.root / "models/.training.lock", running)
+        time.sleep(share * reference.seconds)
+        running.kill()
+        killed = running.end().returncode == -signal.SIGKILL
+        told, share = share, 0.8 * share
     file = training.root / "models/last_epoch.pt"
     epochs = training.state()["epoch"] if file.is_file() else 0
     training.continued()
     check(training, reference.training)
     name = f"{type(training).__name__} of {training.bundle}"
-    what = f"{name}: killed at {share:.0%} of its time" if killed else "ended before"
-    record_property("say", f"{what}, {epochs} epochs were kept: equal")
+    record_property(
+        "say", f"{name}: killed at {told:.0%} of its time, {epochs} epochs were kept: equal"
+    )
 
 
 def test_asked_to_end(reference: Reference, tmp_path: Path):
     """By SIGTERM, in the middle of an epoch, which is not lost."""
-    if isinstance(reference.training, TwoProcesses):
-        pytest.skip("torchrun's own exit code is 1")
     training = replace(reference.training, root=tmp_path / "root")
     running = training.start()
     wait_for(training.root / "models/last_epoch.pt", running)
     running.process.terminate()
     done = running.end()
-    assert done.returncode == 75
-    assert "SIGTERM ended the training" in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    said = done.stdout + done.stderr
+    assert "SIGTERM ended the training" in said, said[-3000:]
+    if not isinstance(training, TwoProcesses):  # of which torchrun, and its exit code, come last
+        assert done.returncode == 75
+        assert "Traceback" not in done.stderr
     training.continued()
     check(training, reference.training)
