@@ -71,8 +71,8 @@ def _load(network: nn.Module, path: str | Path) -> None:
     unknown = [name for name in found if name not in own]
     _logger.info(
         f"Fine-tuning: {len(fits)} of {len(own)} tensors are those of {path}. As initialised, for "
-        f"another shape there: {listed(shapes) or 'none'}. As initialised, for they belong to what is: "
-        f"{listed(companions) or 'none'}. As initialised, for they are not there: "
+        f"another shape there: {listed(shapes) or 'none'}. As initialised, for they belong to "
+        f"what is: {listed(companions) or 'none'}. As initialised, for they are not there: "
         f"{listed(missing) or 'none'}. Left out, for this network has them not: "
         f"{listed(unknown) or 'none'}."
     )

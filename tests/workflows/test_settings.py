@@ -217,7 +217,10 @@ MALICIOUS = {
         component("FlexibleUNet", in_channels=3, out_channels=2, backbone="efficientnet-b0")
         | {"pretrained": True, "spatial_dims": 2},
     ),
-    "weights by default": ("network_def", component("EfficientNetBN", model_name="efficientnet-b0")),
+    "weights by default": (
+        "network_def",
+        component("EfficientNetBN", model_name="efficientnet-b0"),
+    ),
     "weights by a number": (
         "network_def",
         component("DenseNet121", spatial_dims=2, in_channels=3, out_channels=2, pretrained=1),
