@@ -106,7 +106,12 @@ class _SyncBatchNorm(nn.SyncBatchNorm):
     """torch's, in the weight's precision, as the norms of `common.blocks`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
+        return super().forward(_as_weight(x, self))
+
+
+def _as_weight(x: Tensor, norm: _BatchNorm) -> Tensor:
+    """In the weight's precision, where the norm has one (`affine`)."""
+    return x if norm.weight is None else x.to(norm.weight.dtype)
 
 
 class _OverRanks(_BatchNorm):
@@ -115,21 +120,29 @@ class _OverRanks(_BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and several_ranks()):
             return super().forward(x)
-        cast(Tensor, self.num_batches_tracked).add_(1)
         channel = [1, -1, *[1] * (x.dim() - 2)]
         axes = [axis for axis in range(x.dim()) if axis != 1]
-        x = x.to(self.weight.dtype)
+        x = _as_weight(x, self)
         count = sum_over_ranks(torch.tensor(x.numel() // x.shape[1]))
         # In float64, as those of common.ops: a volume has millions of sites.
         mean = sum_over_ranks(x.sum(axes, dtype=torch.float64)) / count
         centred = x - mean.to(x.dtype).view(channel)
         var = sum_over_ranks(centred.square().sum(axes, dtype=torch.float64)) / count
-        with torch.no_grad():
-            now = mean, var * (count / (count - 1))
-            for running, value in zip((self.running_mean, self.running_var), now, strict=True):
-                cast(Tensor, running).lerp_(value.to(x.dtype), cast(float, self.momentum))
-        scale = ((var + self.eps).rsqrt() * self.weight).to(x.dtype)
-        return centred * scale.view(channel) + self.bias.view(channel)
+        if self.track_running_stats:
+            self._track(mean, var * (count / (count - 1)))
+        scale = (var + self.eps).rsqrt()
+        if self.weight is not None:
+            scale = scale * self.weight
+        y = centred * scale.to(x.dtype).view(channel)
+        return y if self.bias is None else y + self.bias.view(channel)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, var: Tensor) -> None:
+        batches = cast(Tensor, self.num_batches_tracked).add_(1)
+        # Without a momentum they are the mean over all batches.
+        share = 1 / batches.item() if self.momentum is None else self.momentum
+        for running, now in ((self.running_mean, mean), (self.running_var, var)):
+            cast(Tensor, running).lerp_(now.to(cast(Tensor, running).dtype), share)
 
 
 def end_process_group(network: DistributedDataParallel) -> None:

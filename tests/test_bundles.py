@@ -301,6 +301,18 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
     assert steps()[-2:] == ["KeepLargestComponentsd", "SaveImaged"]
 
 
+@pytest.mark.parametrize("name", FAMILIES["3D CT"])
+def test_overlap_of_an_evaluation(name: str):
+    """Inference's own by default, not that of training's validation; or as it is given."""
+    files = [f"{REPOSITORY}/bundles/{name}/configs/{file}.json" for file in ("train", "evaluate")]
+    for given, expected in (({}, 0.5), ({"overlap": 0.125}, 0.125)):
+        parsed = ConfigParser()
+        parsed.read_config(files)
+        parsed.update({"device": "cpu"} | given)
+        inferer = flips_of(parsed.get_parsed_content("validate#inferer")).inferer
+        assert inferer.overlap == expected
+
+
 def test_images_of_one_name_have_a_mask_each(bundle: Path, tmp_path: Path):
     """In folders of their own; where not even these differ, a run ends before it begins."""
     outputs = tmp_path / "masks"

@@ -91,6 +91,22 @@ class Normed(nn.Sequential):
         return super().forward(x.contiguous(memory_format=torch.channels_last))
 
 
+class OtherwiseNormed(nn.Sequential):
+    """Batch norms with all that torch's may do without."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 4, 3, padding=1),
+            nn.BatchNorm2d(4, momentum=None),
+            nn.ReLU(),
+            nn.BatchNorm2d(4, affine=False),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.BatchNorm2d(4, track_running_stats=False),
+            nn.Conv2d(4, 3, 3, padding=1),
+            nn.BatchNorm2d(3, momentum=None, affine=False, track_running_stats=False),
+        )
+
+
 class Quantised(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -145,6 +161,7 @@ TRAININGS = (
     | {f"{name}_ignored": case._replace(ignored=True) for name, case in LOSSES.items()}
     | {
         "norms": Training(Normed, HybridLoss()),
+        "other_norms": Training(OtherwiseNormed, HybridLoss()),
         "prototypes": Training(Quantised, CodebookMambaLoss(), classes=None),
         "elanres": Training(
             cascade, DeepSupervisionLoss(HybridLoss()), size=(16, 16, 16), classes=2, steps=4
@@ -257,6 +274,9 @@ def test_batch_norms_on_cuda_are_torchs(monkeypatch: pytest.MonkeyPatch):
     assert list(converted.state_dict()) == names
     torch.testing.assert_close(converted(torch.ones(2, 1, 4, 4)), expected)
     assert converted[1](torch.ones(2, 4, 3, 3).half()).dtype == torch.float32
+    others = OtherwiseNormed()
+    monkeypatch.setattr(others, "parameters", lambda: iter([SimpleNamespace(is_cuda=True)]))
+    assert synchronized(others)(torch.ones(2, 1, 4, 4)).shape == (2, 3, 4, 4)
 
 
 def test_metrics_of_an_uneven_split(two: list[dict[str, Any]]):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError, listed
 from .load import load_state_dict, without_wrappers
@@ -22,10 +22,12 @@ def fine_tune(
 ) -> None:
     """Load what fits a network from a checkpoint, and freeze parameters by their names.
 
-    What does not fit, as the last layer for other classes or the first for other channels, stays as
-    it is initialised; the log tells how much was taken, and what was not. A frozen parameter asks
-    for no gradient; buffers, such as the running statistics of a batch norm, go on changing in
-    training. To be called before the optimiser is built.
+    A module of which a tensor does not fit, as the last layer for other classes or the first for
+    other channels, stays as it is initialised, whole: a bias or a flag means nothing without its
+    weight. A counter is taken only with all that it counts for. The log tells how much was taken,
+    and what was not. A frozen parameter asks for no gradient; buffers, such as the running
+    statistics of a batch norm, go on changing in training. To be called before the optimiser is
+    built.
 
     Args:
         network: is changed in place.
@@ -45,7 +47,13 @@ def fine_tune(
 def _load(network: nn.Module, path: str | Path) -> None:
     own = network.state_dict()
     found = without_wrappers(load_state_dict(path))
-    fits = {k: x for k, x in found.items() if k in own and x.shape == own[k].shape}
+    others = {k for k, x in found.items() if k in own and x.shape != own[k].shape}
+    apart = {_module(name) for name in others}
+    fits = {k: x for k, x in found.items() if k in own and _module(k) not in apart}
+    lacking = own.keys() - fits
+    for name in [name for name, x in fits.items() if _counts(x)]:
+        if any(other.startswith(_module(name)) for other in lacking):
+            del fits[name]
     if not fits:
         raise InputError(
             f"Nothing in the checkpoint {path} fits this {type(network).__name__}: it begins with "
@@ -56,16 +64,28 @@ def _load(network: nn.Module, path: str | Path) -> None:
     shapes = [
         f"{name} has shape {tuple(x.shape)}, not {tuple(own[name].shape)}"
         for name, x in found.items()
-        if name in own and name not in fits
+        if name in others
     ]
+    companions = [name for name in found if name in own and name not in {*fits, *others}]
     missing = [name for name in own if name not in found]
     unknown = [name for name in found if name not in own]
     _logger.info(
         f"Fine-tuning: {len(fits)} of {len(own)} tensors are those of {path}. As initialised, for "
-        f"another shape there: {listed(shapes) or 'none'}. As initialised, for they are not there: "
+        f"another shape there: {listed(shapes) or 'none'}. As initialised, for they belong to "
+        f"what is: {listed(companions) or 'none'}. As initialised, for they are not there: "
         f"{listed(missing) or 'none'}. Left out, for this network has them not: "
         f"{listed(unknown) or 'none'}."
     )
+
+
+def _module(name: str) -> str:
+    """What the names of its module's tensors begin with: a.b. of a.b.weight."""
+    return name[: name.rfind(".") + 1]
+
+
+def _counts(x: Tensor) -> bool:
+    """Whether it is a counter or a flag, as a batch norm's and a codebook's."""
+    return x.dim() == 0 and not x.is_floating_point()
 
 
 def _freeze(network: nn.Module, patterns: Sequence[str]) -> None:

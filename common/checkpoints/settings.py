@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,10 @@ _PLACES = {
     nn.Module: ("common.networks.", "monai.networks.nets."),
     Transform: ("monai.transforms.intensity.", "monai.transforms.compose."),
 }
+# Which call what torchvision has under a name, with any arguments.
+_BY_NAME = ("monai.networks.nets.torchvision_fc.", "monai.networks.nets.milmodel.")
+# Arguments by which a network fetches weights from a file or an address.
+_FETCHES = re.compile(r"pretrained.*|weights.*|checkpoint|file.*|.*(download|url|repo_).*")
 _WORD = re.compile(r"[\w -]*")
 _RUNS = re.compile(r"[$%]|.*@", re.DOTALL)  # an expression, a macro, or a reference
 _MAX_DEPTH = 20
@@ -74,11 +79,18 @@ def _as_lists(value: Any) -> Any:
 def check_setting(id_: str, value: Any) -> None:
     """Check that nothing of a setting would run as code in a config, but what may be built.
 
+    Nor fetch weights, which a network's argument may do, or its default.
+
     Raises:
         InputError: something would.
     """
     if isinstance(value, dict) and "_target_" in value:
-        _class_of(id_, value["_target_"])
+        kind = _class_of(id_, value["_target_"])
+        if issubclass(kind, nn.Module):
+            defaults = inspect.signature(kind).parameters.values()
+            given = {x.name: x.default for x in defaults if x.default is not x.empty} | value
+            for name, argument in given.items():
+                _check_fetches(f"{id_}#{name}", name, argument)
         for key, inner in value.items():
             if key != "_target_":
                 if str(key).startswith("_"):  # as _mode_, by which MONAI builds otherwise
@@ -122,9 +134,15 @@ def _check_argument(id_: str, value: Any) -> None:
         check_setting(id_, value)
     elif isinstance(value, (dict, list, tuple)):
         for key, inner in _items(value):
+            _check_fetches(f"{id_}#{key}", key, inner)
             _check_argument(f"{id_}#{key}", inner)
     elif isinstance(value, str) and not _WORD.fullmatch(value):
         raise _refusal(id_, value, "words")
+
+
+def _check_fetches(id_: str, name: Any, value: Any) -> None:
+    if value and _FETCHES.fullmatch(str(name)):
+        raise _refusal(id_, value, "False and None: the weights are the checkpoint's")
 
 
 def _items(value: dict | list | tuple) -> Any:
@@ -144,17 +162,19 @@ def _class_of(id_: str, target: Any) -> type:
             isinstance(found, type)
             and issubclass(found, kind)
             and f"{found.__module__}.".startswith(places)
+            and not f"{found.__module__}.".startswith(_BY_NAME)
         ):
             return found
     raise _refusal(
         id_,
         target,
-        "the networks of common.networks and monai.networks.nets, and MONAI's intensity transforms",
+        "the networks of common.networks and of monai.networks.nets, but for those of torchvision, "
+        "and MONAI's intensity transforms",
     )
 
 
 def _refusal(id_: str, value: Any, allowed: str) -> InputError:
     return InputError(
-        f"The checkpoint's settings have {value!r} as {id_}, which might run any code; allowed are "
-        f"{allowed}. If you trust it, give --{id_.partition('#')[0]} yourself."
+        f"The checkpoint's settings have {value!r} as {id_}, which might run any code or fetch any "
+        f"file; allowed are {allowed}. If you trust it, give --{id_.partition('#')[0]} yourself."
     )

@@ -253,7 +253,8 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU, of torch's allocator on the CPU, or of what allocates by itself."""
-    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or (
-        "DefaultCPUAllocator" in str(error)
+    """Of a GPU and its libraries, of torch's allocator on the CPU, or of what allocates itself."""
+    return isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)) or any(
+        words in str(error)
+        for words in ("out of memory", "_STATUS_ALLOC_FAILED", "DefaultCPUAllocator")
     )

@@ -7,10 +7,11 @@ from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
 from torch import nn
 
+from common.blocks import Codebook
 from common.checkpoints import fine_tune
 from common.data.phantom import write_phantom
 from common.errors import InputError
-from common.networks import LightMUNet
+from common.networks import LightMUNet, LiverTumourCascade
 
 from ..conftest import REPOSITORY
 from ..running import command, sentence, succeed
@@ -38,7 +39,7 @@ def test_all_that_fits_is_taken(form: str, tmp_path: Path, caplog: pytest.LogCap
     for name, x in network.state_dict().items():
         assert torch.equal(x, weights[name])
     assert f"{len(weights)} of {len(weights)} tensors are those of" in caplog.text
-    assert caplog.text.count(": none") == 3
+    assert caplog.text.count(": none") == 4
 
 
 def test_other_classes_and_channels(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -47,11 +48,47 @@ def test_other_classes_and_channels(tmp_path: Path, caplog: pytest.LogCaptureFix
     del (theirs := torch.load(tmp_path / "model.pt"))["extra.weight"]
     with caplog.at_level("INFO"):
         fine_tune(network, tmp_path / "model.pt")
+    others = {name for name, x in untouched.items() if theirs[name].shape != x.shape}
+    apart = {name.rpartition(".")[0] for name in others}
     for name, x in network.state_dict().items():
-        fits = theirs[name].shape == x.shape
+        fits = name.rpartition(".")[0] not in apart
         assert torch.equal(x, theirs[name] if fits else untouched[name])
-        assert (f"{name} has shape" in caplog.text) == (not fits)
+        assert (f"{name} has shape" in caplog.text) == (name in others)
     assert "Left out, for this network has them not: extra.weight." in caplog.text
+
+
+def test_prototypes_are_drawn_where_theirs_do_not_fit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """Of a codebook that was drawn from data: that it was goes with its prototypes."""
+    theirs = Codebook(8, 4, init="data")
+    theirs(torch.randn(1, 4, 5, 5))
+    torch.save(nn.Sequential(nn.Conv2d(1, 4, 1), theirs).state_dict(), tmp_path / "model.pt")
+    network = nn.Sequential(nn.Conv2d(1, 4, 1), Codebook(6, 4, init="data"))
+    uniform = network[1].prototypes.detach().clone()
+    with caplog.at_level("INFO"):
+        fine_tune(network, tmp_path / "model.pt")
+    assert "As initialised, for they belong to what is: 1.initialised." in caplog.text
+    network(torch.ones(1, 1, 5, 5))
+    assert not torch.equal(network[1].prototypes, uniform)
+
+
+@pytest.mark.parametrize("channels", [2, 3])
+def test_networks_that_fit_in_part_are_untrained(channels: int, tmp_path: Path):
+    """A cascade's network counts as trained only where all of it is."""
+
+    def cascade(channels: int) -> LiverTumourCascade:
+        liver = nn.Sequential(nn.Conv3d(1, 2, 1), nn.Conv3d(2, channels, 1))
+        return LiverTumourCascade(liver, nn.Sequential(nn.Conv3d(1, 1, 1)))
+
+    theirs, network = cascade(2), cascade(channels)
+    for part in (theirs.liver, theirs.tumour):
+        part.num_batches_trained.fill_(5)  # type: ignore[operator, union-attr]
+    torch.save(theirs.state_dict(), tmp_path / "model.pt")
+    fine_tune(network, tmp_path / "model.pt")
+    assert network.liver.num_batches_trained == (5 if channels == 2 else 0)
+    assert network.tumour.num_batches_trained == 5
+    assert torch.equal(network.state_dict()["liver.0.weight"], theirs.liver[0].weight)
 
 
 def test_checkpoints_that_do_not_fit(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,51 @@ MALICIOUS = {
         "network_def",
         component("HoVerNet", pretrained_url="https://example.org/weights.pt"),
     ),
+    "weights that are downloaded": (
+        "network_def",
+        component("FlexibleUNet", in_channels=3, out_channels=2, backbone="efficientnet-b0")
+        | {"pretrained": True, "spatial_dims": 2},
+    ),
+    "weights by default": (
+        "network_def",
+        component("EfficientNetBN", model_name="efficientnet-b0"),
+    ),
+    "weights by a number": (
+        "network_def",
+        component("DenseNet121", spatial_dims=2, in_channels=3, out_channels=2, pretrained=1),
+    ),
+    "weights in a file": ("network_def", component("ResNetFeatures", model_name="resnet10")),
+    "weights that have a name": (
+        "network_def",
+        component("TorchVisionFCModel", model_name="resnet18", weights="DEFAULT"),
+    ),
+    "a function of torchvision": (
+        "network_def",
+        component("TorchVisionFCModel", model_name="get_model", name="fcn_resnet50"),
+    ),
+    "a network of torchvision": (
+        "network_def",
+        component("MILModel", num_classes=2, backbone="resnet18", pretrained=False),
+    ),
+    "a checkpoint by default": (
+        "network_def",
+        component("monai.networks.nets.cell_sam_wrapper.CellSamWrapper"),
+    ),
+    "weights of a language model": (
+        "network_def",
+        component("Transchex", in_channels=3, img_size=[32, 32], patch_size=[16, 16])
+        | {"num_classes": 2, "num_language_layers": 2, "num_vision_layers": 2}
+        | {"num_mixed_layers": 2},
+    ),
+    "weights of an inner network": (
+        "network_def",
+        component("NetAdapter", model=component("ResNetFeatures", model_name="resnet10")),
+    ),
+    "weights in nested arguments": (
+        "network_def",
+        component("SEResNet50", spatial_dims=2, in_channels=3)
+        | {"groups": [{"encoder": [{"pretrained": True}]}]},
+    ),
     "nested": (
         "intensity",
         component("Compose", transforms=[component("os.system", command=RUN)]),
@@ -236,6 +282,7 @@ MALICIOUS = {
 @pytest.mark.parametrize("case", MALICIOUS)
 def test_nothing_in_settings_runs(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: pytest.fail("asked for an address"))
     name, value = MALICIOUS[case]
     file = save(tmp_path / "model.pt", SETTINGS | {name: value})
     with pytest.raises(RuntimeError) as refused:
@@ -253,6 +300,19 @@ def test_nothing_in_settings_runs(case: str, tmp_path: Path, monkeypatch: pytest
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
+def test_networks_that_might_fetch_and_do_not(tmp_path: Path):
+    """By arguments that say so; and others of such a name are no reason to refuse."""
+    arguments = {"in_channels": 1, "out_channels": 3, "spatial_dims": 2}
+    for target, more in (
+        ("FlexibleUNet", {"backbone": "resnet10", "pretrained": False}),
+        ("DenseNet121", {"init_features": 8, "block_config": [1], "growth_rate": 4}),
+        ("SwinUNETR", {"use_checkpoint": True, "dropout_path_rate": 0.1, "feature_size": 12}),
+    ):
+        told = {"network_def": component(target, **arguments, **more)}
+        parser = with_checkpoint(save(tmp_path / "model.pt", SETTINGS | told))
+        assert type(parser.get_parsed_content("network_def")).__name__ == target
+
+
 def test_networks_and_transforms_of_monai(tmp_path: Path):
     told = SETTINGS | {
         "network_def": component("BasicUNet", spatial_dims=2, features=[4] * 6, act="leakyrelu"),
@@ -260,7 +320,11 @@ def test_networks_and_transforms_of_monai(tmp_path: Path):
             "Compose",
             transforms=[
                 component("ClipIntensityPercentilesd", keys="image", lower=1, upper=99),
-                component("monai.transforms.ScaleIntensityd", keys=["image"]),
+                component(
+                    "OneOf",
+                    transforms=[component("monai.transforms.ScaleIntensityd", keys=["image"])],
+                    weights=[1.0],  # which are no network's
+                ),
             ],
         ),
     }
