@@ -22,7 +22,6 @@ from monai.transforms import Compose
 from monai.utils import TraceKeys, convert_to_tensor
 from torch import Tensor
 
-from .. import __version__
 from ..errors import InputError, check_switches, first_line, input_error_in
 from ..files import replacing
 
@@ -53,8 +52,8 @@ def cached_dataset(
         data, transform: as for MONAI's; kept is what comes before the first random transform.
         cache: "memory" keeps up to `cache_num` cases, and fewer rather than the last fifth of the
             memory, of the host's or of what a container or a job may have; "disk" keeps all in
-            `cache_dir`, for later trainings too, as long as the files, the preprocessing and the
-            versions of MONAI and of this package are the same; "none" keeps nothing.
+            `cache_dir`, for later trainings too, as long as the files, the preprocessing and
+            MONAI's version are the same; "none" keeps nothing.
         cache_num: see there.
         cache_dir: a folder, for "disk".
         strict: whether a case that cannot be read ends the training; else the next one takes its
@@ -223,8 +222,8 @@ def _stamps(path: Path) -> list[tuple[str, int, int]]:
 
 
 def _digest_of_transforms(transforms: Sequence[Any]) -> bytes:
-    """The same in every process that makes the same transforms by the same versions."""
-    return _hashed([monai.__version__, __version__, _plain(transforms)])
+    """The same in every process that makes the same transforms by the same MONAI."""
+    return _hashed([monai.__version__, _plain(transforms)])
 
 
 def _plain(value: Any) -> Any:
