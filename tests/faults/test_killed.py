@@ -22,7 +22,12 @@ MOMENTS = int(os.environ.get("FAULT_MOMENTS", "3"))
 pytestmark = pytest.mark.slow
 
 
-TRAININGS = dict.fromkeys(OPTIONS, Training) | {"two processes": TwoProcesses}
+CASCADE = "liver_tumor_ct_elanres_msca_segmentation"
+TRAININGS = {
+    **{bundle: partial(Training, bundle) for bundle in OPTIONS},
+    "the stage of tumours": partial(Training, CASCADE, options={"stage": "tumor"}),
+    "two processes": partial(TwoProcesses, CASCADE),
+}
 
 
 class Reference:
