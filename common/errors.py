@@ -32,10 +32,10 @@ def input_error_in(error: BaseException | None) -> str | None:
     DataLoader leave the traceback of what they caught.
     """
     while error is not None:
+        if found := _IN_TEXT.search(str(error)):  # a worker's comes with its traceback as its text
+            return found[1]
         if isinstance(error, InputError):
             return str(error)
-        if found := _IN_TEXT.search(str(error)):
-            return found[1]
         error = error.__cause__ or error.__context__
     return None
 

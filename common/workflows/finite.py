@@ -13,8 +13,9 @@ from monai.utils import CommonKeys, convert_to_tensor
 from torch import Tensor, nn
 
 from ..checkpoints import save_checkpoint
+from ..distributed import rank
 from ..errors import InputError, check_switches, listed
-from .batches import generators, rank
+from .batches import generators
 from .best import undistributed
 
 DUMP = "not_finite.pt"

@@ -81,8 +81,9 @@ class TrainingState:
     on ends with the weights that it would have had. SIGTERM, by which a cluster warns, keeps the
     state within an epoch, too, and ends the process with the exit code 75.
 
-    It comes after the handler that validates. Where nothing was validated, the last weights are
-    kept as the best ones.
+    It comes after the handlers that validate, and attaches those of the schedule and the curves
+    itself: what an epoch's end brings is in the state. Where nothing was validated, the last
+    weights are kept as the best ones.
 
     Args:
         ckpt_dir: the folder, which one training at a time may use.
@@ -131,6 +132,8 @@ class TrainingState:
         self._asked_to_stop = False
 
     def attach(self, engine: Engine) -> None:
+        self.schedule.attach(engine)
+        self.curves.attach(engine)
         self._batches = Batches(engine, self.seed)
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.EPOCH_STARTED, self._start_epoch)

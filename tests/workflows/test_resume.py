@@ -125,8 +125,6 @@ def config(folder: Path, **overrides: Any) -> ConfigParser:
                     "interval": "@val_interval",
                 },
                 {"_target_": "common.workflows.ValidateLast", "evaluator": "@evaluator"},
-                "@schedule",
-                "@curves",
                 "@state",
             ],
         },
