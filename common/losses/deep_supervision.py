@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from ignite.engine import Engine, Events
 from monai.losses import DeepSupervisionLoss
+
+_logger = logging.getLogger(__name__)
 
 
 def deep_supervision_weights(scales: int) -> list[float]:
@@ -70,6 +74,7 @@ class DeepSupervisionDecay:
         self.factor = factor
         self.period = period
         self.scales = scales
+        self._told: float | None = None
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.EPOCH_STARTED, self)
@@ -77,4 +82,6 @@ class DeepSupervisionDecay:
     def __call__(self, engine: Engine) -> None:
         alpha = self.start * self.factor ** ((engine.state.epoch - 1) // self.period)
         self.loss.weights = [1.0, *[alpha] * (self.scales - 1)]
-        engine.logger.info(f"Weight of the coarser scales' losses: {alpha:g}")
+        if alpha != self._told:
+            self._told = alpha
+            _logger.info(f"Weight of the coarser scales' losses: {alpha:g}")

@@ -309,7 +309,8 @@ class TrainingState:
 
     def _explain(self, engine: Engine, error: BaseException) -> None:
         self._release()
-        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        # A worker that raised something is "worker process"; one that was killed has its pid named.
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
             if self._asked_to_stop:  # the worker was asked, too, and ended first
                 raise Stopped(f"SIGTERM ended the training. {self._what_is_kept()}") from error
             raise InputError(
