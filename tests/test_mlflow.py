@@ -42,6 +42,7 @@ def test_training_and_inference_are_tracked(tmp_path: Path, monkeypatch: pytest.
             "train",
             **options,
             max_epochs=2,
+            val_interval=1,
             split=[2, 1, 1],
             batch_size=1,
             tracking="mlflow",
