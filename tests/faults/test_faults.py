@@ -42,10 +42,17 @@ def training(data: Path, tmp_path: Path) -> Training:
     return Training(BUNDLE, data, tmp_path / "root")
 
 
-@pytest.fixture
-def two_epochs(reference: Training, training: Training) -> Training:
-    """With the state and the weights of a training that may go on."""
+@pytest.fixture(scope="module")
+def two_epochs_once(reference: Training, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    training = replace(reference, root=tmp_path_factory.mktemp("two"))
     training.succeed(max_epochs=2)
+    return training
+
+
+@pytest.fixture
+def two_epochs(two_epochs_once: Training, training: Training) -> Training:
+    """With the state and the weights of a training that may go on."""
+    shutil.copytree(two_epochs_once.root, training.root)
     return training
 
 
