@@ -130,6 +130,7 @@ class TrainingState:
         self._recipe = _recipe(running_config())
         self._lock = FileLock(Path(ckpt_dir) / ".training.lock", timeout=0)
         self._asked_to_stop = False
+        self._first = True  # epoch of this run
 
     def attach(self, engine: Engine) -> None:
         self.schedule.attach(engine)
@@ -233,10 +234,7 @@ class TrainingState:
             "generators": list(everybodys),
             **more,
         }
-        try:
-            save_checkpoint(state, self.path)
-        except InputError as error:
-            raise InputError(f"{error} {self._what_is_kept()}") from error
+        save_checkpoint(state, self.path)
 
     def _rates(self) -> list[float]:
         return [group["lr"] for group in self.optimizer.param_groups]
@@ -317,6 +315,9 @@ class TrainingState:
                 f"A process that loads cases was killed, which is often for want of memory "
                 f"({error}); allowed are fewer, by --num_workers. {self._what_is_kept()}"
             ) from error
+        kept = self._what_is_kept()
+        if isinstance(error, InputError) and not self._first and kept not in str(error):
+            raise InputError(f"{error} {kept}") from error
         raise error
 
     def _release(self) -> None:
