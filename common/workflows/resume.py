@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import LAST, load_checkpoint, save_checkpoint
 from ..distributed import rank, ranks
-from ..errors import InputError, check_switches, listed
+from ..errors import InputError, check_switches, first_line, listed
 from .batches import Batches, generators
 from .best import SaveBest, undistributed
 from .curves import LearningCurves, scalars
@@ -307,13 +307,12 @@ class TrainingState:
 
     def _explain(self, engine: Engine, error: BaseException) -> None:
         self._release()
-        # A worker that raised something is "worker process"; one that was killed has its pid named.
-        if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
+        if killed := _killed_worker(error):
             if self._asked_to_stop:  # the worker was asked, too, and ended first
                 raise Stopped(f"SIGTERM ended the training. {self._what_is_kept()}") from error
             raise InputError(
                 f"A process that loads cases was killed, which is often for want of memory "
-                f"({error}); allowed are fewer, by --num_workers. {self._what_is_kept()}"
+                f"({killed}); allowed are fewer, by --num_workers. {self._what_is_kept()}"
             ) from error
         kept = self._what_is_kept()
         if isinstance(error, InputError) and not self._first and kept not in str(error):
@@ -468,3 +467,16 @@ def _checked(state: Any, path: Path) -> Mapping[str, Any]:
     if not isinstance(state, Mapping) or not needed <= state.keys():
         raise InputError(f"{path} is no state of a training; allowed is one that a training wrote.")
     return state
+
+
+def _killed_worker(error: BaseException | None) -> str | None:
+    """What torch says of a DataLoader's worker that was killed, where that led to an error.
+
+    It interrupts whatever runs, so that something else may fail for it. Of a worker that raised
+    something torch says otherwise: "DataLoader worker process".
+    """
+    while error is not None:
+        if isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error):
+            return first_line(error)
+        error = error.__cause__ or error.__context__
+    return None
