@@ -61,6 +61,7 @@ def test_tumour_within_the_liver_on_every_grid(trained: Path, dataset: Path, tmp
     assert 1 in values
 
 
+@pytest.mark.slow
 def test_evaluation_by_the_challenges_metrics(trained: Path, dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path}
     succeed(command(["train", "evaluate"], **options, **SHORT))

@@ -45,6 +45,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_whole_volumes_on_their_own_grid(trained: Path, dataset: Path, tmp_path: Path):
     images = dataset / "imagesTr"
     options = {"bundle_root": trained, "dataset_dir": images, "output_dir": tmp_path}
@@ -57,6 +58,7 @@ def test_whole_volumes_on_their_own_grid(trained: Path, dataset: Path, tmp_path:
         assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path}
     succeed(command(["train", "evaluate"], **options, **SHORT))
