@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import InputError
 
+_PARTIAL = ".partial-"  # what folders of files that are being written begin with
 _MAX_DEPTH = 100  # of JSON: what reads it has to be able to follow
 
 
@@ -33,10 +34,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     if target.is_symlink() or (target.exists() and not target.is_file()):
         reason = "it is a link, a folder or a device, and only a file is replaced"
         raise FileExistsError(errno.EEXIST, reason, str(target))
-    with TemporaryDirectory(prefix=".partial-", dir=target.parent) as folder:
+    with TemporaryDirectory(prefix=_PARTIAL, dir=target.parent) as folder:
         partial = Path(folder) / target.name
         yield partial
         os.replace(partial, target)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what `replacing` left in a folder where its process was killed; nobody else writes."""
+    for left in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def replace_folder(new: Path, target: Path) -> None:

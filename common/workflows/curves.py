@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import logging
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from monai.engines import Evaluator, IterationEvents
 from torch.optim import Optimizer
 
 from ..distributed import rank
-from ..files import replacing
+from ..files import remove_partial, replacing
 from .best import SaveBest
 
 _logger = logging.getLogger(__name__)
@@ -79,8 +78,7 @@ class LearningCurves:
     def _start(self, engine: Engine) -> None:
         """Before a state is loaded, if one is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".partial-*"):  # of a process that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
+        remove_partial(self.folder)
         self.rows = []
         self._drawn = 0.0
         self._goes_on = False

@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import signal
 import threading
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from torch import Tensor, nn
 from ..checkpoints import LAST, load_checkpoint, save_checkpoint
 from ..distributed import rank, ranks
 from ..errors import InputError, check_switches, first_line, listed
+from ..files import remove_partial
 from .batches import Batches, generators
 from .best import SaveBest, undistributed
 from .curves import LearningCurves, scalars
@@ -47,19 +47,8 @@ _MAY_DIFFER = (
     *("split_file", "cases", "exclude", "split", "split_seed", "fold", "num_folds"),
     *("device", "amp", "max_epochs", "val_interval", "val_cases", "sw_batch_size", "overlap"),
     *("cache", "cache_num", "num_workers", "resume", "strict", "check_finite", "pretrained"),
-    "encoder_weights",
-    *(
-        "settings",
-        "stated",
-        "label_names",
-        "network",
-        "precision",
-        "validate",
-        "initialize",
-        "run",
-        "finalize",
-        "_meta_",
-    ),
+    *("encoder_weights", "settings", "stated", "label_names", "network", "precision", "validate"),
+    *("initialize", "run", "finalize", "_meta_"),
     *("train#dataset", "train#dataloader", "train#handlers", "train#trainer", "train#key_metric"),
     *("train#postprocessing", "tracking", "tracking_uri", "experiment_name", "run_name"),
 )
@@ -97,9 +86,8 @@ class TrainingState:
 
     Raises:
         InputError: resume is neither True nor False, or seed no whole number; or, when the training
-            starts, there is nothing
-            to go on from, it is of another training, or another process trains in the folder; or
-            later, the state cannot be written.
+            starts, there is nothing to go on from, it is of another training, or another process
+            trains in the folder; or later, the state cannot be written.
     """
 
     def __init__(
@@ -178,8 +166,7 @@ class TrainingState:
             ) from error
         except OSError as error:
             raise InputError(f"ckpt_dir is {folder}, which cannot be used ({error}).") from error
-        for left in folder.glob(".partial-*"):  # of a process that was killed while it wrote
-            shutil.rmtree(left, ignore_errors=True)
+        remove_partial(folder)
 
     # Random numbers and batches
 
@@ -249,7 +236,7 @@ class TrainingState:
         if not self.path.is_file():
             return "No epoch of this training is kept."
         try:
-            epoch = _checked(load_checkpoint(self.path), self.path)["epoch"]
+            epoch = _checked(load_checkpoint(self.path, mmap=True), self.path)["epoch"]
         except InputError as error:
             return str(error)
         return f"{self.path} keeps epoch {epoch}: --resume True goes on from there."
@@ -314,9 +301,10 @@ class TrainingState:
                 f"A process that loads cases was killed, which is often for want of memory "
                 f"({killed}); allowed are fewer, by --num_workers. {self._what_is_kept()}"
             ) from error
-        kept = self._what_is_kept()
-        if isinstance(error, InputError) and not self._first and kept not in str(error):
-            raise InputError(f"{error} {kept}") from error
+        if isinstance(error, InputError) and not self._first:
+            kept = self._what_is_kept()
+            if kept not in str(error):  # ignite asks twice
+                raise InputError(f"{error} {kept}") from error
         raise error
 
     def _release(self) -> None:
