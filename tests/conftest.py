@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +29,18 @@ def shared(path: str) -> Path:
     if not file.exists():
         pytest.skip(f"needs {path} of the developers' shared folder, which is not here")
     return file
+
+
+def _root_writes_everywhere() -> bool:
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o500)
+        return os.access(folder, os.W_OK)
+
+
+read_only = pytest.mark.skipif(
+    _root_writes_everywhere(),
+    reason="root writes everywhere, unless by setpriv --inh-caps=-all --bounding-set=-all",
+)
 
 
 @pytest.fixture(autouse=True)

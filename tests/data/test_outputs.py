@@ -1,5 +1,4 @@
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +6,7 @@ import pytest
 from common.data import OutputLayout, check_output_folder, image_files, outputs
 from common.errors import InputError
 
+from ..conftest import read_only
 from .conftest import Touch
 
 
@@ -109,7 +109,7 @@ def test_output_folder(tmp_path: Path):
         check_output_folder(tmp_path / "file")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@read_only
 def test_read_only_output_folder(tmp_path: Path):
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="cannot be written to"):

@@ -18,6 +18,7 @@ from common.checkpoints import save_checkpoint
 from common.data import split_cases
 from common.errors import InputError
 
+from ..conftest import read_only
 from .trainings import EPOCHS, Training, equal, phantom, sentence, wait_for
 
 BUNDLE = "lung_cxr_lightm_unet_segmentation"
@@ -84,7 +85,7 @@ def test_output_folder_vanishes(reference: Training, training: Training):
     assert equal(training.state()["model"], reference.state()["model"])
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@read_only
 def test_read_only_folder(two_epochs: Training):
     folder = two_epochs.root / "models"
     folder.chmod(0o500)
