@@ -117,6 +117,17 @@ def check_switches(**switches: Any) -> None:
             raise InputError(f"{name} is {value!r}; allowed are True and False.")
 
 
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """See that a setting is one of those that there are.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    choices = list(allowed)
+    if value not in choices:
+        raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, choices))}.")
+
+
 def by_axis(numbers: Iterable[float], digits: int = 6) -> str:
     """Numbers along the axes of an image as a part of a sentence: 512 x 512 x 80."""
     return " x ".join(f"{float(number):.{digits}g}" for number in numbers)

@@ -77,9 +77,12 @@ MAY_DIFFER_IN = {
         "slice_spacing": "its spacing is relative to the scan's own",
         "train#preprocessing#transforms#4": "it clips before it resamples",
         "train#preprocessing#transforms#5": "it clips before it resamples",
-        "train#preprocessing#transforms#7#pos": "every patch contains liver",
-        "train#preprocessing#transforms#7#neg": "every patch contains liver",
-        "train#preprocessing#transforms#17": "its targets are two regions that overlap",
+        "augmentations#nnunet#transforms#1#foreground_fraction": "every patch contains liver",
+        "augmentations#none#transforms#1#foreground_fraction": "every patch contains liver",
+        "augmentations#light#transforms#0#pos": "every patch contains liver",
+        "augmentations#light#transforms#0#neg": "every patch contains liver",
+        "augmentations#nnunet#transforms#2#std": "its intensities are from 0 to 1",
+        "train#preprocessing#transforms#8": "its targets are two regions that overlap",
         "train#postprocessing": "two sigmoid channels instead of a softmax",
         "train#key_metric#train_mean_dice#include_background": "no channel is the background's",
         "validate#preprocessing#transforms": "it clips before it resamples; two regions",
@@ -101,6 +104,12 @@ MAY_DIFFER_IN = {
         "in_plane_factor": "its spacing is relative to the scan's own",
         "slice_spacing": "its spacing is relative to the scan's own",
         "split": "the paper's",
+        "augmentations#nnunet#transforms#0#num_classes": "one region a stage",
+        "augmentations#nnunet#transforms#1#padding_value": "padding is air",
+        "augmentations#nnunet#transforms#2#std": "its intensities are from -1 to 1",
+        "augmentations#light#transforms#4#padding_mode": "padding is air",
+        "augmentations#none#transforms#0#num_classes": "one region a stage",
+        "augmentations#none#transforms#1#padding_value": "padding is air",
         "train#handlers": "the coarser scales' weight decays",
         "train#preprocessing#transforms": "it crops to the body, and to the liver for tumours",
         "train#postprocessing": "one sigmoid channel instead of a softmax; the finest scale",
@@ -294,9 +303,10 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
     parsed = parser(bundle, "inference", handlers=[])
     give(parsed, **dict.fromkeys(off, True), **({"overlap": 0.125} if slides else {}))
     inferer = flips_of(parsed.get_parsed_content("inferer"))
-    train = config(bundle, "train")["train"]["preprocessing"]["transforms"]
-    flips = [step for step in train if isinstance(step, dict) and step["_target_"] == "RandFlipd"]
-    assert inferer.axes == [step["spatial_axis"] for step in flips], "what training has seen"
+    train = config(bundle, "train")
+    steps_of = train["augmentations"][train["augmentation"]]["transforms"]
+    flips = [step["spatial_axis"] for step in steps_of if step["_target_"] == "RandFlipd"]
+    assert inferer.axes == flips, "what training has seen"
     assert getattr(inferer.inferer, "overlap", None) == 0.125 or not slides
     assert steps()[-2:] == ["KeepLargestComponentsd", "SaveImaged"]
 
@@ -357,6 +367,49 @@ def test_switches_are_true_or_false(bundle: Path, name: str):
         with pytest.raises(RuntimeError) as refused:
             parsed.get_parsed_content("run#1")
         assert input_error_in(refused.value) == f"{switch} is 'no'; allowed are True and False."
+
+
+AUGMENTATIONS = {
+    "liver_tumor_ct_lcmambanet_segmentation": ["nnunet", "light", "none", "basic", "full"],
+}
+DEFAULT_AUGMENTATION = {"liver_tumor_ct_lcmambanet_segmentation": "full"}
+
+
+def test_augmentation_is_one_of_those_there_are(bundle: Path):
+    names = AUGMENTATIONS.get(bundle.name, ["nnunet", "light", "none"])
+    train = config(bundle, "train")
+    assert list(train["augmentations"]) == names
+    assert train["augmentation"] == DEFAULT_AUGMENTATION.get(bundle.name, "nnunet")
+    parsed = parser(bundle, "train", augmentation="strong")
+    with pytest.raises(RuntimeError) as refused:
+        parsed.get_parsed_content("run#2")
+    listed = ", ".join(map(repr, names))
+    assert input_error_in(refused.value) == f"augmentation is 'strong'; allowed are {listed}."
+
+
+@pytest.mark.parametrize("name", ["nnunet", "light", "none"])
+def test_augmentations_give_patches(bundle: Path, name: str):
+    """Of the working size, from a volume with an elongated patch; without any, as it was."""
+    slices = bundle.name in FAMILIES["2D slices"]
+    size = {2: [32, 32], 3: [32, 32] if slices else [32, 28, 8]}[spatial_dims(bundle)]
+    sizes = {"patch_size": size, "image_size": size}
+    train = config(bundle, "train")
+    parsed = parser(bundle, "train", **{id_: x for id_, x in sizes.items() if id_ in train})
+    chain = parsed.get_parsed_content(f"augmentations#{name}").set_random_state(0)
+    shape = [32, 32, 20][: spatial_dims(bundle)]
+    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
+    label = torch.zeros(1, *shape)
+    label[:, 10:20, 10:20] = 1
+    for _ in range(10):
+        samples = chain({"image": MetaTensor(image), "label": MetaTensor(label)})
+        samples = samples if isinstance(samples, list) else [samples]
+        assert len(samples) == train.get("slices_per_case", 1)
+        for sample in samples:
+            assert sample.keys() >= {"image", "label"}
+            assert list(sample["image"].shape[1:]) == list(sample["label"].shape[1:]) == size
+            assert sample["image"].isfinite().all()
+            if name == "none":  # a part of it, or all
+                assert sample["image"].unique().isin(image).all()
 
 
 def test_network_of_epistemic_scoring(bundle: Path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -344,20 +343,9 @@ SIZES = {"spacing": [6, 6, 8], "patch_size": [32, 32, 16], "learning_rate": 0.00
 RUN: dict[str, Any] = SIZES | {"network_def": SEGRESNET, "val_interval": 10}
 
 
-def nothing_random(bundle: Path) -> dict[str, Any]:
-    """Options for a training with crops at the centre and without augmentation."""
-    config = json.loads((bundle / "configs/train.json").read_text())
-    options: dict[str, Any] = {}
-    for number, step in enumerate(config["train"]["preprocessing"]["transforms"]):
-        name = f"train#preprocessing#transforms#{number}"
-        if isinstance(step, str):  # refers to the one for intensities
-            continue
-        if "prob" in step:
-            options[f"{name}#prob"] = 0
-        elif step["_target_"] == "RandCropByPosNegLabeld":
-            crop = {"_target_": "CenterSpatialCropd", "keys": ["image", "label"]}
-            options[name] = crop | {"roi_size": "@patch_size"}
-    return options
+# With crops at the centre, and without augmentation.
+CROP = {"_target_": "CenterSpatialCropd", "keys": ["image", "label"], "roi_size": "@patch_size"}
+NOTHING_RANDOM = {"augmentation": "none", "augmentations#none#transforms": [CROP]}
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +357,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_loss_curve_of_a_bundle(dataset: Path, tmp_path: Path):
     """20 steps; and, of the first, the metrics of three cases, two of them the first rank's."""
     curves = []
-    options = RUN | nothing_random(LIVER)
+    options = RUN | NOTHING_RANDOM
     options |= {"max_epochs": 10, "split": [4, 3, 0], "device": "cpu"}
     for ranks in (1, 2):
         root = tmp_path / str(ranks)

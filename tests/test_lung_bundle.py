@@ -150,26 +150,27 @@ def test_evaluation_is_on_the_masks_own_grid(lopsided: Path, tmp_path: Path):
     assert evaluator.state.metrics["val_iou_class_1"] == 1
 
 
-def test_training_sees_what_it_should(lopsided: Path):
+@pytest.mark.parametrize("augmentation", ["nnunet", "light"])
+def test_training_sees_what_it_should(augmentation: str, lopsided: Path):
     """At working size, normalised, and mirrored along the horizontal axis alone."""
-    parser = parsed("train", flip_prob=1)
-    transforms = parser.get_parsed_content("train#preprocessing").transforms
-    loaded = dict(labelled_cases(lopsided)[0])
-    names = [type(transform).__name__ for transform in transforms]
-    flip = names.index("RandFlipd")
-    assert names.count("RandFlipd") == 1
-    for transform in transforms[: flip + 1]:
-        loaded = transform(loaded)
-    image, label = loaded["image"], loaded["label"]
-    assert image.shape == label.shape == (1, 512, 512)
+    case = dict(labelled_cases(lopsided)[0])
+    parser = parsed("train", flip_prob=1, augmentation=augmentation)
+    augmented = parser.get_parsed_content("train#preprocessing").set_random_state(0)(case)
+    steps = parser[f"augmentations#{augmentation}#transforms"]
+    assert [step["_target_"] for step in steps].count("RandFlipd") == 1
+    for step in steps:
+        if step["_target_"] != "RandFlipd":
+            step |= {name: 0 for name in step if name.endswith("prob")}
+    mirrored = parser.get_parsed_content("train#preprocessing", reset=True)(case)
+    for samples in (augmented, mirrored):
+        sample = samples[0] if isinstance(samples, list) else samples
+        image, label = sample["image"], sample["label"]
+        assert image.shape == label.shape == (1, 512, 512)
     assert abs(float(image.mean())) < 1e-4
     assert float(image.std()) == pytest.approx(1, abs=1e-3)
     columns, rows = label[0].nonzero(as_tuple=True)
     assert columns.float().mean() > 256  # it was at the left
     assert rows.float().mean() < 256  # and still is at the top
-    for transform in transforms[flip + 1 :]:
-        loaded = transform.set_random_state(0)(loaded)
-    assert loaded["image"].shape == loaded["label"].shape == (1, 512, 512)
 
 
 def _missing(data: Path) -> str:

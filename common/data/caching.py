@@ -66,6 +66,7 @@ def cached_dataset(
     if cache not in _CACHES:
         raise InputError(f"cache is {cache!r}; allowed are {', '.join(map(repr, _CACHES))}.")
     check_switches(strict=strict)
+    transform = transform.flatten()  # or nothing is kept of what is in a Compose within it
     if cache == "disk":
         if cache_dir is None:
             raise InputError("cache is 'disk', but cache_dir is None; allowed is a folder.")

@@ -1,5 +1,7 @@
 """MONAI dictionary transforms that the bundles share."""
 
+from .affine_patches import RandAffinePatchesd
+from .augmentation import RandGammad, RandGaussianBlurd, RandLowResolutiond
 from .body import BodyCropd, body_mask
 from .checks import CheckInputd
 from .components import KeepLargestComponentsd
@@ -33,6 +35,10 @@ __all__ = [
     "NestedRegionsd",
     "OwnKeysSpacingd",
     "PadToPatchd",
+    "RandAffinePatchesd",
+    "RandGammad",
+    "RandGaussianBlurd",
+    "RandLowResolutiond",
     "RegionLabelsd",
     "RelativeSpacingd",
     "body_mask",

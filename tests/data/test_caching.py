@@ -147,6 +147,16 @@ def test_a_later_process_finds_what_an_earlier_one_kept(
     assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_chain_within_the_chain_is_kept_up_to_its_first_random_step(cache: str, tmp_path: Path):
+    load = Load()
+    inner = Compose([load, RandFlipd("image", prob=0.5)])
+    dataset = cached_dataset(numbers(1, 2), Compose([inner]), cache, cache_dir=tmp_path)
+    for _ in range(3):
+        assert [value(dataset[i]) for i in range(2)] == [1, 2]
+    assert sorted(load.log) == [1, 2]
+
+
 def test_what_was_said_is_no_preprocessing(
     cases: list[Options], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
