@@ -161,7 +161,7 @@ def test_training_sees_what_it_should(augmentation: str, lopsided: Path):
     for step in steps:
         if step["_target_"] != "RandFlipd":
             step |= {name: 0 for name in step if name.endswith("prob")}
-    mirrored = parser.get_parsed_content("train#preprocessing", reset=True)(case)
+    mirrored = parser.get_parsed_content("train#preprocessing", lazy=False)(case)
     for samples in (augmented, mirrored):
         sample = samples[0] if isinstance(samples, list) else samples
         image, label = sample["image"], sample["label"]

@@ -217,9 +217,9 @@ def _box(volume: Tensor, low: np.ndarray, high: np.ndarray) -> tuple[Tensor, lis
     """What a volume (channels, ...) has from low to high, and what it lacks, as `pad` takes it."""
     shape = np.array(volume.shape[1:])
     edges = np.stack([np.maximum(low, 0), np.minimum(high, shape)], axis=1)
-    inside = [slice(*along) for along in edges.tolist()]
+    inside = [slice(None), *(slice(*along) for along in edges.tolist())]
     lacking = np.stack([np.maximum(-low, 0), np.maximum(high - shape, 0)], axis=1)
-    return volume[(slice(None), *inside)], lacking[::-1].flatten().tolist()
+    return volume[tuple(inside)], lacking[::-1].flatten().tolist()
 
 
 def _grid(box: Tensor, middle: np.ndarray, matrix: np.ndarray, size: np.ndarray) -> Tensor:

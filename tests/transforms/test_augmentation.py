@@ -304,7 +304,7 @@ def test_slices_stay_as_many_where_they_are_few():
 )
 def test_channels_are_changed_one_by_one(transform: Any, share: float):
     transform.set_random_state(0)
-    image = two_channels(8, 8)
+    image = two_channels(64, 8)
     changed = np.array(
         [(transform({"image": image})["image"] != image).flatten(1).any(1).tolist()
          for _ in range(400)]
