@@ -15,7 +15,7 @@ from .labels import (
 )
 from .loading import LoadCheckedImaged, LoadRadiographd
 from .patches import AdjacentSlicesd, ForegroundOrAll, PadToPatchd
-from .spacing import OwnKeysSpacingd, RelativeSpacingd
+from .spacing import OwnKeysSpacingd, RelativeSpacingd, SplineResized
 
 __all__ = [
     "AdjacentSlicesd",
@@ -35,6 +35,7 @@ __all__ = [
     "PadToPatchd",
     "RegionLabelsd",
     "RelativeSpacingd",
+    "SplineResized",
     "body_mask",
     "region_values",
 ]
