@@ -125,17 +125,17 @@ def test_brain_tumours_in_four_channels(tmp_path: Path):
 
 @pytest.mark.slow
 def test_plan_of_nnunet(dataset: Path, tmp_path: Path):
-    """The same file after train.json, evaluate.json and inference.json."""
+    """A file after train.json; evaluation and inference have it from the weights."""
     pytest.importorskip("nnunetv2", reason="needs the extra: plan")
     plan = tmp_path / "plan.json"
-    planned = write_plan(dataset, plan)
+    planned = write_plan(BUNDLE, dataset, plan).overrides
     options = {"bundle_root": tmp_path, "dataset_dir": dataset}
 
     def configs(*names: str) -> list[str]:
-        files = [str(BUNDLE / f"configs/{name}.json") for name in names]
-        return ["run", "--config_file", str([*files, str(plan)])]
+        files = [str(plan if name == "plan" else BUNDLE / f"configs/{name}.json") for name in names]
+        return ["run", "--config_file", str(files)]
 
-    succeed([*configs("train"), *running.overrides(options | {"max_epochs": 1})])
+    succeed([*configs("train", "plan"), *running.overrides(options | {"max_epochs": 1})])
     weights = torch.load(tmp_path / "models/model.pt", weights_only=True)
     widths = [weights[f"encoder.{i}.block.conv1.conv.weight"].shape[0] for i in range(3)]
     assert widths == planned["network_def#features"][:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from .output import say
 
@@ -19,15 +20,19 @@ def doctor() -> None:
 
 
 def plan(
-    dataset_dir: str, output: str, gpu_memory: float = 8.0, modality: str | None = None
+    bundle: str, dataset_dir: str, output: str, gpu_memory: float = 8.0, **overrides: Any
 ) -> None:
-    """Let nnU-Net plan spacing, patches, stages and intensities for a data set (extra: plan).
+    """Let nnU-Net plan a bundle's training: spacing, patches, batch, intensities (extra: plan).
 
-    The output goes after the other configs, in training and in inference:
+    --bundle is the bundle's folder; the cases are those that training would train on. What training
+    will be given belongs here as well: --fold 0, --cases FILE, --ignore_label 3, --modality MR. The
+    output goes after the bundle's own config, in training alone, as the weights keep it:
     --config_file "['configs/train.json','configs/plan.json']"
     """
     from ..workflows import write_plan
 
-    for key, value in write_plan(dataset_dir, output, gpu_memory, modality).items():
+    planned = write_plan(bundle, dataset_dir, output, gpu_memory, **overrides)
+    for key, value in planned.overrides.items():
         say(f"{key}: {value}")
+    say(f"cases: {planned.cases} of {planned.of}, those for training")
     say(f"plan: {output}")

@@ -17,7 +17,7 @@ from .labels import (
 )
 from .loading import LoadCheckedImaged, LoadRadiographd
 from .patches import AdjacentSlicesd, ForegroundOrAll, PadToPatchd
-from .spacing import OwnKeysSpacingd, RelativeSpacingd
+from .spacing import OwnKeysSpacingd, RelativeSpacingd, SplineResized
 
 __all__ = [
     "AdjacentSlicesd",
@@ -41,6 +41,7 @@ __all__ = [
     "RandLowResolutiond",
     "RegionLabelsd",
     "RelativeSpacingd",
+    "SplineResized",
     "body_mask",
     "region_values",
 ]

@@ -15,13 +15,19 @@ from monai.networks.layers import AffineTransform
 from monai.transforms import Resize, SpatialResample
 from monai.transforms.inverse import TraceableTransform
 from monai.transforms.utils import resolves_modes, scale_affine
-from monai.utils import TraceKeys, get_torch_dtype_from_string
+from monai.utils import TraceKeys, fall_back_tuple, get_torch_dtype_from_string
 from monai.utils.type_conversion import get_equivalent_dtype
 from torch import Tensor
 
 from .. import scratch
+from .resampling import Axis, resample_image, resample_labels, same_extent, slices_apart
 
 _RESAMPLES = ("SpatialResample", "SlabwiseResample")
+_RESIZES = ("Resize", "SplineResize")
+# Modes as nnU-Net resamples, and how that is undone.
+_BACK: dict[Any, str] = {3: "bilinear", "one-hot": "nearest"}
+_OURS = ("bilinear", *_BACK)
+_STRAIGHT = 1e-3  # voxels that an axis may leave its line by
 # (a volume on the grid that there is, the part of an axis of the wanted one) -> the slab there
 Slab = Callable[[Tensor, slice], Tensor]
 
@@ -64,7 +70,7 @@ def before_resampling(
             return resampled_slab(volume, matrix, size, axis, part, prepare=prepare, **how)
 
         return Before(size, affine, axis, resample)
-    if done.get(TraceKeys.CLASS_NAME) == "Resize" and not how["new_dim"]:
+    if done.get(TraceKeys.CLASS_NAME) in _RESIZES and not how["new_dim"]:
         now = tuple(image.shape[1:])
         kept = [i for i in range(len(size)) if size[i] == now[i]]
         if not kept:
@@ -127,10 +133,28 @@ def resampled_slab(
     return resample(inside[None], theta=theta, spatial_size=wanted)[0].float()
 
 
-class SlabwiseResample(SpatialResample):
-    """MONAI's `SpatialResample`, slab by slab where what comes out is large.
+def _axes(matrix: np.ndarray, size: Sequence[int]) -> list[Axis] | None:
+    """The axes of a grid of a size on that of a volume; None where they do not run along its own.
 
-    Of those with linear interpolation: the nearest of two voxels as far away might be another one.
+    Args:
+        matrix: from voxels of the grid to those of the volume, homogeneous.
+    """
+    dims = len(size)
+    slopes = matrix[:dims, :dims]
+    if (np.abs(slopes - np.diag(slopes.diagonal())) * size).max() > _STRAIGHT:
+        return None
+    scales = slopes.diagonal().tolist()
+    return [Axis(*axis) for axis in zip(size, scales, matrix[:dims, dims].tolist(), strict=True)]
+
+
+class SlabwiseResample(SpatialResample):
+    """MONAI's `SpatialResample`, with nnU-Net's modes, slab by slab where what comes out is large.
+
+    Modes are 3 for images and "one-hot" for label maps, see `resample_image` and
+    `resample_labels`, which are undone linearly, as nnU-Net's probabilities are, and by the nearest
+    voxel; and MONAI's. Of these only the linear one goes by slabs: the nearest of two voxels as far
+    away might be another one. Between grids that are turned or sheared against each other no axis
+    can be done after the other: there 3 is MONAI's spline, and label maps get the nearest voxel.
     """
 
     def __call__(
@@ -144,11 +168,11 @@ class SlabwiseResample(SpatialResample):
         dtype: Any = None,
         lazy: bool | None = None,
     ) -> Tensor:
-        asked = (dst_affine, spatial_size, mode, padding_mode, align_corners, dtype, lazy)
         mode = self.mode if mode is None else mode
         lazy = self.lazy if lazy is None else lazy
+        asked = (dst_affine, spatial_size, mode, padding_mode, align_corners, dtype, lazy)
         known = dst_affine is not None and isinstance(spatial_size, Sequence)
-        if lazy or not known or mode != "bilinear" or not isinstance(img, MetaTensor):
+        if lazy or not known or mode not in _OURS or not isinstance(img, MetaTensor):
             return super().__call__(img, *asked)
         size = [int(n) for n in spatial_size]
         ours, wanted = (
@@ -156,17 +180,30 @@ class SlabwiseResample(SpatialResample):
         )
         matrix = np.linalg.solve(ours, wanted)
         unchanged = size == list(img.shape[1:]) and np.allclose(matrix, np.eye(len(matrix)))
-        if unchanged or len(img) * math.prod(size) * 4 <= scratch.IN_MEMORY:
-            return super().__call__(img, *asked)
         how = {
-            "mode": mode,
+            "mode": _BACK.get(mode, mode),
             "padding_mode": self.padding_mode if padding_mode is None else padding_mode,
             "align_corners": self.align_corners if align_corners is None else align_corners,
             "dtype": get_equivalent_dtype(dtype or self.dtype or img.dtype, Tensor),
         }
-        out = torch.empty((len(img), *size), device=img.device)
-        for part in scratch.slabs(out.shape, 1):
-            out[:, part] = resampled_slab(img.as_tensor(), matrix, size, 0, part, **how)
+        volume = img.as_tensor()
+        if unchanged:
+            return super().__call__(img, *asked[:2], **how, lazy=lazy)
+        if mode in _BACK:
+            axes = _axes(matrix, size)
+            if axes is None:
+                return super().__call__(
+                    img, *asked[:2], **how | {"mode": 3 if mode == 3 else "nearest"}, lazy=lazy
+                )
+            apart = slices_apart(*(np.linalg.norm(a[:-1, :-1], axis=0) for a in (ours, wanted)))
+            resample = resample_image if mode == 3 else resample_labels
+            out = resample(volume, axes, apart)
+        elif len(img) * math.prod(size) * 4 <= scratch.IN_MEMORY:
+            return super().__call__(img, *asked)
+        else:
+            out = torch.empty((len(img), *size), device=img.device)
+            for part in scratch.slabs(out.shape, 1):
+                out[:, part] = resampled_slab(volume, matrix, size, 0, part, **how)
         # As MONAI keeps it for the way back.
         how |= {"dtype": str(how["dtype"])[6:], "src_affine": torch.from_numpy(ours)}
         meta = TraceableTransform.track_transform_meta(
@@ -179,3 +216,31 @@ class SlabwiseResample(SpatialResample):
             lazy=False,
         )
         return MetaTensor(out).copy_meta_from(meta)
+
+
+class SplineResize(Resize):
+    """MONAI's `Resize`, with modes 3 for images and "one-hot" for label maps: nnU-Net's.
+
+    See `resample_image` and `resample_labels`. On the way back they are linear, or the nearest.
+    """
+
+    def __call__(self, img: Tensor, mode: Any = None, **kwargs: Any) -> Tensor:
+        mode = self.mode if mode is None else mode
+        if mode not in _BACK:
+            return super().__call__(img, mode=mode, **kwargs)
+        size = fall_back_tuple(self.spatial_size, img.shape[1:])
+        volume = img.as_tensor() if isinstance(img, MetaTensor) else img
+        axes = [same_extent(n, wanted) for n, wanted in zip(volume.shape[1:], size, strict=True)]
+        resample = resample_image if mode == 3 else resample_labels
+        back = {3: {2: "bilinear", 3: "trilinear"}[len(size)]}.get(mode, "nearest-exact")
+        how = {"mode": back, "align_corners": TraceKeys.NONE, "dtype": "float32", "new_dim": 0}
+        meta = TraceableTransform.track_transform_meta(
+            img,
+            sp_size=size,
+            affine=scale_affine(img.shape[1:], size, align_corners=False),
+            extra_info=how,
+            orig_size=img.shape[1:],
+            transform_info=self.get_transform_info(),
+            lazy=False,
+        )
+        return MetaTensor(resample(volume, axes)).copy_meta_from(meta)

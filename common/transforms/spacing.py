@@ -8,11 +8,17 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
-from monai.transforms import InvertibleTransform, MapTransform, Spacingd, SpatialResample
+from monai.transforms import (
+    InvertibleTransform,
+    MapTransform,
+    Resized,
+    Spacingd,
+    SpatialResample,
+)
 from monai.utils import TraceKeys, ensure_tuple_rep
 
 from ..errors import InputError
-from .slabs import SlabwiseResample
+from .slabs import SlabwiseResample, SplineResize
 
 
 class OwnKeysSpacingd(Spacingd):
@@ -20,6 +26,11 @@ class OwnKeysSpacingd(Spacingd):
 
     MONAI 1.6 takes every entry whose name begins with a key's, such as MONAI Label's `image_path`
     beside `image`, for metadata, and fails at it. Large volumes are resampled slab by slab.
+
+    Its modes are MONAI's and, as nnU-Net resamples, 3 for images and "one-hot" for label maps; see
+    `common.transforms.resampling`. nnU-Net's grid begins and ends with the image, so that its
+    voxels are a little off the spacing asked for; MONAI's first voxel is the image's, its voxels
+    have the spacing, and the last one lies within half a voxel of the image's.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -34,6 +45,28 @@ class OwnKeysSpacingd(Spacingd):
     ) -> dict[Hashable, Any]:
         own = {key: data[key] for key in self.key_iterator(dict(data))}
         return dict(data) | super().__call__(own, lazy=lazy)
+
+
+class SplineResized(Resized):
+    """MONAI's `Resized`, with modes 3 for images and "one-hot" for label maps: nnU-Net's.
+
+    See `common.transforms.resampling`: both grids begin and end where the image does, as nnU-Net's.
+    Axes that keep their size stay as they are.
+
+    Args:
+        keys: keys of the images and label maps, MetaTensors (channels, ...).
+        spatial_size: pixels or voxels; -1 keeps those of an axis.
+        mode: MONAI's, 3, or "one-hot"; one for all keys or one for each.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection,
+        spatial_size: Sequence[int],
+        mode: str | int | Sequence[str | int] = 3,
+    ) -> None:
+        super().__init__(keys, spatial_size, mode=mode)
+        self.resizer = SplineResize(spatial_size)
 
 
 class RelativeSpacingd(MapTransform, InvertibleTransform):

@@ -1,57 +1,110 @@
-"""nnU-Net's plan for a data set, as overrides for a bundle's configs.
+"""nnU-Net's plan for a data set, as overrides for a bundle's training.
 
 The fingerprint and the plan are those of the installed nnunetv2 (Isensee et al. 2021,
-doi:10.1038/s41592-020-01008-z); what is done here is to hand it the data set, and to say its plan
-in MONAI's words.
+doi:10.1038/s41592-020-01008-z); what is done here is to hand it the cases as the bundle's training
+loads them, and to say its plan in MONAI's words.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
-import nibabel as nib
 import numpy as np
+from monai.bundle import ConfigParser
+from monai.transforms import Compose
 from monai.utils import ensure_tuple
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..data import check_output_folder, find_cases
-from ..data.formats import format_of
-from ..data.layouts import Case, DataSet, require_cases
-from ..errors import InputError, first_line
-from ..files import write_json
+from ..data.layouts import Case, DataSet
+from ..errors import InputError, first_line, input_error_in, listed
+from ..files import read_json, write_json
+from ..transforms.labels import count_values
 
 _NAME = "Dataset001_Planned"
-_NIFTI = "NIfTI"  # of formats.FORMATS
+_STEPS = "train#preprocessing#transforms"
+_PIXELS = 999.0, 1.0, 1.0  # nnU-Net's spacing of a picture, whose pixels have no size
+_SIZES = ("patch_size", "image_size")  # what a bundle calls what its network sees at once
+_PER_CASE = ("patches_per_case", "slices_per_case")
+
+
+class Training(NamedTuple):
+    """What is planned for.
+
+    Attributes:
+        config: the bundle's train.json with what was given, and channels and classes of the cases.
+        given: overrides of it, which count in place of what would be planned.
+        cases: those that are looked at.
+    """
+
+    config: ConfigParser
+    given: Mapping[str, Any]
+    cases: Sequence[Case]
+
+
+class Plan(NamedTuple):
+    """What was planned.
+
+    Attributes:
+        overrides: values of ids of the bundle's train.json.
+        cases: of which the fingerprint is: those for training.
+        of: cases that the data set has.
+    """
+
+    overrides: dict[str, Any]
+    cases: int
+    of: int
 
 
 def write_plan(
+    bundle: str | Path,
     dataset_dir: str | Path,
     output: str | Path,
     gpu_memory: float = 8.0,
-    modality: str | None = None,
-) -> dict[str, Any]:
-    """Let nnU-Net plan for a data set, write the plan as overrides, and return these.
+    **overrides: Any,
+) -> Plan:
+    """Let nnU-Net plan for a data set, write the plan as overrides for a bundle, and return it.
+
+    Only ids that the bundle's train.json has are written: channels, classes, intensities, the
+    batch, what the network sees at once (`patch_size` or `image_size`, in multiples of what the
+    bundle's metadata asks for), spacing, and the stages of a network that has nnU-Net's. Further:
+
+    - Where the spacing in plane is relative to each scan's own (`in_plane_factor`), that stays, and
+      the patch is planned for the grid that it makes; `slice_spacing` is planned unless it is None.
+    - A 2D network gets nnU-Net's 2D configuration, of slices across the last axis: the size that
+      whole slices or pictures are resized to is the planned patch's. The batch is of slices.
 
     nnU-Net's messages and progress go to stderr.
 
     Args:
-        dataset_dir: see `find_cases`; all its labelled cases count, as for nnU-Net.
-        output: the JSON file to write, to be given after a bundle's train.json or inference.json.
+        bundle: the bundle's folder.
+        dataset_dir: see `find_cases`; the cases are those that training would train on, so that
+            others leave no trace in the plan.
+        output: the JSON file to write, to be given after the bundle's train.json.
         gpu_memory: GB that nnU-Net's own U-Net may fill in training.
-        modality: "CT", or another for channels whose values have no unit; by default what the
-            data set's dataset.json says.
+        overrides: what training will be given as well, ids of train.json: which cases count
+            (`fold`, `split_file`, ...), what labels are (`label_map`, `ignore_label`), and what is
+            in place of what would be planned (`spacing`, `patch_size`, ...). What belongs to the
+            weights is written into the plan, so that it is said once. `modality` names every
+            channel; without, the data set's dataset.json does.
 
     Raises:
-        InputError: nnunetv2 is not installed; the data set cannot be read, or its modality not be
-            told; an argument is not as above; or there is no plan of this data set for the bundle.
+        InputError: nnunetv2 is not installed; the bundle or the data set cannot be read, or its
+            modality not be told; an argument is not as above; or there is no plan of this data set
+            for the bundle.
     """
     if find_spec("nnunetv2") is None:
         raise InputError(
@@ -61,19 +114,110 @@ def write_plan(
     if gpu_memory <= 0:
         raise InputError(f"gpu_memory is {gpu_memory}; allowed are GB above 0.")
     check_output_folder(Path(output).parent)
+    config = _config(Path(bundle), overrides | {"dataset_dir": str(dataset_dir)})
+    data = find_cases(dataset_dir, config.get_parsed_content("typed#cases"))
+    cases: list[Case] = config.get_parsed_content("train#dataset#data")
+    given = dict(overrides)
+    if given.get("ignore_label") is None and data.ignore_label is not None:
+        given["ignore_label"] = config["ignore_label"] = data.ignore_label
+    config["in_channels"] = _in_channels(config, cases, given)
+    config["num_classes"] = _num_classes(config, cases, data, given)
+    names = _channel_names(config, data, given)
     with TemporaryDirectory() as folder:
-        description = _describe(Path(dataset_dir), modality, Path(folder))
-        plans = nnunet_plans(description, gpu_memory, Path(folder))
-    overrides = plan_overrides(plans, description)
+        plans = nnunet_plans(Training(config, given, cases), names, gpu_memory, Path(folder))
+    written = plan_overrides(plans, config, given, _multiples(Path(bundle)))
     try:
-        write_json(output, overrides)
+        write_json(output, written)
     except OSError as error:
         raise InputError(f"The plan {output} cannot be written ({error}).") from error
-    return overrides
+    return Plan(written, len(cases), len(data.cases))
+
+
+def _config(bundle: Path, overrides: Mapping[str, Any]) -> ConfigParser:
+    path = bundle / "configs/train.json"
+    if not path.is_file():
+        raise InputError(
+            f"There is no {path}; needed is a bundle's folder, such as "
+            "bundles/liver_ct_lightm_unet_segmentation."
+        )
+    config = ConfigParser(read_json(path))
+    if unknown := [id_ for id_ in overrides if id_ not in config]:
+        raise InputError(
+            f"{path} has no {listed(unknown)}; allowed are its ids, such as fold, label_map and "
+            "ignore_label."
+        )
+    config.update(dict(overrides))
+    return config
+
+
+def _multiples(bundle: Path) -> list[int]:
+    """Of how many voxels along each axis an image is to be a multiple, by the bundle's metadata."""
+    formats = read_json(bundle / "configs/metadata.json")["network_data_format"]
+    shape = formats["inputs"]["image"]["spatial_shape"]
+    found = (re.match(r"(\d+)\*n", str(size)) for size in shape)
+    return [int(match[1]) if match else 1 for match in found]
+
+
+def _steps(config: ConfigParser) -> int:
+    """How many steps of the preprocessing come before intensities and voxels are changed."""
+    steps = config[_STEPS]
+    return next(i for i, x in enumerate(steps) if isinstance(x, str) or "mode" in x)
+
+
+def _loaded(config: ConfigParser, key: str, file: Any) -> Any:
+    """An image or a label map by itself, (channels, ...), as training loads it."""
+    item = {key: file}
+    for i in range(2):
+        step = config.get_parsed_content(f"{_STEPS}#{i}")
+        step.allow_missing_keys = True
+        item = step(item)
+    return item[key]
+
+
+def _in_channels(config: ConfigParser, cases: Sequence[Case], given: Mapping[str, Any]) -> int:
+    if "in_channels" in given:
+        return int(given["in_channels"])
+    return len(_loaded(config, "image", cases[0]["image"]))
+
+
+def _num_classes(
+    config: ConfigParser, cases: Sequence[Case], data: DataSet, given: Mapping[str, Any]
+) -> int:
+    """One more than the largest class: of label_map, dataset.json, or else of the label maps."""
+    if "num_classes" in given:
+        return int(given["num_classes"])
+    if label_map := config["label_map"]:
+        return 1 + max(int(value) for value in label_map.values())
+    if data.label_values:
+        return 1 + max(int(np.max(value)) for value in data.label_values.values())
+    values = set[float]()
+    for case in tqdm(cases, desc="Counting classes", unit="case"):
+        values |= count_values(_loaded(config, "label", case["label"])).keys()
+    values -= {config["ignore_label"]}
+    merges = any("MergeMasksd" in str(step) for step in config[_STEPS])
+    if merges and len(values) <= 2:
+        return 2  # masks, whatever their values
+    return 1 + int(max(filter(math.isfinite, values), default=0))
+
+
+def _channel_names(config: ConfigParser, data: DataSet, given: Mapping[str, Any]) -> dict[str, str]:
+    """What each channel is called, by which nnU-Net knows CT from values without a unit."""
+    channels, names = config["in_channels"], list(data.channel_names or [])
+    if given.get("modality") is not None:
+        names = [str(given["modality"])] * channels
+    elif "modality" not in config and len(names) != channels:
+        names = ["picture"] * channels
+    if len(names) != channels:
+        raise InputError(
+            f"{config['dataset_dir']} names {len(names)} channels of the images' {channels}; name "
+            "their modality by --modality CT or --modality MR."
+        )
+    return {str(i): name for i, name in enumerate(names)}
 
 
 def nnunet_plans(
-    description: Mapping[str, Any],
+    training: Training,
+    channel_names: Mapping[str, str],
     gpu_memory: float,
     folder: Path,
     fingerprint: Mapping[str, Any] | None = None,
@@ -81,14 +225,27 @@ def nnunet_plans(
     """The plans of nnU-Net's default planner, as it saves them.
 
     Args:
-        description: nnU-Net's dataset.json, with the paths of the cases under "dataset".
+        training: what is planned for.
+        channel_names: as nnU-Net's dataset.json has them: {"0": "CT"}.
         gpu_memory: GB that nnU-Net's own U-Net may fill in training.
         folder: an empty folder, or one without nnU-Net's, to work in.
-        fingerprint: the data set's; by default nnU-Net's extractor takes it from the files.
+        fingerprint: the cases'; by default nnU-Net's extractor takes it.
 
     Raises:
-        InputError: nnU-Net cannot read a file.
+        InputError: a case cannot be read, or no foreground is in any.
     """
+    config, given, cases = training
+    classes = range(config.get_parsed_content("num_classes"))
+    # nnU-Net asks for the files of an example, which its own readers never see.
+    example = {"images": [str(file) for file in ensure_tuple(cases[0]["image"])], "label": ""}
+    description = {
+        "channel_names": dict(channel_names),
+        "labels": {f"class {i}" if i else "background": i for i in classes},
+        "numTraining": len(cases),
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "NibabelIOWithReorient",  # whose axes are as `_Reader`'s
+        "dataset": {"case": example},
+    }
     raw, preprocessed = folder / "raw", folder / "preprocessed"
     for name in (raw, preprocessed):
         (name / _NAME).mkdir(parents=True)
@@ -99,62 +256,181 @@ def nnunet_plans(
         from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner
 
         if fingerprint is None:
-            processes = min(8, os.cpu_count() or 1, len(description["dataset"]))
-            try:
-                fingerprint_extractor.DatasetFingerprintExtractor(_NAME, processes).run()
-            except Exception as error:
-                raise InputError(
-                    f"nnU-Net cannot take the data set's fingerprint ({first_line(error)}); "
-                    "allowed are complete images, each with a label map of its size and some "
-                    "foreground among them."
-                ) from error
+            processes = min(8, os.cpu_count() or 1, len(cases))
+            extractor = fingerprint_extractor.DatasetFingerprintExtractor(_NAME, processes)
+            extractor.dataset = {str(i): {"images": [c], "label": c} for i, c in enumerate(cases)}
+            reader = partial(_Reader, json.dumps(config.config), _steps(config))
+            # It looks for readers among its own files alone.
+            find = "determine_reader_writer_from_dataset_json"
+            with patch.object(fingerprint_extractor, find, lambda *_: reader):
+                _extract(extractor)
         else:
             path = preprocessed / _NAME / "dataset_fingerprint.json"
             path.write_text(json.dumps(fingerprint), encoding="utf-8")
-        planner = default_experiment_planner.ExperimentPlanner(_NAME, gpu_memory)
+        planner = default_experiment_planner.ExperimentPlanner(
+            _NAME, gpu_memory, suppress_transpose=_dims(config) == 2
+        )
+        target = planner.determine_fullres_target_spacing().tolist()
+        planner.overwrite_target_spacing = _working_spacing(config, given, target)
         planner.plan_experiment()
     plans: dict[str, Any] = json.loads((preprocessed / _NAME / "nnUNetPlans.json").read_text())
     return plans
 
 
-def plan_overrides(plans: Mapping[str, Any], description: Mapping[str, Any]) -> dict[str, Any]:
-    """nnU-Net's plans as values of ids that both train.json and inference.json have.
+def _extract(extractor: Any) -> None:
+    try:
+        extractor.run()
+    except Exception as error:
+        if sentence := input_error_in(error):
+            raise InputError(sentence) from error
+        raise InputError(
+            f"nnU-Net cannot take the data set's fingerprint ({first_line(error)}); allowed are "
+            "images that are not 0 everywhere, with some foreground among them."
+        ) from error
+
+
+class _Reader:
+    """A reader of nnU-Net's, of cases as a bundle's training loads, checks and turns them.
+
+    Axes are nnU-Net's: (channels, z, y, x), a picture being one slice. What is ignored is no
+    foreground.
+
+    Args:
+        config: the bundle's training, JSON.
+        steps: how many of its preprocessing.
+    """
+
+    def __init__(self, config: str, steps: int) -> None:
+        self.chain = _chain(config, steps)
+        self.label: NDArray[np.float32] | None = None
+
+    def read_images(self, cases: list[Case]) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        item = self.chain(dict(cases[0]))
+        image, self.label = item["image"], _as_nnunets(item["label"])
+        spacing = image.pixdim.tolist()[::-1] if image.ndim == 4 else _PIXELS
+        return _as_nnunets(image), {"spacing": spacing}
+
+    def read_seg(self, case: Case) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        assert self.label is not None
+        return self.label, {}
+
+
+@cache
+def _chain(config: str, steps: int) -> Compose:
+    parser = ConfigParser(json.loads(config))
+    return Compose([parser.get_parsed_content(f"{_STEPS}#{i}") for i in range(steps)])
+
+
+def _as_nnunets(volume: Any) -> NDArray[np.float32]:
+    values = volume.numpy(force=True).astype(np.float32, copy=False)
+    values = values.transpose(0, *range(values.ndim - 1, 0, -1))
+    return values if values.ndim == 4 else values[:, None]
+
+
+def _dims(config: ConfigParser) -> int:
+    """Axes of what the bundle's network sees at once."""
+    return len(config.get_parsed_content(_size(config)))
+
+
+def _size(config: ConfigParser) -> str:
+    return next(id_ for id_ in _SIZES if id_ in config)
+
+
+def _working_spacing(
+    config: ConfigParser, given: Mapping[str, Any], target: list[float]
+) -> list[float]:
+    """The spacing (z, y, x) that a patch is planned for, where `target` is nnU-Net's."""
+    if given.get("spacing") is not None:
+        return [float(mm) for mm in given["spacing"][::-1]]
+    if "in_plane_factor" not in config:
+        return target
+    factor = config.get_parsed_content("in_plane_factor")
+    slices = given.get("slice_spacing") or target[0]
+    return [float(slices), *(mm / factor for mm in target[1:])]
+
+
+def plan_overrides(
+    plans: Mapping[str, Any],
+    config: ConfigParser,
+    given: Mapping[str, Any],
+    multiples: Sequence[int],
+) -> dict[str, Any]:
+    """nnU-Net's plans as values of ids of a bundle's training, and what was given in their place.
 
     nnU-Net's axes are those of its reader, (z, y, x), in the order of its transpose_forward; those
-    of MONAI, and of the result, are (x, y, z). Both are of images that were turned to RAS.
+    of MONAI, and of the result, are (x, y, z). Both are of images that were turned as the bundle
+    turns them.
+
+    Args:
+        plans: nnU-Net's.
+        config: the bundle's training, with channels and classes of the data set.
+        given: overrides that count in place of what is planned.
+        multiples: of how many voxels along each axis the patch is to be a multiple, unless the
+            network has the planned stages.
 
     Raises:
-        InputError: there is no plan in 3D, or channels need normalisations that no single
-            transform of MONAI does.
+        InputError: there is no plan in 3D for a 3D network, or channels need normalisations that
+            no single transform of MONAI does, or the bundle's other steps cannot do with.
     """
-    planned = plans["configurations"].get("3d_fullres")
+    dims = _dims(config)
+    planned = plans["configurations"].get("3d_fullres" if dims == 3 else "2d")
     if planned is None:
         raise InputError("nnU-Net's plan for this data set is 2D; allowed are volumes.")
 
     def monai_axes(values: Sequence) -> list:
-        return [values[i] for i in plans["transpose_backward"]][::-1]
+        back = plans["transpose_backward"] if dims == 3 else range(2)
+        return [values[i] for i in back][::-1]
 
     architecture = planned["architecture"]["arch_kwargs"]
-    return {
-        "in_channels": len(description["channel_names"]),
-        "num_classes": len(description["labels"]),
-        "spacing": monai_axes(planned["spacing"]),
-        "patch_size": monai_axes(planned["patch_size"]),
-        "batch_size": planned["batch_size"],
+    spacing, size = monai_axes(planned["spacing"]), monai_axes(planned["patch_size"])
+    if "network_def#strides" not in config:
+        size = [math.ceil(n / m) * m for n, m in zip(size, multiples, strict=True)]
+    per_case = next((config.get_parsed_content(id_) for id_ in _PER_CASE if id_ in config), 1)
+    of_plan = {
+        "in_channels": config["in_channels"],
+        "num_classes": config["num_classes"],
+        "spacing": spacing,
+        "slice_spacing": config.get("slice_spacing") and spacing[-1],
+        _size(config): size,
+        "batch_size": max(1, round(planned["batch_size"] / per_case)),
         "batch_dice": planned["batch_dice"],
-        "intensity": _intensity(plans, planned),
+        "intensity": given.get("intensity") or _intensity(plans, planned),
         "network_def#features": architecture["features_per_stage"],
         "network_def#strides": [monai_axes(stride) for stride in architecture["strides"]],
         "network_def#kernel_sizes": [monai_axes(k) for k in architecture["kernel_sizes"]],
     }
+    _check_used(of_plan["intensity"], config)
+    with_weights = {name.split("#")[0] for name in config["settings#names"]}
+    return {id_: value for id_, value in of_plan.items() if id_ in config} | {
+        id_: value
+        for id_, value in given.items()
+        if id_ in of_plan or id_.split("#")[0] in with_weights
+    }
+
+
+def _check_used(intensity: Mapping[str, Any], config: ConfigParser) -> None:
+    """See that it says what other steps of the config take from it, such as air's value."""
+    others = json.dumps({id_: value for id_, value in config.config.items() if id_ != "intensity"})
+    used = set(re.findall(r"@intensity(?:#|::)(\w+)", others))  # MONAI writes :: for #
+    if missing := sorted(used - intensity.keys()):
+        raise InputError(
+            f"nnU-Net normalises this data set by {intensity['_target_']}, which has no "
+            f"{listed(missing)} for the bundle to pad with; allowed is one channel of CT."
+        )
 
 
 def _intensity(plans: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any]:
+    """nnU-Net's normalisation; within non-zero voxels, where it says so, of each channel's own."""
     schemes = planned["normalization_schemes"]
     if schemes == ["CTNormalization"]:
         seen = plans["foreground_intensity_properties_per_channel"]["0"]
         low, high = seen["percentile_00_5"], seen["percentile_99_5"]
-        mean, std = seen["mean"], max(seen["std"], 1e-8)
+        if low == high:
+            raise InputError(
+                f"The foreground has the value {low:g} nearly everywhere; allowed is one with "
+                "contrast."
+            )
+        mean, std = seen["mean"], seen["std"]
         return {
             "_target_": "ScaleIntensityRanged",
             "keys": "image",
@@ -175,76 +451,6 @@ def _intensity(plans: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str
         f"nnU-Net normalises this data set's channels by {', '.join(schemes)}; allowed are one "
         "channel of CT, or channels of other modalities."
     )
-
-
-def _describe(root: Path, modality: str | None, folder: Path) -> dict[str, Any]:
-    """nnU-Net's dataset.json of a data set; channels of a 4D file are written to `folder`."""
-    data = require_cases(find_cases(root), root)
-    names = data.channel_names or []
-    dataset = {}
-    for i, case in enumerate(tqdm(data.cases, desc="Looking at the cases", unit="case")):
-        images, label = _nifti_files(case)
-        if len(images) == 1:
-            images = _channel_files(images[0], folder / f"case_{i}")
-        absolute = [str(Path(file).absolute()) for file in images]
-        dataset[f"case_{i:05d}"] = {"images": absolute, "label": str(Path(label).absolute())}
-    channels = len(dataset["case_00000"]["images"])
-    if modality is not None:
-        names = [modality] * channels
-    if len(names) != channels:
-        raise InputError(
-            f"{root} names {len(names)} channels of the images' {channels}; name their modality "
-            "by --modality CT or --modality MR."
-        )
-    labels = range(_num_classes(data))
-    return {
-        "channel_names": {str(i): name for i, name in enumerate(names)},
-        "labels": {"background" if i == 0 else f"class {i}": i for i in labels},
-        "numTraining": len(data.cases),
-        "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "NibabelIOWithReorient",  # to RAS, as the bundles do
-        "dataset": dataset,
-    }
-
-
-def _nifti_files(case: Case) -> tuple[list[str], str]:
-    """The files of an image and of its label, as nnU-Net's reader that turns to RAS takes them."""
-    images, labels = list(ensure_tuple(case["image"])), list(ensure_tuple(case["label"]))
-    for file in (*images, *labels):
-        found = format_of(file)
-        if found is None or found.name != _NIFTI or len(labels) > 1:
-            raise InputError(
-                f"{file} is not for nnU-Net to plan with; allowed are images of {_NIFTI} with one "
-                "label map each."
-            )
-    return images, labels[0]
-
-
-def _channel_files(file: str, folder: Path) -> list[str]:
-    """A file of one channel as it is; of a 4D one, a file for each channel."""
-    try:
-        image = nib.load(file)
-        if image.ndim < 4:
-            return [file]
-        folder.mkdir()
-        paths = [str(folder / f"{c}.nii") for c in range(image.shape[3])]
-        for path, channel in zip(paths, nib.four_to_three(image), strict=True):
-            nib.save(channel, path)
-    except Exception as error:
-        raise InputError(
-            f"The image {file} cannot be read ({first_line(error)}); allowed are complete files."
-        ) from error
-    return paths
-
-
-def _num_classes(data: DataSet) -> int:
-    """One more than the largest class that dataset.json lists, or else that a label map has."""
-    if data.label_values:
-        return 1 + max(int(np.max(value)) for value in data.label_values.values())
-    largest = 0
-    for case in tqdm(data.cases, desc="Counting classes", unit="case"):
-        largest = max(largest, int(np.max(nib.load(case["label"]).dataobj)))
-    return 1 + largest
 
 
 @contextmanager

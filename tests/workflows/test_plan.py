@@ -1,25 +1,43 @@
-"""nnU-Net's plans in MONAI's words; the slow tests run nnU-Net's own planner."""
+"""nnU-Net's plans in MONAI's words, for every bundle; the slow tests run it as users do."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import subprocess
-import sys
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
+from PIL import Image
 
+from common.data import split_cases
 from common.data.phantom import write_phantom
 from common.errors import InputError
 from common.workflows import plan, write_plan
-from common.workflows.plan import nnunet_plans, plan_overrides
+from common.workflows.plan import Training, nnunet_plans, plan_overrides
 
+from .. import preloaded
 from ..conftest import REPOSITORY
 
+BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
+LIGHTM, CODEBOOK, ELANRES, LCMAMBA, CLINIX, LUNGS = (
+    REPOSITORY / f"bundles/{name}_segmentation"
+    for name in (
+        "liver_ct_lightm_unet",
+        "liver_tumor_ct_codebook_mamba",
+        "liver_tumor_ct_elanres_msca",
+        "liver_tumor_ct_lcmambanet",
+        "liver_tumor_ct_mambaclinix",
+        "lung_cxr_lightm_unet",
+    )
+)
 # What nnU-Net plans for images with thick slices along x: it moves that axis, its last, to the
 # front, and its plan is of the axes x, z, y.
 PLANS = {
@@ -48,17 +66,15 @@ PLANS = {
 }
 
 
-def description(channels: list[str]) -> dict[str, Any]:
-    """nnU-Net's dataset.json for one case of three classes, whose files need not exist."""
-    images = [f"/none/{name}.nii.gz" for name in channels]
-    return {
-        "channel_names": {str(i): name for i, name in enumerate(channels)},
-        "labels": {"background": 0, "liver": 1, "tumour": 2},
-        "numTraining": 131,
-        "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "NibabelIOWithReorient",
-        "dataset": {"case": {"images": images, "label": "/none/label.nii.gz"}},
-    }
+def training(bundle: Path, **given: Any) -> ConfigParser:
+    config = ConfigParser(json.loads((bundle / "configs/train.json").read_text()))
+    config.update(given)
+    return config
+
+
+def overrides(plans: dict[str, Any], bundle: Path = CLINIX, **given: Any) -> dict[str, Any]:
+    config = training(bundle, **given)
+    return plan_overrides(plans, config, given, plan._multiples(bundle))
 
 
 def changed(**values: Any) -> dict[str, Any]:
@@ -68,20 +84,33 @@ def changed(**values: Any) -> dict[str, Any]:
 
 
 def test_axes_are_monais():
-    overrides = plan_overrides(PLANS, description(["CT"]))
-    assert overrides["spacing"] == [5.0, 1.0, 1.5]  # x, y, z
-    assert overrides["patch_size"] == [16, 96, 64]
-    assert overrides["network_def#features"] == [32, 64, 128]
-    assert overrides["network_def#strides"] == [[1, 1, 1], [1, 2, 2], [1, 2, 1]]
-    assert overrides["network_def#kernel_sizes"] == [[1, 3, 3], [1, 5, 3], [3, 3, 3]]
-    assert (overrides["batch_size"], overrides["batch_dice"]) == (3, False)
-    assert (overrides["in_channels"], overrides["num_classes"]) == (1, 3)
+    planned = overrides(PLANS)
+    assert planned["spacing"] == [5.0, 1.0, 1.5]  # x, y, z
+    assert planned["patch_size"] == [16, 96, 64]
+    assert planned["network_def#features"] == [32, 64, 128]
+    assert planned["network_def#strides"] == [[1, 1, 1], [1, 2, 2], [1, 2, 1]]
+    assert planned["network_def#kernel_sizes"] == [[1, 3, 3], [1, 5, 3], [3, 3, 3]]
+    assert (planned["batch_size"], planned["batch_dice"]) == (3, False)
+    assert (planned["in_channels"], planned["num_classes"]) == (1, 3)
+
+
+def test_patches_are_what_the_network_divides_by():
+    """By the bundle's metadata; MambaClinix' network has nnU-Net's stages, and so its patch."""
+    uneven = changed(patch_size=[12, 56, 40])
+    assert overrides(uneven)["patch_size"] == [12, 40, 56]
+    assert overrides(uneven, LIGHTM)["patch_size"] == [16, 40, 56]
+    assert overrides(uneven, CODEBOOK)["patch_size"] == [16, 48, 64]
+
+
+def test_slices_by_their_own_spacing_where_the_plane_is_relative():
+    assert "spacing" not in overrides(PLANS, CODEBOOK)
+    assert overrides(PLANS, CODEBOOK)["slice_spacing"] == 1.5
+    assert overrides(PLANS, CODEBOOK, slice_spacing=2)["slice_spacing"] == 2
+    assert overrides(PLANS, ELANRES)["slice_spacing"] is None  # as they are
 
 
 def test_ct_is_clipped_and_normalised_by_the_foreground():
-    from monai.bundle import ConfigParser
-
-    intensity = plan_overrides(PLANS, description(["CT"]))["intensity"]
+    intensity = overrides(PLANS)["intensity"]
     transform = ConfigParser({"intensity": intensity}).get_parsed_content("intensity")
     image = np.array([[-500.0, -20, 40, 60, 100, 3000]], np.float32)
     expected = (image.clip(-20, 100) - 40) / 20
@@ -92,9 +121,9 @@ def test_ct_is_clipped_and_normalised_by_the_foreground():
 def test_others_are_normalised_image_by_image(nonzero: bool):
     schemes = ["ZScoreNormalization"] * 2
     plans = changed(normalization_schemes=schemes, use_mask_for_norm=[nonzero] * 2)
-    overrides = plan_overrides(plans, description(["T1", "FLAIR"]))
-    assert overrides["in_channels"] == 2
-    intensity = overrides["intensity"]
+    planned = overrides(plans, in_channels=2)
+    assert planned["in_channels"] == 2
+    intensity = planned["intensity"]
     assert (intensity["_target_"], intensity["nonzero"]) == ("NormalizeIntensityd", nonzero)
     assert intensity["channel_wise"]
 
@@ -102,9 +131,18 @@ def test_others_are_normalised_image_by_image(nonzero: bool):
 def test_plans_that_no_config_can_hold():
     mixed = changed(normalization_schemes=["CTNormalization", "ZScoreNormalization"])
     with pytest.raises(InputError, match="CTNormalization, ZScoreNormalization; allowed are one"):
-        plan_overrides(mixed, description(["CT", "PET"]))
+        overrides(mixed)
     with pytest.raises(InputError, match="is 2D; allowed are volumes"):
-        plan_overrides(PLANS | {"configurations": {"2d": {}}}, description(["CT"]))
+        overrides(PLANS | {"configurations": {"2d": {}}})
+    scores = changed(normalization_schemes=["ZScoreNormalization"])
+    with pytest.raises(
+        InputError, match=r"NormalizeIntensityd, which has no b_min for .*; allowed"
+    ):
+        overrides(scores, ELANRES)
+    same = {"mean": 7.0, "std": 0.0, "percentile_00_5": 7.0, "percentile_99_5": 7.0}
+    flat = PLANS | {"foreground_intensity_properties_per_channel": {"0": same}}
+    with pytest.raises(InputError, match="The foreground has the value 7 nearly everywhere; allow"):
+        overrides(flat)
 
 
 @pytest.fixture
@@ -112,14 +150,14 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What `write_plan` tells nnU-Net, which is not run."""
     seen: list[dict[str, Any]] = []
 
-    def plans(description: dict[str, Any], gpu_memory: float, folder: Path) -> dict[str, Any]:
-        shapes = [
-            [nib.load(file).shape for file in case["images"]]
-            for case in description["dataset"].values()
+    def plans(for_: Training, names: dict, gpu_memory: float, folder: Path) -> dict[str, Any]:
+        files = [str(case["image"]) for case in for_.cases]
+        channels, classes = (for_.config[id_] for id_ in ("in_channels", "num_classes"))
+        assert channels == len(names)
+        seen.append({"names": names, "classes": classes, "gpu": gpu_memory, "files": files})
+        schemes = [
+            "CTNormalization" if n == "CT" else "ZScoreNormalization" for n in names.values()
         ]
-        seen.append(description | {"shapes": shapes, "gpu_memory": gpu_memory})
-        names = list(description["channel_names"].values())
-        schemes = ["CTNormalization" if n == "CT" else "ZScoreNormalization" for n in names]
         return changed(normalization_schemes=schemes, use_mask_for_norm=[True] * len(names))
 
     monkeypatch.setattr(plan, "nnunet_plans", plans)
@@ -128,10 +166,10 @@ def handed_over(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def volumes(root: Path, channels: int = 1) -> Path:
-    """Two volumes of 8 x 6 x 4 voxels, with labels 0 to 3, and no dataset.json."""
+    """Three volumes of 8 x 6 x 4 voxels, with labels 0 to 3, and no dataset.json."""
     for folder in ("imagesTr", "labelsTr"):
         (root / folder).mkdir(parents=True)
-    for name in ("a", "b"):
+    for name in ("a", "b", "c"):
         image = np.zeros((8, 6, 4, channels) if channels > 1 else (8, 6, 4), np.float32)
         label = np.arange(192, dtype=np.uint8).reshape(8, 6, 4) % 4
         nib.save(nib.Nifti1Image(image, np.eye(4)), root / f"imagesTr/{name}.nii.gz")
@@ -140,13 +178,12 @@ def volumes(root: Path, channels: int = 1) -> Path:
 
 
 def test_decathlon_data_set(tmp_path: Path, handed_over: list):
-    data = write_phantom(tmp_path / "data", cases=2, seed=0, size=32)
-    written = write_plan(data, tmp_path / "plan.json", gpu_memory=24)
+    data = write_phantom(tmp_path / "data", cases=3, seed=0, size=32)
+    done = write_plan(CLINIX, data, tmp_path / "plan.json", gpu_memory=24)
     (told,) = handed_over
-    assert told["channel_names"] == {"0": "CT"}
-    assert list(told["labels"].values()) == [0, 1, 2]
-    assert (told["numTraining"], told["gpu_memory"]) == (2, 24)
-    assert json.loads((tmp_path / "plan.json").read_text()) == written
+    assert told["names"] == {"0": "CT"}
+    assert (told["classes"], told["gpu"]) == (3, 24)
+    assert json.loads((tmp_path / "plan.json").read_text()) == done.overrides
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "plan.json"]
 
 
@@ -154,13 +191,13 @@ def test_folders_without_a_list(tmp_path: Path, handed_over: list):
     """Classes are counted in the labels, channels taken from 4D files; a modality must be named."""
     data, output = volumes(tmp_path / "data", channels=2), tmp_path / "plan.json"
     with pytest.raises(InputError, match=r"names 0 channels of the images' 2; .* --modality MR"):
-        write_plan(data, output)
+        write_plan(LIGHTM, data, output)
     assert not output.exists()
-    written = write_plan(data, output, modality="MR")
+    written = write_plan(LIGHTM, data, output, modality="MR").overrides
     (told,) = handed_over
-    assert told["channel_names"] == {"0": "MR", "1": "MR"}
-    assert told["shapes"] == [[(8, 6, 4), (8, 6, 4)]] * 2
+    assert told["names"] == {"0": "MR", "1": "MR"}
     assert (written["in_channels"], written["num_classes"]) == (2, 4)
+    assert written["modality"] == "MR"  # which training needs as well
 
 
 def test_nnunets_own_layout(tmp_path: Path, handed_over: list):
@@ -170,34 +207,214 @@ def test_nnunets_own_layout(tmp_path: Path, handed_over: list):
     labels = {"background": 0, "whole": [1, 2, 4], "core": 3}
     dataset = {"channel_names": {"0": "CT"}, "labels": labels, "file_ending": ".nii.gz"}
     (data / "dataset.json").write_text(json.dumps(dataset))
-    assert write_plan(data, tmp_path / "plan.json")["num_classes"] == 5
-    assert handed_over[0]["channel_names"] == {"0": "CT"}
+    assert write_plan(CLINIX, data, tmp_path / "plan.json").overrides["num_classes"] == 5
+    assert handed_over[0]["names"] == {"0": "CT"}
+
+
+def test_what_labels_are_is_training_s(tmp_path: Path, handed_over: list):
+    data, output = volumes(tmp_path / "data"), tmp_path / "plan.json"
+    labels = {"background": 0, "organ": 1, "vessel": 2, "ignore": 3}
+    stated = json.dumps({"channel_names": {"0": "CT"}, "labels": labels})
+    (data / "dataset.json").write_text("\ufeff" + stated)
+    written = write_plan(LIGHTM, data, output).overrides
+    assert (written["num_classes"], written["ignore_label"]) == (3, 3)
+    assert "label_map" not in written
+    label_map = {0: 0, 1: 1, 2: 1}
+    written = write_plan(LIGHTM, data, output, label_map=label_map).overrides
+    assert (written["num_classes"], written["label_map"]) == (2, label_map)
+    (data / "dataset.json").unlink()
+    given = {"modality": "CT", "ignore_label": 3}
+    written = write_plan(LIGHTM, data, output, **given).overrides
+    assert (written["num_classes"], written["ignore_label"]) == (3, 3)
+
+
+def test_the_cases_are_those_of_training(tmp_path: Path, handed_over: list):
+    data, output = volumes(tmp_path / "data"), tmp_path / "plan.json"
+    parts = {"training": ["c"], "validation": ["a"], "test": ["b"]}
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    given = {"modality": "CT", "split_file": str(tmp_path / "parts.json")}
+    done = write_plan(LIGHTM, data, output, **given)
+    assert (done.cases, done.of) == (1, 3)
+    (file,) = handed_over[0]["files"]
+    assert file.endswith("c.nii.gz")
+    assert not {"split_file", "dataset_dir"} & done.overrides.keys()  # training is told them anyway
+    done = write_plan(LIGHTM, data, output, modality="CT", split_seed=3)
+    expected = split_cases(data, "training", seed=3)
+    assert handed_over[1]["files"] == [case["image"] for case in expected]
+    assert done.cases == len(expected)
 
 
 def test_what_the_user_can_mend(tmp_path: Path, handed_over: list, monkeypatch: pytest.MonkeyPatch):
     data, output = volumes(tmp_path / "data"), tmp_path / "plan.json"
     with pytest.raises(InputError, match="gpu_memory is 0; allowed are GB above 0"):
-        write_plan(data, output, gpu_memory=0)
-    (data / "imagesTr/b.nii.gz").write_bytes(b"no image")
-    with pytest.raises(InputError, match=r"imagesTr/b.nii.gz cannot be read"):
-        write_plan(data, output, modality="CT")
+        write_plan(CLINIX, data, output, gpu_memory=0)
+    with pytest.raises(InputError, match=r"There is no .*train.json; needed is a bundle's folder"):
+        write_plan(data, data, output)
+    with pytest.raises(InputError, match=r"has no folds; modalty; allowed are its ids"):
+        write_plan(CLINIX, data, output, folds=1, modalty="CT")
+    with pytest.raises(InputError, match=r"train.json has no modality; allowed are its ids"):
+        write_plan(LUNGS, data, output, modality="CT")
+    for file in (data / "imagesTr").iterdir():
+        file.write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"imagesTr/..nii.gz cannot be read"):
+        write_plan(CLINIX, data, output, modality="CT")
     monkeypatch.setattr(plan, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="needs nnU-Net, which is not installed: pip install"):
-        write_plan(data, output)
+        write_plan(CLINIX, data, output)
     assert not output.exists()
 
 
-def test_labels_that_are_not_trained_and_files_that_nnunet_cannot_turn(
-    tmp_path: Path, handed_over: list
-):
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net itself, but for processes and 100 million samples, which take most of its time."""
+    module = pytest.importorskip(
+        "nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor",
+        reason="needs the extra: plan",
+    )
+    threads = SimpleNamespace(get_context=lambda _: SimpleNamespace(Pool=ThreadPool))
+    monkeypatch.setattr(module, "multiprocessing", threads)
+    extractor = module.DatasetFingerprintExtractor
+    run = extractor.run
+
+    def with_fewer_samples(self: Any) -> Any:
+        self.num_foreground_voxels_for_intensitystats = 1e5
+        return run(self)
+
+    monkeypatch.setattr(extractor, "run", with_fewer_samples)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Of 2 and of 3 dimensions."""
+    root = tmp_path_factory.mktemp("phantoms")
+    radiographs = write_phantom(root / "cxr", cases=4, seed=0, kind="cxr", size=70)
+    return {2: radiographs, 3: write_phantom(root / "ct", cases=4, seed=0, size=32)}
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_every_bundle_trains_by_its_plan(bundle: Path, phantoms: dict[int, Path], tmp_path: Path):
+    """The plan's ids are the bundle's, and its network takes what it plans."""
+    data = phantoms[2 if bundle == LUNGS else 3]
+    done = write_plan(bundle, data, tmp_path / "plan.json", split=[2, 1, 1])
+    assert (done.cases, done.of) == (2, 4)
+    config = training(bundle)
+    assert all(id_ in config for id_ in done.overrides), done.overrides
+    assert {"intensity", "batch_size", "num_classes", "in_channels"} <= done.overrides.keys()
+    assert ("network_def#strides" in done.overrides) == (bundle == CLINIX)
+    assert ("spacing" in done.overrides) == (bundle in (LIGHTM, CLINIX))
+
+    config.read_config([str(bundle / "configs/train.json"), str(tmp_path / "plan.json")])
+    small = {
+        "network_def#init_filters": 8,
+        "network_def#features": [8] * len(done.overrides.get("network_def#features", ())),
+        "network_def#liver#widths": [8] * 5,
+        "network_def#tumour#widths": [8] * 5,
+    }
+    config.update({id_: value for id_, value in small.items() if id_ in config})
+    config.update({"device": "cpu"} | ({"stage": "liver"} if "stage" in config else {}))
+    size = config.get_parsed_content(plan._size(config))
+    assert all(8 <= n <= 80 for n in size), size
+    image = torch.randn(1, done.overrides["in_channels"], *size)
+    normalised = config.get_parsed_content("intensity")({"image": image[0] * 100})["image"]
+    with torch.no_grad():
+        logits = config.get_parsed_content("network_def").eval()(normalised[None])
+    assert logits.shape[2:] == image.shape[2:]
+    assert torch.isfinite(logits).all()
+
+
+@pytest.mark.usefixtures("quick")
+def test_cases_that_do_not_train_leave_no_trace(tmp_path: Path):
+    """Others of extreme values, of another size and spacing, and with more classes."""
     data = volumes(tmp_path / "data")
-    labels = {"background": 0, "organ": 1, "ignore": 2}
-    stated = json.dumps({"channel_names": {"0": "CT"}, "labels": labels})
-    (data / "dataset.json").write_text("\ufeff" + stated)
-    assert write_plan(data, tmp_path / "plan.json")["num_classes"] == 2
-    (data / "imagesTr/b.nii.gz").rename(data / "imagesTr/b.nrrd")
-    with pytest.raises(InputError, match=r"b\.nrrd is not for nnU-Net to plan with; allowed are"):
-        write_plan(data, tmp_path / "plan.json")
+    generator = np.random.default_rng(0)
+    label = np.zeros((40, 40, 24), np.uint8)
+    label[8:30, 8:30, 6:20] = 1
+    label[12:18, 12:18, 8:14] = 2
+
+    def write(name: str, values: np.ndarray, labels: np.ndarray, spacing: float) -> None:
+        affine = np.diag([spacing, spacing, 2 * spacing, 1])
+        nib.save(nib.Nifti1Image(values, affine), data / f"imagesTr/{name}.nii.gz")
+        nib.save(nib.Nifti1Image(labels, affine), data / f"labelsTr/{name}.nii.gz")
+
+    for name in "abc":
+        write(name, generator.normal(100 * label, 20).astype(np.float32), label, 1.5)
+    parts = {"training": ["a", "b"], "validation": ["c"]}
+    (tmp_path / "parts.json").write_text(json.dumps(parts))
+    given = {"modality": "CT", "split_file": str(tmp_path / "parts.json")}
+    before = write_plan(LIGHTM, data, tmp_path / "plan.json", **given)
+    assert before.overrides["num_classes"] == 3
+    assert 150 < before.overrides["intensity"]["a_max"] < 260
+    poisoned = np.full((90, 20, 20), 30000, np.float32)
+    poisoned[0] = 0
+    write("c", poisoned, np.full(poisoned.shape, 7, np.uint8), 0.3)
+    after = write_plan(LIGHTM, data, tmp_path / "plan.json", **given)
+    assert after == before
+    everything = write_plan(LIGHTM, data, tmp_path / "plan.json", modality="CT", split=[3, 0, 0])
+    assert everything.overrides["intensity"]["a_max"] == 30000
+    assert everything.overrides["num_classes"] == 8
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_ignored_is_no_foreground(tmp_path: Path):
+    data = volumes(tmp_path / "data")
+    label = np.zeros((24, 24, 16), np.uint8)
+    label[4:12], label[16:] = 1, 2
+    for name in "abc":
+        image = np.random.default_rng(0).normal(50 * label, 5).astype(np.float32)
+        image[label == 2] = 3000
+        nib.save(nib.Nifti1Image(image, np.eye(4)), data / f"imagesTr/{name}.nii.gz")
+        nib.save(nib.Nifti1Image(label, np.eye(4)), data / f"labelsTr/{name}.nii.gz")
+    given = {"modality": "CT"}
+    counted = write_plan(LIGHTM, data, tmp_path / "plan.json", **given).overrides
+    assert (counted["num_classes"], counted["intensity"]["a_max"]) == (3, 3000)
+    ignored = write_plan(LIGHTM, data, tmp_path / "plan.json", ignore_label=2, **given).overrides
+    assert ignored["num_classes"] == 2
+    assert 55 < ignored["intensity"]["a_max"] < 80
+
+
+@pytest.mark.usefixtures("quick")
+def test_pictures_with_masks_of_any_value(tmp_path: Path):
+    """JPEG, whose label nnU-Net's own reader would not take, in colours, and PNG of 0 and 255."""
+    for folder in ("images", "masks"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
+    for i in range(4):
+        mask = np.zeros((90, 60), np.uint8)
+        mask[20:70, 10:50] = 255
+        grey = np.random.default_rng(i).normal(mask / 2 + 40, 9).clip(0, 255).astype(np.uint8)
+        Image.fromarray(np.stack([grey] * 3, -1)).save(tmp_path / f"data/images/{i}.jpg")
+        Image.fromarray(mask).save(tmp_path / f"data/masks/{i}.png")
+    written = write_plan(LUNGS, tmp_path / "data", tmp_path / "plan.json").overrides
+    assert (written["in_channels"], written["num_classes"]) == (1, 2)
+    width, height = written["image_size"]  # MONAI's first axis of a picture is the horizontal one
+    assert height > width >= 56
+    assert width % 8 == height % 8 == 0
+    assert written["intensity"]["_target_"] == "NormalizeIntensityd"
+    assert written["batch_size"] >= 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_patch_for_the_grid_that_the_bundle_makes(tmp_path: Path):
+    """Half of the voxels in plane: nnU-Net plans half of a patch there, and slices at 2 mm."""
+    data = volumes(tmp_path / "data")
+    label = np.zeros((96, 96, 20), np.uint8)
+    label[30:60, 30:60, 4:12] = 1
+    for name in "abc":
+        image = np.random.default_rng(0).normal(50 * label, 5).astype(np.float32)
+        for folder, values in (("imagesTr", image), ("labelsTr", label)):
+            affine = np.diag([1.0, 1.0, 2.0, 1])
+            nib.save(nib.Nifti1Image(values, affine), data / f"{folder}/{name}.nii.gz")
+    given = {"modality": "CT", "num_classes": 3}
+    halved = write_plan(CODEBOOK, data, tmp_path / "plan.json", **given).overrides
+    assert halved["slice_spacing"] == 2
+    assert halved["patch_size"] == [48, 48, 32]
+    assert "in_plane_factor" not in halved
+    whole = write_plan(CODEBOOK, data, tmp_path / "plan.json", in_plane_factor=1.0, **given)
+    assert whole.overrides["patch_size"] == [96, 96, 32]
+    assert whole.overrides["in_plane_factor"] == 1
+    # A 2D network sees whole slices across the last axis, resized.
+    slices = write_plan(LCMAMBA, data, tmp_path / "plan.json", **given).overrides
+    assert slices["patch_size"] == [96, 96]
 
 
 @pytest.mark.slow
@@ -218,12 +435,13 @@ def test_nnunet_plans_the_papers_network(tmp_path: Path, monkeypatch: pytest.Mon
     }
     monkeypatch.setenv("nnUNet_raw", "/of/the/user")
     monkeypatch.delenv("nnUNet_preprocessed", raising=False)
-    plans = nnunet_plans(description(["CT"]), 8, tmp_path, fingerprint)
+    config = training(CLINIX)
+    cases = [{"image": "/none/0.nii.gz", "label": "/none/1.nii.gz"}] * 131
+    plans = nnunet_plans(Training(config, {}, cases), {"0": "CT"}, 8, tmp_path, fingerprint)
     theirs = {name: value for name, value in os.environ.items() if name.startswith("nnUNet")}
     assert theirs == {"nnUNet_raw": "/of/the/user"}
-    planned = plan_overrides(plans, description(["CT"]))
-    bundle = REPOSITORY / "bundles/liver_tumor_ct_mambaclinix_segmentation"
-    ours = json.loads((bundle / "configs/train.json").read_text())
+    planned = overrides(plans)
+    ours = json.loads((CLINIX / "configs/train.json").read_text())
     for name, value in planned.items():
         part: Any = ours
         for key in name.split("#"):
@@ -234,10 +452,9 @@ def test_nnunet_plans_the_papers_network(tmp_path: Path, monkeypatch: pytest.Mon
     assert np.log2(strides).sum(0)[::-1].tolist() == [4, 5, 5]  # z, y, x, as in the paper
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
 def test_nnunet_plans_for_any_orientation(tmp_path: Path):
     """Thick slices along x, of which one case is stored along another axis."""
-    pytest.importorskip("nnunetv2", reason="needs the extra: plan")
     for folder in ("imagesTr", "labelsTr"):
         (tmp_path / folder).mkdir()
     label = np.zeros((20, 64, 80), np.uint8)
@@ -248,7 +465,8 @@ def test_nnunet_plans_for_any_orientation(tmp_path: Path):
             volume = nib.Nifti1Image(values, np.diag([6, 1.25, 1, 1]))
             stored = volume.as_reoriented(nib.orientations.axcodes2ornt(axes))
             nib.save(stored, tmp_path / folder / f"{i}.nii.gz")
-    planned = write_plan(tmp_path, tmp_path / "plan.json", modality="MR")
+    given = {"modality": "MR", "split": [1, 0, 0]}
+    planned = write_plan(CLINIX, tmp_path, tmp_path / "plan.json", **given).overrides
     assert planned["spacing"] == [6, 1.25, 1]
     assert planned["patch_size"] == [20, 64, 80]
     assert planned["network_def#strides"][1] == [1, 2, 2]
@@ -259,21 +477,18 @@ def test_nnunet_plans_for_any_orientation(tmp_path: Path):
 @pytest.mark.slow
 def test_plan_command(tmp_path: Path):
     pytest.importorskip("nnunetv2", reason="needs the extra: plan")
-    data = write_phantom(tmp_path / "data", cases=2, seed=0, size=40)
-    arguments = ["--dataset_dir", data, "--output", tmp_path / "plan.json"]
-    done = subprocess.run(
-        [sys.executable, "-m", "common", "plan", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-    )
+    data = write_phantom(tmp_path / "data", cases=4, seed=0, size=40)
+    words = ["--bundle", LIGHTM, "--dataset_dir", data, "--output", tmp_path / "plan.json"]
+    done = preloaded.run("common", "plan", *words, "--split", "[2,1,1]", "--split_seed", 1)
     assert done.returncode == 0, done.stderr
     assert "Extracting dataset fingerprint" in done.stderr
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
     assert lines["plan"] == str(tmp_path / "plan.json")
-    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert lines["cases"] == "2 of 4, those for training"
+    planned = json.loads((tmp_path / "plan.json").read_text())
     zooms = [
-        nib.as_closest_canonical(nib.load(file)).header.get_zooms()
-        for file in (data / "imagesTr").iterdir()
+        nib.as_closest_canonical(nib.load(case["image"])).header.get_zooms()
+        for case in split_cases(data, "training", [2, 1, 1], seed=1)
     ]
-    np.testing.assert_allclose(plan["spacing"], np.median(zooms, axis=0), rtol=1e-6)
+    np.testing.assert_allclose(planned["spacing"], np.median(zooms, axis=0), rtol=1e-6)
+    assert all(math.isfinite(planned["intensity"][name]) for name in ("a_min", "b_max"))
