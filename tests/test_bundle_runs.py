@@ -28,6 +28,7 @@ SMALL = {
     "network_def#blocks_up": [1],
     "spacing": [6, 6, 8],
     "patch_size": [32, 32, 16],
+    "epoch_length": 2,
 }
 
 
@@ -134,6 +135,22 @@ def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     header, *rows = (tmp_path / "val_dice_raw.csv").read_text().splitlines()
     assert header == "filename,class_1,class_2,mean"
     assert len(rows) == 1  # one test case of six
+
+
+@pytest.mark.slow
+def test_training_as_in_the_paper_travels(dataset: Path, tmp_path: Path):
+    """Whole volumes resized: inference and evaluation do it, too, and are not told."""
+    small = {id_: x for id_, x in SMALL.items() if id_ not in ("spacing", "epoch_length")}
+    options = {"bundle_root": tmp_path, "dataset_dir": dataset}
+    succeed(command(["train", "as_in_the_paper"], **options, **small, max_epochs=1))
+    succeed(command("inference", **options | {"dataset_dir": dataset / "imagesTs"}))
+    (image,) = (dataset / "imagesTs").iterdir()
+    mask = nib.load(tmp_path / "eval" / image.name.replace(".nii.gz", "_seg.nii.gz"))
+    assert mask.shape == nib.load(image).shape
+    np.testing.assert_allclose(mask.affine, nib.load(image).affine, atol=1e-4)
+    succeed(command(["train", "evaluate"], **options))
+    scores = (tmp_path / "eval/val_dice_raw.csv").read_text().splitlines()
+    assert len(scores) == 2  # one test case of six
 
 
 @pytest.mark.slow

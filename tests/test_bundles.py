@@ -52,6 +52,8 @@ MAY_DIFFER = {
     "optimizer": "each paper has its own",
     "lr_scheduler": "each paper has its own",
     "max_epochs": "each paper has its own",
+    "epoch_length": "each paper has its own",
+    "precision": "each paper has its own",
     "learning_rate": "each paper has its own",
     "spacing": "each paper has its own",
     "patch_size": "each paper has its own",
@@ -65,7 +67,8 @@ MAY_DIFFER = {
 # What one bundle alone must do otherwise: ids, with all below them.
 MAY_DIFFER_IN = {
     "liver_tumor_ct_mambaclinix_segmentation": {
-        "batch_dice": "nnU-Net's planner decides it; inference has it for one file's sake",
+        "batch_dice": "nnU-Net's planner decides it",
+        "split": "the paper's",
         "run#1#batch_dice": "nnU-Net's planner decides it",
         "sw_batch_size": "what nnU-Net plans for a device is its patches at a time",
         "train#postprocessing": "of outputs at several scales the finest is measured",

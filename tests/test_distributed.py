@@ -340,7 +340,7 @@ LIVER = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
 SEGRESNET = {"_target_": "SegResNet", "in_channels": 1, "out_channels": "@num_classes"}
 SEGRESNET |= {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1], "norm": "BATCH"}
 SIZES = {"spacing": [6, 6, 8], "patch_size": [32, 32, 16], "learning_rate": 0.001}
-RUN: dict[str, Any] = SIZES | {"network_def": SEGRESNET, "val_interval": 10}
+RUN: dict[str, Any] = SIZES | {"network_def": SEGRESNET, "val_interval": 10, "epoch_length": 2}
 
 
 # With crops at the centre, and without augmentation.

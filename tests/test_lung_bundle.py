@@ -27,9 +27,11 @@ SMALL = {
     "network_def#blocks_up": [1],
     "image_size": [64, 64],
     "batch_size": 2,
+    "epoch_length": 3,
 }
 TRAINING = {"train#trainer#max_epochs": 1, **SMALL}
-INFERENCE = {name: value for name, value in SMALL.items() if name != "batch_size"}
+OF_TRAINING = ("batch_size", "epoch_length")
+INFERENCE = {name: value for name, value in SMALL.items() if name not in OF_TRAINING}
 
 command = partial(running.command, BUNDLE)
 

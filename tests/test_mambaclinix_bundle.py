@@ -27,7 +27,7 @@ SMALL = {
     "spacing": [6, 6, 8],
     "patch_size": [32, 32, 16],
 }
-SHORT = SMALL | {"train#trainer#max_epochs": 1}
+SHORT = SMALL | {"train#trainer#max_epochs": 1, "epoch_length": 2}
 
 command = partial(running.command, BUNDLE)
 
@@ -79,6 +79,7 @@ def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
         ("lung_tumor_ct", 1, 2, [4, 5, 5]),
         ("multi_organ_ct", 1, 14, [3, 5, 5]),
         ("brain_tumor_mr", 4, 4, [5, 5, 5]),
+        ("pulmonary_circulation_ct", 1, 4, [4, 5, 5]),
     ],
 )
 @pytest.mark.parametrize("config", ["train", "inference"])
@@ -109,7 +110,7 @@ def test_brain_tumours_in_four_channels(tmp_path: Path):
     for folder in ("imagesTr", "labelsTr"):
         (data / folder).mkdir(parents=True)
     for i in range(5):
-        label = generator.integers(0, 4, (32, 32, 16)).astype(np.uint8)
+        label = generator.choice([0, 1, 2, 4], (32, 32, 16)).astype(np.uint8)
         image = generator.normal(100 * label[..., None] + 50, 20, (32, 32, 16, 4))
         for folder, values in (("imagesTr", image.astype(np.float32)), ("labelsTr", label)):
             nib.save(nib.Nifti1Image(values, np.diag([6, 6, 8, 1])), data / folder / f"{i}.nii.gz")
@@ -117,6 +118,10 @@ def test_brain_tumours_in_four_channels(tmp_path: Path):
     options = {"bundle_root": root, "dataset_dir": data, "split": [3, 1, 1]}
     small = {"validate#dataset#cache_num": 0, "train#dataset#cache_num": 0, **SHORT}
     succeed(command(["train", "brain_tumor_mr"], **options, **small))
+    files = ["train", "evaluate", "brain_tumor_mr", "evaluate_brain_tumor_regions"]
+    succeed(command(files, **options, **SMALL))
+    (_, scores) = (root / "eval/val_dice_raw.csv").read_text().splitlines()
+    assert len(scores.split(",")) == 1 + 3 + 1  # the whole tumour, its core, what enhances; mean
     options["dataset_dir"] = data / "imagesTr"
     del options["split"]
     succeed(command(["inference", "brain_tumor_mr"], **options, **SMALL))
@@ -135,7 +140,7 @@ def test_plan_of_nnunet(dataset: Path, tmp_path: Path):
         files = [str(plan if name == "plan" else BUNDLE / f"configs/{name}.json") for name in names]
         return ["run", "--config_file", str(files)]
 
-    succeed([*configs("train", "plan"), *running.overrides(options | {"max_epochs": 1})])
+    succeed([*configs("train", "plan"), *running.overrides(options | {"max_epochs": 1, "epoch_length": 2})])
     weights = torch.load(tmp_path / "models/model.pt", weights_only=True)
     widths = [weights[f"encoder.{i}.block.conv1.conv.weight"].shape[0] for i in range(3)]
     assert widths == planned["network_def#features"][:3]
@@ -151,7 +156,7 @@ def test_plan_of_nnunet(dataset: Path, tmp_path: Path):
     [
         {"network_def": "SegResNet"},
         {"network_def#layers": [None, None, None]},
-        {"network_def#layers": [2, 2, "mamba"], "loss#loss#adaptive": False},
+        {"network_def#layers": [2, "residual", "mamba"], "loss#loss#penalties": "equal"},
         {"network_def#deep_supervision": False, "loss#loss#lambda_tversky": 0},
     ],
     ids=["SegResNet", "baseline", "orders", "single"],

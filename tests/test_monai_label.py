@@ -41,6 +41,7 @@ SMALL: dict[str, dict[str, Any]] = {
     VOLUMES: {
         "num_classes": 2,
         "learning_rate": 0.01,
+        "epoch_length": 1,
         "spacing": [6, 6, 6],
         "patch_size": [32, 32, 16],
         "network_def#init_filters": 8,

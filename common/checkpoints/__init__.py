@@ -5,6 +5,7 @@ from .encoder import load_encoder
 from .fine_tune import fine_tune
 from .join import check_stage, join_settings, join_stages, keep_other_stage
 from .load import LAST, StateDict, check_checkpoint, load_checkpoint, load_state_dict, members
+from .released import released_settings
 from .save import save_checkpoint
 from .settings import build_setting, check_setting, differences, load_settings
 
@@ -26,5 +27,6 @@ __all__ = [
     "load_settings",
     "load_state_dict",
     "members",
+    "released_settings",
     "save_checkpoint",
 ]

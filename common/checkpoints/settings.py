@@ -20,7 +20,10 @@ from .load import load_checkpoint
 # text is a word (a norm, a mode, a key), and no path, address, expression or reference.
 _PLACES = {
     nn.Module: ("common.networks.", "monai.networks.nets."),
-    Transform: ("monai.transforms.intensity.", "monai.transforms.compose."),
+    Transform: (
+        *("monai.transforms.intensity.", "monai.transforms.compose."),
+        "monai.transforms.spatial.",
+    ),
 }
 # Which call what torchvision has under a name, with any arguments.
 _BY_NAME = ("monai.networks.nets.torchvision_fc.", "monai.networks.nets.milmodel.")
@@ -169,7 +172,7 @@ def _class_of(id_: str, target: Any) -> type:
         id_,
         target,
         "the networks of common.networks and of monai.networks.nets, but for those of torchvision, "
-        "and MONAI's intensity transforms",
+        "and MONAI's intensity and spatial transforms",
     )
 
 

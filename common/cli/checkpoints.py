@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import InputError, by_axis
@@ -10,14 +11,28 @@ from ..files import as_json
 from .output import say
 
 
-def convert(checkpoint: str, network: str, output: str) -> None:
-    """Rename a checkpoint of a paper's released code for the network of that name here."""
-    from ..checkpoints import convert_checkpoint, load_state_dict
+def convert(
+    checkpoint: str,
+    network: str,
+    output: str,
+    axcodes: str | None = None,
+    spacing: Sequence[float] | None = None,
+    patch_size: Sequence[int] | None = None,
+    strides: Sequence[Sequence[int]] | None = None,
+) -> None:
+    """Rename a checkpoint of a paper's released code for the network of that name here.
 
-    weights = convert_checkpoint(load_state_dict(checkpoint), network)
+    Of LightM-UNet in 3D and MambaClinix give --spacing and --patch_size of the nnU-Net plan that it
+    was trained with, as they stand there, (z, y, x), and of MambaClinix --strides; --axcodes tells
+    where these axes point to, by default SPL. The bundles read it from the checkpoint.
+    """
+    from ..checkpoints import convert_checkpoint, load_state_dict, released_settings
+
+    weights = OrderedDict(convert_checkpoint(load_state_dict(checkpoint), network))
+    plan = {"spacing": spacing, "patch_size": patch_size, "strides": strides}
+    settings = released_settings(weights, network, axcodes=axcodes, **plan)
+    weights.settings = settings  # type: ignore[attr-defined]  # as of a training
     _save(weights, output)
-    if any(x.ndim == 5 for x in weights.values()):
-        say("Its axes are nnU-Net's: give --axcodes SPL, and spacing and patch_size in that order.")
 
 
 def join(liver: str, tumor: str, output: str) -> None:

@@ -9,6 +9,7 @@ follows the code.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch.nn.functional as F
 from monai.networks.utils import one_hot
@@ -19,13 +20,15 @@ from .dice_ce import DiceCELoss
 from .ignored import known_voxels, mean
 from .precision import at_least_float32
 
+Penalties = Literal["adaptive", "fixed", "equal"]
+
 _NONE = 1e-12  # of a region: less than one voxel's share
 
 
 class RegionSpecificTverskyLoss(nn.Module):
     """Tversky loss (eq. 16) of each region of a regular grid, from logits and a label map.
 
-    With a region's mean TP, FP and FN after the softmax, and s = `smooth`::
+    With a region's mean TP, FP and FN after the softmax, s = `smooth`, and adaptive penalties::
 
         weight of FP = alpha + beta (FP + s) / (FP + FN + s)
         weight of FN = alpha + beta (FN + s) / (FP + FN + s)
@@ -39,8 +42,9 @@ class RegionSpecificTverskyLoss(nn.Module):
             an axis is cut into these.
         alpha: least weight of false positives and negatives.
         beta: range of their weights above it.
-        adaptive: False is table 5's ablation with constant weights: alpha for false positives,
-            alpha + beta for false negatives.
+        penalties: of false positives and negatives: "adaptive" as above; or for table 5's
+            ablations, "fixed", alpha and alpha + beta in every region, or "equal", 0.5 and 0.5
+            whatever alpha and beta are, with which a region's score is its Dice ("RS").
         include_background: whether class 0 counts.
         batch: whether a region's TP, FP and FN are summed over the batch.
         smooth: s above.
@@ -54,7 +58,7 @@ class RegionSpecificTverskyLoss(nn.Module):
         regions_per_axis: int | Sequence[int] = 16,
         alpha: float = 0.3,
         beta: float = 0.4,
-        adaptive: bool = True,
+        penalties: Penalties = "adaptive",
         include_background: bool = False,
         batch: bool = True,
         smooth: float = 1e-5,
@@ -65,6 +69,9 @@ class RegionSpecificTverskyLoss(nn.Module):
             raise ValueError(
                 f"regions_per_axis is {regions_per_axis}; allowed are whole numbers from 1."
             )
+        if penalties not in get_args(Penalties):
+            allowed = ", ".join(map(repr, get_args(Penalties)))
+            raise ValueError(f"penalties is {penalties!r}; allowed are {allowed}.")
         for name, value in (("alpha", alpha), ("beta", beta)):
             if value < 0:
                 raise ValueError(f"{name} is {value}; allowed are numbers from 0.")
@@ -73,7 +80,7 @@ class RegionSpecificTverskyLoss(nn.Module):
         self.regions_per_axis = regions_per_axis
         self.alpha = alpha
         self.beta = beta
-        self.adaptive = adaptive
+        self.penalties = penalties
         self.include_background = include_background
         self.batch = batch
         self.smooth = smooth
@@ -100,12 +107,14 @@ class RegionSpecificTverskyLoss(nn.Module):
             tp, fp, fn = (sum_over_ranks(x.sum(0)) for x in (tp, fp, fn))
 
         s = self.smooth
-        if self.adaptive:
+        if self.penalties == "adaptive":
             weight_fp = self.alpha + self.beta * (fp + s) / (fp + fn + s)
             weight_fn = self.alpha + self.beta * (fn + s) / (fp + fn + s)
             wrong = weight_fp * fp + weight_fn * fn
-        else:
+        elif self.penalties == "fixed":
             wrong = self.alpha * fp + (self.alpha + self.beta) * fn
+        else:
+            wrong = (fp + fn) / 2
         score = (tp + s) / (tp + wrong + s)
         if known is not None:
             seen = sum_over_ranks(part.sum(0)) if self.batch else part
@@ -153,7 +162,7 @@ class DiceCERegionTverskyLoss(nn.Module):
     ``monai.losses.DeepSupervisionLoss`` with the weights of `deep_supervision_weights`.
 
     Args:
-        regions_per_axis, adaptive: as for `RegionSpecificTverskyLoss`.
+        regions_per_axis, penalties: as for `RegionSpecificTverskyLoss`.
         batch: whether Dice and Tversky are of the batch as a whole, nnU-Net's ``batch_dice``.
         lambda_tversky: weight of the Tversky term.
     """
@@ -161,12 +170,12 @@ class DiceCERegionTverskyLoss(nn.Module):
     def __init__(
         self,
         regions_per_axis: int | Sequence[int] = 16,
-        adaptive: bool = True,
+        penalties: Penalties = "adaptive",
         batch: bool = True,
         lambda_tversky: float = 0.8,
     ) -> None:
         super().__init__()
-        self.tversky = RegionSpecificTverskyLoss(regions_per_axis, adaptive=adaptive, batch=batch)
+        self.tversky = RegionSpecificTverskyLoss(regions_per_axis, penalties=penalties, batch=batch)
         self.dice_ce = DiceCELoss(
             include_background=False, to_onehot_y=True, softmax=True, batch=batch
         )

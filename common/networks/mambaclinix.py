@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..blocks import ChannelNorm, InstanceNorm3d, Mamba
 from ..ops import Backend, without_autocast
 
-StageLayer = int | Literal["mamba"] | None
+StageLayer = int | Literal["mamba", "residual"] | None
 
 
 class ConvNorm(nn.Module):
@@ -200,9 +200,10 @@ class MambaClinix(nn.Module):
         kernel_sizes: odd convolution kernels of each stage per axis.
         deep_supervision: whether training sees the coarser logits too.
         layers: what follows each stage's residual block: a whole number for an HGCN of that
-            order, "mamba", or None for nothing. By default HGCNs of order 2, 3, ... in the first
-            half of the stages, rounded up, and Mamba in the rest (eq. 11); others are the
-            ablations of table 4.
+            order, "mamba", "residual" for another such block, or None for nothing. By default
+            HGCNs of order 2, 3, ... in the first half of the stages, rounded up, and Mamba in the
+            rest (eq. 11); others are the ablations of table 4, whose baseline is "residual" at
+            every stage.
         drop_path: probability that a sample skips an HGCN's branches in training, at the deepest
             stage; it grows linearly from 0 at the first.
         dropout: probability that a channel of the bottleneck's map is dropped, in training.
@@ -241,6 +242,8 @@ class MambaClinix(nn.Module):
                 return nn.Identity()
             if layer == "mamba":
                 return MambaLayer(features[s], backend)
+            if layer == "residual":
+                return ResidualBlock(features[s], features[s], kernel_sizes[s], nn.Identity())
             drop = drop_path * s / (stages - 1)
             return HGCN(features[s], layer, kernel_sizes[s], drop)
 
@@ -267,6 +270,7 @@ class MambaClinix(nn.Module):
         self.heads = nn.ModuleList(
             nn.Conv3d(features[s], out_channels, 1) for s in reversed(range(stages - 1))
         )
+        self.apply(_initialise)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The map after each stage, finest first."""
@@ -305,6 +309,17 @@ class MambaClinix(nn.Module):
                 f"x has size {list(x.shape[2:])}; allowed are sizes from {self.reduction}, and "
                 "larger along one axis or more."
             )
+
+
+def _initialise(module: nn.Module) -> None:
+    """As the released code, and nnU-Net: He et al. 2015 for leaky ReLU, in 3D convolutions alone.
+
+    The 1D ones are Mamba's, which has its own.
+    """
+    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
+        nn.init.kaiming_normal_(module.weight, a=1e-2)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
 
 
 def _triple(x: Sequence[int]) -> tuple[int, int, int]:
@@ -368,11 +383,12 @@ def _check(
                 f"kernel_sizes[{s}] is {kernel}; allowed are three odd whole numbers from 1."
             )
     for s, layer in enumerate(layers):
-        if layer is None or layer == "mamba":
+        if layer in (None, "mamba", "residual"):
             continue
         if not isinstance(layer, int) or layer < 1:
             raise ValueError(
-                f"layers[{s}] is {layer!r}; allowed are whole numbers from 1, 'mamba' and None."
+                f"layers[{s}] is {layer!r}; allowed are whole numbers from 1, 'mamba', 'residual' "
+                "and None."
             )
         if features[s] % 2**layer:
             raise ValueError(

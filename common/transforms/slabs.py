@@ -77,6 +77,7 @@ def before_resampling(
             return None
         axis = axis if axis in kept else kept[0]
         scale = scale_affine(size, now, align_corners=how["align_corners"])
+        scale = to_affine_nd(len(image.affine) - 1, scale)  # a picture's may be of three axes
         affine = image.affine @ torch.linalg.inv(torch.as_tensor(scale).to(image.affine))
 
         def resize(volume: Tensor, part: slice) -> Tensor:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from ignite.engine import Engine
 from monai.data import DataLoader, set_rnd
+from torch.utils.data.distributed import DistributedSampler
 
 from ..distributed import rank
 
@@ -53,13 +54,19 @@ class Batches:
 
 
 def _seed(seed: int, epoch: int, round_: int, loader: DataLoader) -> None:
-    entropy = [seed, epoch, round_, rank()]
-    number = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    number = _number(seed, epoch, round_, rank())
     random.seed(number)
     np.random.seed(number)
     torch.manual_seed(number)
     if loader.num_workers == 0:  # workers take theirs from torch's
         set_rnd(loader.dataset, number)
+    if isinstance(loader.sampler, DistributedSampler):
+        # It adds the epoch, which MONAI's engines tell it; the order is the same on all ranks.
+        loader.sampler.seed = _number(seed, round_) if round_ else seed
+
+
+def _number(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def generators() -> dict[str, Any]:

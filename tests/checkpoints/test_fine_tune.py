@@ -159,6 +159,7 @@ def test_a_training_from_other_weights(tmp_path: Path):
     options = {f"network_def#{name}": value for name, value in small.items()}
     options |= {"bundle_root": tmp_path, "dataset_dir": tmp_path / "data", "batch_size": 2}
     options |= {"image_size": [32, 32], "max_epochs": 1, "pretrained": tmp_path / "theirs.pt"}
+    options["epoch_length"] = 2
     options["freeze"] = ["encoder.*"]
     said = succeed(command(bundle, "train", **options))
     assert "stem.depthwise.weight has shape (4, 1, 3, 3), not (1, 1, 3, 3)" in said

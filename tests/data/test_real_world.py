@@ -62,7 +62,7 @@ SMALL: dict[str, Any] = {
     "patch_size": [16, 16, 8],
 }
 WIDTHS = [2, 2, 4, 4, 4]  # of each of the cascade's networks
-TRAIN = {"train#trainer#max_epochs": 1, "batch_size": 1, "num_workers": 0}
+TRAIN = {"train#trainer#max_epochs": 1, "batch_size": 1, "num_workers": 0, "epoch_length": 2}
 
 
 def scan(seed: int) -> np.ndarray:

@@ -36,7 +36,7 @@ LOSSES: dict[str, tuple[Loss, int, int]] = {
     "BoundaryAwareBCEDiceLoss, one channel": (losses.BoundaryAwareBCEDiceLoss(), 1, 1),
     "RegionSpecificTverskyLoss": (losses.RegionSpecificTverskyLoss(3), 3, 1),
     "RegionSpecificTverskyLoss, samples": (
-        losses.RegionSpecificTverskyLoss(3, batch=False, adaptive=False),
+        losses.RegionSpecificTverskyLoss(3, batch=False, penalties="fixed"),
         3,
         1,
     ),

@@ -3,11 +3,13 @@ import json
 
 import pytest
 import torch
-from monai.losses import DeepSupervisionLoss, DiceCELoss
+from monai.losses import DeepSupervisionLoss, DiceCELoss, DiceLoss
 
 from common.losses import DiceCERegionTverskyLoss, RegionSpecificTverskyLoss
 
 from ..conftest import shared
+
+PENALTIES = ["adaptive", "fixed", "equal"]
 
 
 def random_case(*size: int, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +44,7 @@ def looped(
     logits: torch.Tensor,
     target: torch.Tensor,
     regions: tuple[int, ...],
-    adaptive: bool,
+    penalties: str,
     include_background: bool,
     batch: bool,
 ) -> float:
@@ -61,37 +63,36 @@ def looped(
                 tp += p[y].sum().item() / p.numel()
                 fp += p[~y].sum().item() / p.numel()
                 fn += (1 - p)[y].sum().item() / p.numel()
-            if adaptive:
+            alpha, beta = {"fixed": (0.3, 0.7), "equal": (0.5, 0.5)}.get(penalties, (0.0, 0.0))
+            if penalties == "adaptive":
                 alpha = 0.3 + 0.4 * (fp + s) / (fp + fn + s)
                 beta = 0.3 + 0.4 * (fn + s) / (fp + fn + s)
-            else:
-                alpha, beta = 0.3, 0.7
             scores.append((tp + s) / (tp + alpha * fp + beta * fn + s))
     return -sum(scores) / len(scores)
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("penalties", PENALTIES)
 @pytest.mark.parametrize("include_background", [True, False])
 @pytest.mark.parametrize("batch", [True, False])
 @pytest.mark.parametrize(("size", "regions"), [((6, 8), (3, 2)), ((4, 6, 2), (2, 3, 1))])
 def test_equals_a_loop_over_regions(
     size: tuple[int, ...],
     regions: tuple[int, ...],
-    adaptive: bool,
+    penalties: str,
     include_background: bool,
     batch: bool,
 ):
-    options = {"adaptive": adaptive, "include_background": include_background, "batch": batch}
+    options = {"penalties": penalties, "include_background": include_background, "batch": batch}
     logits, target = random_case(*size)
     loss = RegionSpecificTverskyLoss(regions, **options)(logits, target)
     assert loss.item() == pytest.approx(looped(logits, target, regions, **options), rel=1e-12)
 
 
-@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize("penalties", PENALTIES)
 @pytest.mark.parametrize("size", [(5, 4), (5, 4, 3)])
-def test_gradient(adaptive: bool, size: tuple[int, ...]):
+def test_gradient(penalties: str, size: tuple[int, ...]):
     logits, target = random_case(*size)
-    loss_function = RegionSpecificTverskyLoss(2, adaptive=adaptive)
+    loss_function = RegionSpecificTverskyLoss(2, penalties=penalties)
     assert torch.autograd.gradcheck(lambda x: loss_function(x, target), logits.requires_grad_())
 
 
@@ -127,13 +128,21 @@ def test_sum_with_cross_entropy_and_dice(batch: bool):
     torch.testing.assert_close(without, plain(logits, target))
 
 
-def test_ablation_reaches_the_sum():
+@pytest.mark.parametrize("penalties", ["fixed", "equal"])
+def test_ablations_reach_the_sum(penalties: str):
     logits, target = random_case(8, 6, 4)
-    fixed, adaptive = (
-        DiceCERegionTverskyLoss(2, adaptive=a)(logits, target) for a in (False, True)
-    )
-    terms = [RegionSpecificTverskyLoss(2, adaptive=a)(logits, target) for a in (False, True)]
-    torch.testing.assert_close(fixed - adaptive, 0.8 * (terms[0] - terms[1]))
+    both = (penalties, "adaptive")
+    one, other = (DiceCERegionTverskyLoss(2, penalties=p)(logits, target) for p in both)
+    terms = [RegionSpecificTverskyLoss(2, penalties=p)(logits, target) for p in both]
+    torch.testing.assert_close(one - other, 0.8 * (terms[0] - terms[1]))
+
+
+def test_equal_penalties_are_the_dice_of_each_region():
+    logits, target = random_case(4, 4)
+    loss = RegionSpecificTverskyLoss((2, 1), penalties="equal", smooth=1e-9)(logits, target)
+    dice = DiceLoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+    halves = [dice(logits[:, :, rows], target[:, :, rows]) - 1 for rows in (slice(2), slice(2, 4))]
+    torch.testing.assert_close(loss, torch.stack(halves).mean(), rtol=1e-5, atol=0)
 
 
 def test_deep_supervision_meets_each_scale_with_its_labels():
@@ -157,6 +166,7 @@ def test_deep_supervision_meets_each_scale_with_its_labels():
         ({"alpha": -0.1}, "alpha is -0.1; allowed are numbers from 0"),
         ({"beta": -1}, "beta is -1"),
         ({"smooth": 0}, "smooth is 0; allowed are numbers above 0"),
+        ({"penalties": "dice"}, "penalties is 'dice'; allowed are 'adaptive', 'fixed', 'equal'"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict, message: str):

@@ -9,7 +9,7 @@ from common.blocks import Mamba
 from common.checkpoints import convert_checkpoint
 from common.losses import DiceCERegionTverskyLoss, deep_supervision_weights
 from common.networks import MambaClinix
-from common.networks.mambaclinix import HGCN, DropPath, MambaLayer
+from common.networks.mambaclinix import HGCN, DropPath, MambaLayer, ResidualBlock
 
 from ..conftest import GoldenCase
 
@@ -107,6 +107,7 @@ def test_gradients_reach_every_parameter_but_the_unused_scales():
         ([3, 3, 3], [HGCN, HGCN, HGCN]),
         ([2, 3, "mamba"], [HGCN, HGCN, MambaLayer]),
         ([1, None, "mamba"], [HGCN, nn.Identity, MambaLayer]),
+        (["residual", "residual", "residual"], [ResidualBlock, ResidualBlock, ResidualBlock]),
     ],
     ids=str,
 )

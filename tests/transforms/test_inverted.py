@@ -10,7 +10,17 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.transforms import Compose, Flipd, Invertd, Orientationd, Spacingd
+from monai.transforms import (
+    Activationsd,
+    AsDiscreted,
+    Compose,
+    Flipd,
+    Invertd,
+    Orientationd,
+    Resize,
+    Resized,
+    Spacingd,
+)
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +29,6 @@ from common.transforms import InvertedLabelsd, OwnKeysSpacingd
 
 from ..conftest import REPOSITORY
 
-# Radiographs are always inverted at once.
 VOLUMES = sorted(path for path in (REPOSITORY / "bundles").glob("liver*") if path.is_dir())
 SMALL = {"device": "cpu", "spacing": [2.3, 2.3, 2.9], "patch_size": [32, 32, 16]}
 TURN = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
@@ -106,6 +115,20 @@ def test_slabs_are_what_is_tested(monkeypatch: pytest.MonkeyPatch):
     item = Flipd("image", 0)(item)
     with pytest.raises(TypeError):
         inverted({"pred": logits, "image": item["image"]})
+
+
+@pytest.mark.parametrize("in_memory", [0, 2**28])
+@pytest.mark.parametrize("size", [(24, 40), (24, 32), (30, 40)])
+def test_radiographs_with_a_side_of_the_networks_size(size: tuple[int, int], in_memory: int):
+    """Whose affine, as PNGs', is of three axes."""
+    before = Compose([Resized("image", (24, 40), mode="bilinear")])
+    picture = MetaTensor(torch.randn(1, *size), affine=torch.eye(4))
+    image, logits = before({"image": picture})["image"], torch.randn(2, 24, 40)
+    softmax, argmax = Activationsd("pred", softmax=True), AsDiscreted("pred", argmax=True)
+    inverted = InvertedLabelsd("pred", before, softmax, argmax, in_memory=in_memory)
+    found = inverted({"pred": MetaTensor(logits), "image": image})["pred"]
+    expected = Resize(size, mode="bilinear")(logits.softmax(0)).argmax(0, keepdim=True)
+    assert torch.equal(found.as_tensor(), expected.to(torch.uint8))
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])

@@ -506,7 +506,8 @@ TEN: dict[str, Any] = {
 def test_ten_overrides_given_once(tmp_path: Path):
     dataset = write_phantom(tmp_path / "data", cases=6, seed=1, size=48)
     where = {"bundle_root": tmp_path, "dataset_dir": dataset}
-    succeed(command(LIVER, "train", max_epochs=1, **where, **TEN), cwd=tmp_path)
+    short = {"max_epochs": 1, "epoch_length": 2}
+    succeed(command(LIVER, "train", **short, **where, **TEN), cwd=tmp_path)
     written = load_settings(tmp_path / "models/model.pt")
     assert json.loads((tmp_path / "models/settings.json").read_text())["spacing"] == [6, 6, 8]
     assert written["network_def"]["init_filters"] == 8

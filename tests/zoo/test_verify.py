@@ -224,8 +224,8 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
         ),
         (
             "overrides",
-            lambda b: (b / "configs/mr.json").write_text('{"validate#handlers": []}'),
-            "mr.json sets validate#handlers",
+            lambda b: (b / "configs/mr.json").write_text('{"validate#handler": []}'),
+            "mr.json sets validate#handler",
         ),
         ("code", set_id("train", "network_def#_requires_", None), "train.json has _requires_ None"),
         (

@@ -1,0 +1,105 @@
+"""How images have to lie for the weights of a release, as settings that go with them.
+
+The releases of LightM-UNet and MambaClinix are inside nnU-Net. Their axes are its (z, y, x), or
+(y, x), and their tokens are in that order: of images that lie otherwise, or with strides of other
+axes, the masks would be wrong, and nothing would say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError
+
+# What the weights do not show of the nnU-Net plan of their training, in 3D.
+_PLANNED = {
+    "lightm_unet": ["spacing", "patch_size"],
+    "mambaclinix": ["spacing", "patch_size", "strides"],
+}
+# The first convolution, its axis of the image's channels, and the last one.
+_ENDS = {
+    "lightm_unet": ("stem.depthwise.weight", 0, "head.conv.pointwise.weight"),
+    "mambaclinix": ("stem.conv.weight", 1, "heads.0.weight"),
+}
+
+
+def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) -> dict[str, Any]:
+    """What the bundles have to know of weights that `convert_checkpoint` has converted.
+
+    Args:
+        weights: of that function.
+        network: as there.
+        plan: of volumes, as it stands in the nnU-Net plan of the checkpoint's training, (z, y, x):
+            ``spacing``, ``patch_size``, and of MambaClinix ``strides``, three for each stage.
+            ``axcodes`` is where these axes point to, by default SPL, which is (z, y, x) of a file
+            in LPS, as most from DICOM are. None of them for other networks.
+
+    Raises:
+        InputError: one is missing, is not as above, or is given where it has no use.
+    """
+    given = {name: value for name, value in plan.items() if value is not None}
+    volumes = any(x.ndim == 5 for x in weights.values())
+    needed = _PLANNED.get(network, []) if volumes else []
+    for name, value in given.items():
+        if not needed or name not in ("axcodes", *needed):
+            raise InputError(
+                f"{name} is {value}, for which a checkpoint of {network} like this one has no use; "
+                "allowed is none."
+            )
+    if network not in _PLANNED:
+        return {}
+    first, axis, last = _ENDS[network]
+    settings: dict[str, Any] = {
+        "in_channels": weights[first].shape[axis],
+        "num_classes": weights[last].shape[0],
+    }
+    if not volumes:
+        return settings | {"axes": [0, 2, 1]}
+    stages = sum(name.endswith(".block.conv1.conv.weight") for name in weights)
+    for name in needed:
+        value = given.get(name)
+        strides = name == "strides"
+        if not _are_triples(value if strides else [value], stages if strides else 1):
+            each = f" for each of {stages} stages" if strides else ""
+            raise InputError(
+                f"{name} is {value}; needed are three numbers above 0{each}, as they stand in the "
+                "nnU-Net plan of the checkpoint's training, (z, y, x)."
+            )
+    settings |= {"axcodes": "SPL"} | given
+    if network == "mambaclinix":
+        settings["network_def"] = {
+            "_target_": "common.networks.MambaClinix",
+            "in_channels": settings["in_channels"],
+            "out_channels": settings["num_classes"],
+            "strides": settings.pop("strides"),
+            **_stages(weights, stages),
+        }
+    return settings
+
+
+def _are_triples(rows: Any, number: int) -> bool:
+    return (
+        isinstance(rows, (list, tuple))
+        and len(rows) == number
+        and all(isinstance(row, (list, tuple)) and len(row) == 3 for row in rows)
+        and all(isinstance(x, (int, float)) and x > 0 for row in rows for x in row)
+    )
+
+
+def _stages(weights: Mapping[str, Tensor], stages: int) -> dict[str, list]:
+    """The arguments of MambaClinix that its weights show."""
+    found: dict[str, list] = {"features": [], "kernel_sizes": [], "layers": []}
+    for s in range(stages):
+        width, _, *kernel = weights[f"encoder.{s}.block.conv1.conv.weight"].shape
+        found["features"].append(width)
+        found["kernel_sizes"].append(kernel)
+        layer = f"encoder.{s}.layer."
+        order = None
+        if f"{layer}scale" in weights:
+            widened = (f"{layer}gated.widen.{i}.weight" in weights for i in range(len(weights)))
+            order = 1 + sum(widened)
+        found["layers"].append("mamba" if f"{layer}mamba.D" in weights else order)
+    return found
