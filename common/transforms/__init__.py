@@ -5,6 +5,7 @@ from .checks import CheckInputd
 from .components import KeepLargestComponentsd
 from .inverted import InvertedLabelsd
 from .labels import (
+    ClassLogitsd,
     LabelRegionsd,
     LeaveOutIgnoredd,
     MergeMasksd,
@@ -21,6 +22,7 @@ __all__ = [
     "AdjacentSlicesd",
     "BodyCropd",
     "CheckInputd",
+    "ClassLogitsd",
     "ForegroundOrAll",
     "InvertedLabelsd",
     "KeepLargestComponentsd",

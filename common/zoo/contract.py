@@ -356,14 +356,13 @@ def _setting_in(value: Any) -> str | None:
 
 
 def overrides(bundle: Path) -> Iterator[str]:
-    """Files that change others change what exists there."""
+    """Files that change others change what exists in training, by which inference goes."""
     train = ids(config(bundle, "train")).keys()
-    both = train & ids(without_checkpoint(config(bundle, "inference"))).keys()
     for file in sorted((bundle / "configs").glob("*.json")):
         if file.stem in ("metadata", "train", "inference"):
             continue
-        # finalize is MONAI's own, empty if absent. What is no delta, a user gives after any other.
-        known = train | {"finalize"} if file.stem in DELTAS else both
+        # finalize is MONAI's own, empty if absent.
+        known = train | {"finalize"} if file.stem in DELTAS else train
         if file.stem == "evaluate":  # of a cascade, which evaluates as it infers
             known |= config(bundle, "inference").keys()
         for key in config(bundle, file.stem):
