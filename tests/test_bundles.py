@@ -76,6 +76,8 @@ MAY_DIFFER_IN = {
     },
     "liver_tumor_ct_codebook_mamba_segmentation": {
         "seed": "the paper names it",
+        "clip_tumor": "its paper's inclusion loss shows where tumour is not clipped",
+        "run#1#clip_tumor": "its paper's inclusion loss shows where tumour is not clipped",
         "in_plane_factor": "its spacing is relative to the scan's own",
         "slice_spacing": "its spacing is relative to the scan's own",
         "train#preprocessing#transforms#4": "it clips before it resamples",

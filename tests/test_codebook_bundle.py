@@ -12,8 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from common.data.phantom import write_phantom
+from common.losses import DiceBCELoss, InclusionLoss
 from common.networks import CodebookMambaUNet
 
 from . import running
@@ -67,13 +69,42 @@ def test_evaluation_by_the_challenges_metrics(trained: Path, dataset: Path, tmp_
     succeed(command(["train", "evaluate"], **options, **SHORT))
     with open(tmp_path / "metrics.csv", newline="") as file:
         metrics = {name: float(value) for name, value in csv.reader(file)}
-    for name in ("dice", "iou", "voe", "rvd", "asd", "hd95"):
+    for name in ("dice", "iou", "voe", "rvd", "rvd_abs", "asd", "hd95"):
         assert {f"val_{name}_class_1", f"val_{name}_class_2"} <= metrics.keys()
         header, *rows = (tmp_path / f"val_{name}_raw.csv").read_text().splitlines()
         assert header == "filename,class_1,class_2,mean"
         assert len(rows) == 1  # one test case of six
     assert metrics["val_voe_class_1"] == pytest.approx(1 - metrics["val_iou_class_1"])
     assert 0 < metrics["val_asd_class_1"] < metrics["val_hd95_class_1"] < 500
+
+
+@pytest.mark.parametrize("clip", [True, False])
+def test_tumour_outside_the_liver_with_and_without_clipping(clip: bool, tmp_path: Path):
+    """Clipped, it is lost before anything is measured, whatever the inclusion loss did."""
+    file = tmp_path / "label.nii.gz"
+    liver = np.broadcast_to(np.array([1, 1, 0, 0], np.uint8)[:, None, None], (4, 2, 2))
+    nib.save(nib.Nifti1Image(liver, np.eye(4)), file)
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / f"configs/{name}.json") for name in ("train", "evaluate")])
+    parser.update({"device": "cpu", "in_plane_factor": 1, "clip_tumor": clip})
+    item = parser.get_parsed_content("validate#preprocessing")({"image": file, "label": file})
+    logits = torch.tensor([[9.0, 9, -9, -9], [-9, 9, 9, -9]])
+    item["pred"] = logits[..., None, None].expand(2, 4, 2, 2)
+    done = parser.get_parsed_content("validate#postprocessing")(item)
+    assert done["pred"][..., 0, 0].tolist() == [[1, 1, 0, 0], [0, 1, int(not clip), 0]]
+    assert done["label"][..., 0, 0].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+
+
+def test_table_1_has_no_inclusion_loss():
+    parser = ConfigParser()
+    parser.read_config(str(BUNDLE / "configs/train.json"))
+    logits, target = torch.randn(1, 2, 4, 4, 4), torch.zeros(1, 2, 4, 4, 4)
+    codebook = torch.tensor([3.0])
+    whole = parser.get_parsed_content("loss")((logits, codebook), target)
+    parser.update({"loss#beta": 0})
+    without = parser.get_parsed_content("loss")((logits, codebook), target)
+    torch.testing.assert_close(without, DiceBCELoss()(logits, target) + 0.4 * 3)
+    torch.testing.assert_close(whole, without + 0.6 * InclusionLoss()(logits))
 
 
 def python_m_common(*arguments: object) -> subprocess.CompletedProcess[str]:

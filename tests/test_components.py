@@ -44,3 +44,9 @@ def test_largest_components_of_classes(of: Any, theirs: dict[str, Any], number: 
 def test_other_choices_are_refused(of: Any):
     with pytest.raises(InputError, match=r"keep_largest_component is .*; allowed are True, False"):
         KeepLargestComponentsd("pred", of)
+
+
+def test_masks_of_regions_are_no_label_map():
+    """Of several channels only the first would be looked at."""
+    with pytest.raises(InputError, match="is True, and pred has 2 channels; allowed is a label"):
+        KeepLargestComponentsd("pred")({"pred": torch.zeros(2, 4, 4, 4)})

@@ -117,7 +117,7 @@ def test_evaluation_by_the_papers_metrics(trained: dict[str, Path], dataset: Pat
     assert f"As {trained['tumor']}/models/model.pt was trained: " in said
     with open(tmp_path / "metrics.csv", newline="") as file:
         metrics = {name: float(value) for name, value in csv.reader(file)}
-    for name in ("dice", "asd", "rvd", "precision", "recall"):
+    for name in ("dice", "asd", "rvd", "rvd_abs", "precision", "recall"):
         assert {f"val_{name}_class_1", f"val_{name}_class_2"} <= metrics.keys()
         header, *rows = (tmp_path / f"val_{name}_raw.csv").read_text().splitlines()
         assert header == "filename,class_1,class_2,mean"

@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 from common.data.phantom import write_phantom
-from common.networks import LCMambaNet
+from common.networks import LCMambaNet, lcmambanet
 
 from . import running
 from .conftest import REPOSITORY
@@ -58,6 +59,80 @@ def test_whole_volumes_on_their_own_grid(trained: Path, dataset: Path, tmp_path:
         assert set(np.unique(mask.dataobj)) <= {0, 1, 2}
 
 
+def test_one_channel_is_two_of_which_the_backgrounds_is_0(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The paper's task: tumour against the rest, by a sigmoid. A softmax of 1 was 1 everywhere."""
+    monkeypatch.setattr(lcmambanet, "_DEPTHS", {"T": (1, 1, 1, 1)})
+    torch.manual_seed(0)
+    single = LCMambaNet("T", 1, 1).state_dict()
+    pair = {
+        name: torch.cat([torch.zeros_like(x), x]) if "head" in name else x
+        for name, x in single.items()
+    }
+    image = min((dataset / "imagesTr").iterdir())
+    label = dataset / "labelsTr" / image.name
+    tables, masks = [], []
+    for channels, weights in ((1, single), (2, pair)):
+        folder = tmp_path / str(channels)
+        folder.mkdir()
+        torch.save(weights, folder / "model.pt")
+        options = SMALL | {
+            "device": "cpu",
+            "checkpoint": str(folder / "model.pt"),
+            "output_dir": str(folder),
+            "network_def#out_channels": channels,
+        }
+        parser = parsed("inference", "tumor", datalist=[str(image)], **options)
+        parser.get_parsed_content("evaluator").run()
+        mask = nib.load(folder / image.name.replace(".nii.gz", "_seg.nii.gz"))
+        masks.append(np.asarray(mask.dataobj))
+        case = {"validate#dataset#data": [{"image": str(image), "label": str(label)}]}
+        parser = parsed("train", "evaluate", "tumor", **(options | case))
+        evaluator = parser.get_parsed_content("validate#evaluator")
+        evaluator.run()
+        tables.append(evaluator.state.metrics)
+    assert set(np.unique(masks[0])) == {0, 1}
+    np.testing.assert_array_equal(*masks)
+    assert tables[0] == pytest.approx(tables[1])
+
+    tumour = np.asarray(nib.load(label).dataobj) == 2
+    found = masks[0] == 1
+    right = (found & tumour).sum()
+    assert tables[0]["val_recall_class_1"] == pytest.approx(right / tumour.sum())
+    assert tables[0]["val_precision_class_1"] == pytest.approx(right / found.sum())
+    f2 = 5 * right / (4 * tumour.sum() + found.sum())
+    assert tables[0]["val_f2_class_1"] == pytest.approx(f2)
+    assert tables[0]["val_hd95_class_1"] > 0
+
+
+def parsed(*configs: str, **options: object) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config([str(BUNDLE / f"configs/{name}.json") for name in configs])
+    parser.update(options)
+    return parser
+
+
+@pytest.mark.slow
+def test_the_papers_tumours_by_one_file(dataset: Path, tmp_path: Path):
+    """Trained, evaluated, segmented and exported with one channel, as the checkpoint says."""
+    options = {"bundle_root": tmp_path, "dataset_dir": dataset}
+    succeed(command(["train", "tumor"], **options, **SHORT))
+    checkpoint = tmp_path / "models/model.pt"
+    assert torch.load(checkpoint, weights_only=True)["coarse_head.bias"].shape == (1,)
+    succeed(command(["train", "evaluate"], **options, **SHORT))
+    metrics = (tmp_path / "eval/metrics.csv").read_text()
+    for name in ("dice", "iou", "recall", "precision", "f2", "hd95"):
+        assert f"val_{name}_class_1," in metrics
+        assert f"val_{name}_class_2" not in metrics
+    images = options | {"dataset_dir": dataset / "imagesTr", "output_dir": tmp_path / "masks"}
+    succeed(command("inference", save_probabilities=True, **images))
+    for mask in (tmp_path / "masks").glob("*_seg.nii.gz"):
+        assert set(np.unique(nib.load(mask).dataobj)) <= {0, 1}
+    small = SMALL | {"network_def#out_channels": 1}
+    check_export_of_monai(tmp_path, BUNDLE, checkpoint, small, LCMambaNet("T", 1, 1), 40, 33)
+
+
 @pytest.mark.slow
 def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path}
@@ -71,7 +146,12 @@ def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     "ablations",
     [
         {"network_def#extra_blocks": 1, "fold": 2, "augmentation": "none"},
-        {"network_def#attention": False, "slices": 3, "augmentation": "full", "boundary_weight": 0},
+        {
+            "network_def#attention": "reverse",
+            "slices": 3,
+            "augmentation": "full",
+            "boundary_weight": 0,
+        },
     ],
     ids=["more", "less"],
 )

@@ -140,7 +140,12 @@ def test_plan_of_nnunet(dataset: Path, tmp_path: Path):
         files = [str(plan if name == "plan" else BUNDLE / f"configs/{name}.json") for name in names]
         return ["run", "--config_file", str(files)]
 
-    succeed([*configs("train", "plan"), *running.overrides(options | {"max_epochs": 1, "epoch_length": 2})])
+    succeed(
+        [
+            *configs("train", "plan"),
+            *running.overrides(options | {"max_epochs": 1, "epoch_length": 2}),
+        ]
+    )
     weights = torch.load(tmp_path / "models/model.pt", weights_only=True)
     widths = [weights[f"encoder.{i}.block.conv1.conv.weight"].shape[0] for i in range(3)]
     assert widths == planned["network_def#features"][:3]

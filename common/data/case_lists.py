@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import compress
@@ -12,9 +13,12 @@ from typing import Any
 from ..errors import InputError, listed
 from ..files import parse_json, read_bytes
 from .formats import without_ending
-from .layouts import Case, DataSet, case_key, case_names, distinct_names, say_once
+from .layouts import Case, DataSet, Split, case_key, case_names, distinct_names, say_once
 
 _LISTS = Path(__file__).parent / "lists"
+_OF_IRCADB = "lits_without_ircadb"
+_CASES_OF_IRCADB = 20
+_IRCADB = re.compile(r"3d-?ircadb", re.IGNORECASE)
 
 
 def without(data: DataSet, exclude: Any, where: str | Path) -> DataSet:
@@ -53,6 +57,42 @@ def without(data: DataSet, exclude: Any, where: str | Path) -> DataSet:
             split: [c for c in part if case_key(c) not in out] for split, part in data.parts.items()
         },
     )
+
+
+def check_ircadb(data: DataSet, split: Split, where: str | Path) -> None:
+    """Keep scans that are in LiTS and in 3D-IRCADb-01 from being trained and tested on.
+
+    Where a data set has LiTS's of them to train on, or 3D-IRCADb-01 to test on, the log says what
+    the other has to be.
+
+    Raises:
+        InputError: it has both.
+    """
+    index = NameIndex(data.cases)
+    names, _ = _excluded_names(_OF_IRCADB)
+    of_lits = {case_key(case): index.name(case) for name in names for case in index.find(name)}
+    ircadb = [index.name(case) for case in data.cases if any(map(_IRCADB.search, case_names(case)))]
+    if of_lits and ircadb:
+        raise InputError(
+            f"{where} has 3D-IRCADb-01's {ircadb[0]}, and of LiTS what are reported to be the same "
+            f"scans: {listed(of_lits.values())}; allowed are those of one, for which "
+            f"exclude {_OF_IRCADB} leaves out LiTS's."
+        )
+    if len(of_lits) == _CASES_OF_IRCADB and split == "training":
+        say_once(
+            [
+                f"{where} has LiTS's cases 28 to 47, which are reported to be 3D-IRCADb-01's: what "
+                f"is trained with them cannot be tested on that; exclude {_OF_IRCADB} leaves them "
+                "out."
+            ]
+        )
+    if ircadb and split == "test":
+        say_once(
+            [
+                f"{where} is 3D-IRCADb-01, whose scans are reported to be LiTS's cases 28 to 47: "
+                "this tests what was trained without them, or on other data, alone."
+            ]
+        )
 
 
 def _excluded_names(exclude: Any) -> tuple[list[str], bool]:

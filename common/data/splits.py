@@ -11,7 +11,7 @@ from typing import Any
 from monai.data import partition_dataset
 
 from ..errors import InputError, listed
-from .case_lists import NameIndex, are_names, read_any_json, without
+from .case_lists import NameIndex, are_names, check_ircadb, read_any_json, without
 from .layouts import (
     SPLITS,
     Case,
@@ -79,7 +79,8 @@ def split_cases(
 
     Raises:
         InputError: as `find_cases`; a name is of no case, or of two; the part asked for would be
-            empty; or an argument is not as above.
+            empty; LiTS's scans of 3D-IRCADb-01 are there beside these; or an argument is not as
+            above.
     """
     if at_most is not None and (type(at_most) is not int or at_most < 1):
         raise InputError(f"at_most is {at_most!r}; allowed are whole numbers from 1, and None.")
@@ -110,6 +111,7 @@ def _split(
     where = cases_file or dataset_dir
     data = _search.take(split, dataset_dir, cases_file)
     kept = without(data, exclude, where)
+    check_ircadb(kept, split, where)
     folds_file = Path(dataset_dir) / _NNUNETS
     if split_file is not None:
         return _part(_listed_parts(Path(split_file), data, kept, fold), split, str(split_file))

@@ -3,6 +3,7 @@
 from .codebook import draw_prototypes, write_code_maps
 from .metrics import (
     ConfusionRate,
+    FBetaScore,
     HausdorffDistanceInMM,
     MeanDice,
     MeanIoUHandler,
@@ -17,6 +18,7 @@ from .repeats import Spread, read_metrics, spread_over_seeds, write_spread
 
 __all__ = [
     "ConfusionRate",
+    "FBetaScore",
     "HausdorffDistanceInMM",
     "MeanDice",
     "MeanIoUHandler",

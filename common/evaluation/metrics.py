@@ -25,6 +25,7 @@ from monai.metrics import (
     SurfaceDistanceMetric,
     compute_confusion_matrix_metric,
 )
+from monai.metrics.f_beta_score import compute_f_beta_score, get_f_beta_score
 from monai.utils import string_list_all_gather
 from torch import Tensor
 
@@ -126,12 +127,22 @@ class VolumeOverlapError(MeanIoU):
 class RelativeVolumeDifference(CumulativeIterationMetric):
     """RVD, (prediction - label) / label of each channel's volume; NaN where the label is empty.
 
-    It has a sign, so that a mean over cases shows a bias: below 0, predictions are too small.
+    It has a sign, so that a mean over cases shows a bias: below 0, predictions are too small. Of
+    cases that are too large and too small that mean may be 0; papers' tables have the mean of
+    absolute values (RAVD).
+
+    Args:
+        absolute: |RVD|.
     """
+
+    def __init__(self, absolute: bool = False) -> None:
+        super().__init__()
+        self.absolute = absolute
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor) -> Tensor:
         predicted, true = (x.flatten(2).double().sum(-1) for x in (y_pred, y))
-        return torch.where(true > 0, (predicted - true) / true, torch.nan)
+        difference = torch.where(true > 0, (predicted - true) / true, torch.nan)
+        return difference.abs() if self.absolute else difference
 
     def aggregate(self) -> Tensor:
         return torch.as_tensor(self.get_buffer()).nanmean(0)
@@ -151,6 +162,37 @@ class ConfusionRate(ConfusionMatrixMetric):
     def _compute_tensor(self, y_pred: Tensor, y: Tensor) -> Tensor:
         counts = super()._compute_tensor(y_pred, y)
         return compute_confusion_matrix_metric(self.metric_name[0], counts)
+
+    def aggregate(self) -> Tensor:
+        return torch.as_tensor(self.get_buffer()).nanmean(0)
+
+
+class FBetaScore(CumulativeIterationMetric):
+    """F-beta for each case and channel: recall counts beta times as much as precision.
+
+    MONAI's of this name makes one score of the cases' mean counts, in which large organs outweigh
+    small ones. NaN where the label is empty, as of Dice, which is F1.
+
+    Args:
+        beta: above 0.
+        include_background: False leaves out the first channel.
+
+    Raises:
+        ValueError: beta is not above 0.
+    """
+
+    def __init__(self, beta: float = 1.0, include_background: bool = True) -> None:
+        super().__init__()
+        if not beta > 0:
+            raise ValueError(f"beta is {beta}; allowed are numbers above 0.")
+        self.beta = beta
+        self.include_background = include_background
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor) -> Tensor:
+        counts = get_f_beta_score(y_pred, y, self.include_background)
+        true_positives, _, _, false_negatives = counts.unbind(-1)
+        score = compute_f_beta_score(counts, self.beta)
+        return torch.where(true_positives + false_negatives > 0, score, torch.nan)
 
     def aggregate(self) -> Tensor:
         return torch.as_tensor(self.get_buffer()).nanmean(0)

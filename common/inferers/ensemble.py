@@ -33,7 +33,8 @@ class EnsembleInferer(Inferer):
     Args:
         inferer: how each is applied.
         members: the files of the checkpoints (`common.checkpoints.members`).
-        activation: what makes probabilities of logits, "softmax" over the classes or "sigmoid".
+        activation: what makes probabilities of logits, "softmax" over the classes or "sigmoid". One
+            channel is a sigmoid's.
 
     Raises:
         InputError: activation is neither; or, at a call, a checkpoint cannot be read.
@@ -53,12 +54,13 @@ class EnsembleInferer(Inferer):
         """Logits (b, classes, ...) of images (b, channels, ...)."""
         if len(self.members) < 2:
             return self.inferer(inputs, network, *args, **kwargs)
-        probabilities, logits = _ACTIVATIONS[self.activation]
         mean: Mean | None = None
         for member in self.members:
             network.load_state_dict(load_state_dict(member))
             output = self.inferer(inputs, network, *args, **kwargs)
             if mean is None:
+                single = output.shape[1] == 1
+                probabilities, logits = _ACTIVATIONS["sigmoid" if single else self.activation]
                 mean = Mean(output, probabilities)
             else:
                 mean.add(output)

@@ -39,8 +39,9 @@ class CodebookMambaLoss(nn.Module):
     Of ignored voxels it has no term. The codebook's loss is the network's, of all its features.
 
     Args:
-        alpha: weight of the codebook's loss.
-        beta: weight of the inclusion loss; 0 leaves either out (table 4).
+        alpha: weight of the codebook's loss; 0 leaves it out (table 4). The prototypes have no
+            other gradient: they then stay where they started, and the network learns to use them.
+        beta: weight of the inclusion loss; 0 leaves it out (tables 1 and 4).
 
     Raises:
         ValueError: a weight is negative.

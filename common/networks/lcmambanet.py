@@ -21,6 +21,7 @@ _WIDTH = 32  # channels of every decoder map
 _DROP_PATH = 0.1  # of the decoder's blocks
 
 Variant = Literal["T", "S"]
+Attention = Literal["reverse_mamba", "reverse"]
 _DEPTHS = {"T": (2, 2, 5, 2), "S": (2, 2, 15, 2)}
 _ENCODER_DROP_PATH = {"T": 0.2, "S": 0.3}
 _EXTRA_BLOCKS = {"T": 0, "S": 1}
@@ -51,13 +52,23 @@ class Lateral(nn.Module):
 
 
 class LiverCancerAttention(nn.Module):
-    """LCAM (section 2.4): refine coarse logits by features of where they see no foreground."""
+    """LCAM (section 2.4): refine coarse logits by features of where they see no foreground.
 
-    def __init__(self, out_channels: int, backend: Backend) -> None:
+    With VSS blocks it is reverse Mamba attention (table 5's RMA), without them, convolutions alone,
+    reverse attention (its RA).
+    """
+
+    def __init__(self, out_channels: int, attention: Attention, backend: Backend) -> None:
         super().__init__()
-        self.block1 = VSSBlock(_WIDTH, _DROP_PATH, backend)
+
+        def block() -> nn.Module:
+            if attention == "reverse":
+                return nn.Identity()
+            return VSSBlock(_WIDTH, _DROP_PATH, backend)
+
+        self.block1 = block()
         self.conv1 = ConvNorm(_WIDTH, 3)
-        self.block2 = VSSBlock(_WIDTH, _DROP_PATH, backend)
+        self.block2 = block()
         self.conv2 = ConvNorm(_WIDTH, 3)
         self.head = nn.Conv2d(_WIDTH, out_channels, 1)
 
@@ -71,7 +82,7 @@ class LiverCancerAttention(nn.Module):
 
 
 class PlainRefinement(nn.Module):
-    """Ablation: a head of its own for each scale in the attention's place (table 5)."""
+    """Neither attention: a head of its own for each scale in its place."""
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()
@@ -97,7 +108,8 @@ class LCMambaNet(nn.Module):
         out_channels: 1, or the number of classes with the background.
         extra_blocks: VSS blocks on each of the encoder's maps, the paper's N; None is 0 for "T"
             and 1 for "S".
-        attention: False refines by plain convolution instead (table 5).
+        attention: "reverse_mamba"; "reverse", the same without VSS blocks, table 5's other row; or
+            None, which refines by a 1 x 1 convolution for each scale.
         dropout: probability that a channel of a decoder map is dropped, in training.
         backend: backend of the scans.
 
@@ -111,7 +123,7 @@ class LCMambaNet(nn.Module):
         in_channels: int = 3,
         out_channels: int = 1,
         extra_blocks: int | None = None,
-        attention: bool = True,
+        attention: Attention | None = "reverse_mamba",
         dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
@@ -124,6 +136,10 @@ class LCMambaNet(nn.Module):
             extra_blocks = _EXTRA_BLOCKS[variant]
         if extra_blocks < 0:
             raise ValueError(f"extra_blocks is {extra_blocks}; allowed are whole numbers from 0.")
+        if attention not in ("reverse_mamba", "reverse", None):
+            raise ValueError(
+                f"attention is {attention!r}; allowed are 'reverse_mamba', 'reverse' and None."
+            )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
         self.encoder = VMambaEncoder(
@@ -138,8 +154,8 @@ class LCMambaNet(nn.Module):
         self.dropout = nn.Dropout2d(dropout)
         self.coarse_head = nn.Conv2d(_WIDTH, out_channels, 1)
         self.refinements = nn.ModuleList(  # of the 1/16 map first
-            LiverCancerAttention(out_channels, backend)
-            if attention
+            LiverCancerAttention(out_channels, attention, backend)
+            if attention is not None
             else PlainRefinement(out_channels)
             for _ in self.encoder.channels[1:]
         )

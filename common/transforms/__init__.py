@@ -7,6 +7,7 @@ from .checks import CheckInputd
 from .components import KeepLargestComponentsd
 from .inverted import InvertedLabelsd
 from .labels import (
+    ClassLogitsd,
     LabelRegionsd,
     LeaveOutIgnoredd,
     MergeMasksd,
@@ -23,6 +24,7 @@ __all__ = [
     "AdjacentSlicesd",
     "BodyCropd",
     "CheckInputd",
+    "ClassLogitsd",
     "ForegroundOrAll",
     "InvertedLabelsd",
     "KeepLargestComponentsd",

@@ -29,7 +29,7 @@ class KeepLargestComponentsd(MapTransform):
         num_components: how many of each are kept.
 
     Raises:
-        InputError: of is none of these.
+        InputError: of is none of these; or, at a call, there are several channels.
     """
 
     def __init__(self, keys: KeysCollection, of: Any = True, num_components: int = 1) -> None:
@@ -46,6 +46,11 @@ class KeepLargestComponentsd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         kept = dict(data)
         for key in self.key_iterator(kept):
+            if len(kept[key]) != 1:
+                raise InputError(
+                    f"keep_largest_component is {self.of!r}, and {key} has {len(kept[key])} "
+                    "channels; allowed is a label map, of one, or keep_largest_component False."
+                )
             label = kept[key].clone()
             values = label[0].numpy(force=True)
             if self.of is True:

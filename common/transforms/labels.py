@@ -188,6 +188,39 @@ class MergeMasksd(MapTransform):
         return merged
 
 
+class ClassLogitsd(MapTransform):
+    """A logit for every class, of what a network gives for a softmax or, of two, for a sigmoid.
+
+    One channel is the logit of a sigmoid for class 1. With 0 as the background's logit, the softmax
+    of both is that sigmoid: what is done with several classes is then right for one, too.
+
+    Args:
+        keys: keys of the logits, (num_classes, ...), or (1, ...) of two classes.
+        num_classes: classes, the background among them.
+
+    Raises:
+        InputError: at a call, there are other channels.
+    """
+
+    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
+        super().__init__(keys)
+        self.num_classes = num_classes
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        done = dict(data)
+        for key in self.key_iterator(done):
+            channels = len(done[key])
+            if channels == 1 and self.num_classes == 2:
+                done[key] = torch.cat([torch.zeros_like(done[key]), done[key]])
+            elif channels != self.num_classes:
+                raise InputError(
+                    f"The network's output has {channels} channel{'s' * (channels != 1)} and "
+                    f"num_classes is {self.num_classes}; allowed is a channel for each class, or "
+                    "one for num_classes 2."
+                )
+        return done
+
+
 class NestedRegionsd(MapTransform):
     """Label maps (1, ...) of nested classes to a channel per region, (num_classes - 1, ...).
 
@@ -217,15 +250,25 @@ class NestedLabelsd(MapTransform):
 
     A voxel is in a region whose probability is above 0.5, but only within the region outside it:
     a tumour outside the liver is background.
+
+    Args:
+        keys: keys of the probabilities.
+        clip: False leaves each region where it was found, as masks (n, ...): no label map tells a
+            tumour outside the liver from one inside.
     """
+
+    def __init__(self, keys: KeysCollection, clip: bool = True) -> None:
+        super().__init__(keys)
+        self.clip = clip
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         joined = dict(data)
         for key in self.key_iterator(joined):
             inside = (joined[key] > 0.5).to(torch.uint8)
-            joined[key] = inside.cumprod(0, dtype=torch.uint8).sum(
-                0, keepdim=True, dtype=torch.uint8
-            )
+            if self.clip:
+                nested = inside.cumprod(0, dtype=torch.uint8)
+                inside = nested.sum(0, keepdim=True, dtype=torch.uint8)
+            joined[key] = inside
         return joined
 
 

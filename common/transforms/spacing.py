@@ -6,8 +6,10 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
+from monai.data import MetaTensor
 from monai.transforms import (
     InvertibleTransform,
     MapTransform,
@@ -16,6 +18,7 @@ from monai.transforms import (
     SpatialResample,
 )
 from monai.utils import TraceKeys, ensure_tuple_rep
+from scipy import ndimage
 
 from ..errors import InputError
 from .slabs import SlabwiseResample, SplineResize
@@ -72,6 +75,10 @@ class SplineResized(Resized):
 class RelativeSpacingd(MapTransform, InvertibleTransform):
     """MONAI's `Spacingd`, but in plane relative to each volume's own spacing.
 
+    Images are low-pass filtered along axes that get fewer voxels, or what is finer than the new
+    ones can tell would come back as structures that are not there: by a Gaussian of the standard
+    deviation (voxels per new voxel - 1) / 2, as scikit-image's anti-aliasing has it.
+
     Its inverse restores the volume's grid exactly. Values are kept within the volume's own, which
     a spline leaves at edges; for the same reason the inverse of a spline is linear.
 
@@ -116,7 +123,8 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
             ]
             scale = torch.tensor([*(1 / ratio for ratio in ratios), 1.0], dtype=torch.float64)
             affine = volume.affine.double() @ scale.diag()
-            done = self.resample(volume, dst_affine=affine, spatial_size=size, mode=mode)
+            smooth = volume if mode == "nearest" else _low_passed(volume, ratios)
+            done = self.resample(smooth, dst_affine=affine, spatial_size=size, mode=mode)
             if isinstance(mode, int):
                 done.applied_operations[-1][TraceKeys.EXTRA_INFO]["mode"] = "bilinear"
             resampled[key] = done.clamp(volume.min(), volume.max())
@@ -127,3 +135,13 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
         for key in self.key_iterator(inverted):
             inverted[key] = self.resample.inverse(inverted[key])
         return inverted
+
+
+def _low_passed(volume: MetaTensor, ratios: Sequence[float]) -> MetaTensor:
+    """A volume without what `ratios` voxels for each of its own cannot tell apart."""
+    sigmas = [0.0, *(max(0.0, (1 / ratio - 1) / 2) for ratio in ratios)]
+    if not any(sigmas):
+        return volume
+    values = volume.numpy(force=True).astype(np.float32)
+    filtered = torch.from_numpy(ndimage.gaussian_filter(values, sigmas, mode="nearest"))
+    return MetaTensor(filtered.to(volume.device)).copy_meta_from(volume)

@@ -155,6 +155,25 @@ def test_validation_is_drawn_from_training_where_none_is_published(touch: Touch)
     assert (sorted(found[0] + found[1]), found[2]) == (cases(8), ["x"])
 
 
+def test_pooled_collections_are_split_by_patient(touch: Touch, caplog: pytest.LogCaptureFixture):
+    """CirrMRI600+ has a folder of T1 and one of T2, each with its own parts; names are patients."""
+    collections: dict[str, dict[str, str]] = {
+        "Cirrhosis_T1_3D": {"train": "abc", "valid": "d", "test": "e"},
+        "Cirrhosis_T2_3D": {"train": "abeg", "valid": "de", "test": "f"},
+    }
+    for collection, of in collections.items():
+        for part, names in of.items():
+            files = (f"{part}_{kind}/{n}.nii.gz" for kind in ("images", "masks") for n in names)
+            root = touch(*(f"{collection}/{file}" for file in files))
+    touch("Healthy_subjects/T1_W_Healthy/T1_images/1.nii.gz")
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        assert parts(root) == [["a", "b", "c", "a", "b", "g"], ["d", "d"], ["e", "f"]]
+    assert [message for message in caplog.messages if "several parts" in message] == [
+        f"Patients of {root} in several parts are left out of those for {part}: e."
+        for part in ("validation", "training")
+    ]
+
+
 def test_folds_that_come_with_a_list(folders: Any):
     root = folders(*"abcd")
     entries = [
@@ -311,6 +330,57 @@ def test_lits_without_ircadb(
     numbers = {int(name.replace("-", "_").rsplit("_", 1)[1]) for name in names}
     assert numbers == {*range(28), *range(48, 131)}
     assert caplog.messages[-1] == f"Of the 131 cases of {root} exclude leaves out 20."
+
+
+@pytest.fixture
+def lits(folders: Any) -> Path:
+    root: Path = folders(*(f"liver_{i}" for i in range(60)))
+    return root
+
+
+def test_what_is_trained_on_lits_cannot_be_tested_on_ircadb(
+    lits: Path, caplog: pytest.LogCaptureFixture
+):
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        split_cases(lits, "validation")
+        assert caplog.messages == []
+        split_cases(lits, "training")
+        assert caplog.messages == [
+            f"{lits} has LiTS's cases 28 to 47, which are reported to be 3D-IRCADb-01's: what is "
+            "trained with them cannot be tested on that; exclude lits_without_ircadb leaves them "
+            "out."
+        ]
+        caplog.clear()
+        assert sizes(lits, exclude="lits_without_ircadb", ratios=(2, 1, 1)) == [20, 10, 10]
+        assert not any("3D-IRCADb-01" in message for message in caplog.messages)
+
+
+def test_a_test_on_ircadb_says_what_may_not_have_been_trained(
+    folders: Any, caplog: pytest.LogCaptureFixture
+):
+    root = folders(*(f"3Dircadb1_{i:02d}" for i in range(1, 21)))
+    with caplog.at_level(logging.WARNING, logger="common.data.layouts"):
+        assert len(split_cases(root, "test", (0, 0, 1))) == 20
+    assert caplog.messages == [
+        f"{root} is 3D-IRCADb-01, whose scans are reported to be LiTS's cases 28 to 47: this tests "
+        "what was trained without them, or on other data, alone."
+    ]
+
+
+def test_lits_and_ircadb_in_one_data_set_are_refused(touch: Touch):
+    names = ["liver_27", "liver_28", "liver_50", "3Dircadb1_01", "3Dircadb1_02"]
+    root = touch(*(f"{x}/{name}.nii" for x in ("imagesTr", "labelsTr") for name in names))
+    held_out = {"training": names[:2], "validation": names[2:3], "test": names[3:]}
+    for split in SPLITS:
+        with pytest.raises(InputError) as refused:
+            split_cases(root, split, split_file=write(root, held_out))
+        assert str(refused.value) == (
+            f"{root} has 3D-IRCADb-01's 3Dircadb1_01, and of LiTS what are reported to be the same "
+            "scans: liver_28; allowed are those of one, for which exclude lits_without_ircadb "
+            "leaves out LiTS's."
+        )
+    kept = {"split_file": root / "split.json", "exclude": "lits_without_ircadb"}
+    assert parts(root, **kept) == [["liver_27"], ["liver_50"], ["3Dircadb1_01", "3Dircadb1_02"]]
 
 
 def test_cases_are_left_out_by_names_and_files(folders: Any):

@@ -10,6 +10,7 @@ from monai.metrics import DiceMetric
 
 from common.evaluation import (
     ConfusionRate,
+    FBetaScore,
     HausdorffDistanceInMM,
     MeanDice,
     MeanIoUHandler,
@@ -98,11 +99,12 @@ PREDICTION = masks(slice(2, 7), slice(4, 5), None, slice(2, 4))
     [
         (VolumeOverlapError(), [1 / 5, 1, 1, math.nan]),
         (RelativeVolumeDifference(), [1 / 4, 0, -1, math.nan]),
+        (RelativeVolumeDifference(absolute=True), [1 / 4, 0, 1, math.nan]),
         # Two plates, 2 slices of 3 mm apart; between them nothing else.
         (SurfaceDistanceInMM(include_background=True, symmetric=True), [None, 6, math.nan]),
         (HausdorffDistanceInMM(include_background=True, percentile=95), [3, 6, math.nan, math.nan]),
     ],
-    ids=["VOE", "RVD", "ASD", "HD95"],
+    ids=["VOE", "RVD", "|RVD|", "ASD", "HD95"],
 )
 @pytest.mark.filterwarnings("ignore:the (prediction|ground truth) of class")
 def test_the_challenges_metrics(metric, expected: list[float | None]):
@@ -144,6 +146,25 @@ def test_rates_of_each_case():
         assert engine.state.metric_details[name].tolist() == [
             pytest.approx(case, nan_ok=True) for case in cases
         ]
+
+
+def test_f2_of_each_case():
+    """5 TP / (5 TP + 4 FN + FP) of a case and class, then the mean over cases."""
+    label, some, none = torch.zeros(3, 4, 4), torch.zeros(3, 4, 4), torch.zeros(3, 4, 4)
+    label[1], some[1, 0], some[2, 0] = 1, 1, 1
+    metric = FBetaScore(beta=2, include_background=False)
+    metric([some, none, label], [label] * 3)
+    found = torch.as_tensor(metric.get_buffer())
+    assert found[:, 0].tolist() == pytest.approx([20 / (20 + 4 * 12), 0, 1])
+    assert found[:, 1].isnan().all()  # no label has it, whatever is predicted
+    assert metric.aggregate().tolist() == pytest.approx([(20 / 68 + 1) / 3, math.nan], nan_ok=True)
+    dice = DiceMetric(include_background=False, reduction="none")
+    dice([some], [label])
+    f1 = FBetaScore(include_background=False)
+    f1([some], [label])
+    torch.testing.assert_close(f1.get_buffer(), dice.get_buffer(), equal_nan=True)
+    with pytest.raises(ValueError, match="beta is 0; allowed are numbers above 0"):
+        FBetaScore(beta=0)
 
 
 @pytest.mark.parametrize("make", [MeanDice, MeanIoUHandler])

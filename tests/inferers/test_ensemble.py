@@ -41,6 +41,20 @@ def test_mean_of_probabilities(activation: str, tmp_path: Path, monkeypatch: pyt
     torch.testing.assert_close(activate(found), expected, rtol=0, atol=1e-6)
 
 
+def test_one_channel_is_a_sigmoids(tmp_path: Path):
+    """The softmax of one is 1 everywhere, whatever the network says."""
+    files = [tmp_path / f"{n}.pt" for n in range(2)]
+    networks = [nn.Conv3d(1, 1, 1).requires_grad_(False) for _ in files]
+    for network, file in zip(networks, files, strict=True):
+        torch.save(network.state_dict(), file)
+    volume = torch.randn(1, 1, 4, 4, 4)
+    expected = torch.stack([network(volume).sigmoid() for network in networks]).mean(0)
+    found = EnsembleInferer(SimpleInferer(), files)(
+        volume, nn.Conv3d(1, 1, 1).requires_grad_(False)
+    )
+    torch.testing.assert_close(found.sigmoid(), expected)
+
+
 def test_one_member_is_who_calls_business():
     """MONAI Label and Deploy load it themselves, from where they have it."""
     network = nn.Conv3d(1, 3, 1).requires_grad_(False)

@@ -3,6 +3,7 @@ import torch
 from monai.losses import DiceLoss
 from torch import Tensor
 
+from common.blocks import Codebook
 from common.errors import InputError
 from common.losses import CodebookMambaLoss, InclusionLoss
 
@@ -91,3 +92,14 @@ def test_bad_arguments_are_named():
 def test_targets_of_other_channels_are_the_users_to_mend():
     with pytest.raises(InputError, match="target has 1 channels; allowed are 2, liver and tumour"):
         CodebookMambaLoss()(torch.zeros(1, 2, 4, 4, 4), torch.zeros(1, 1, 4, 4, 4))
+
+
+@pytest.mark.parametrize("alpha", [0.4, 0.0])
+def test_prototypes_have_no_gradient_but_the_codebooks_loss(alpha: float):
+    """Straight through: with alpha 0 they stay where they started."""
+    codebook = Codebook(4, 2)
+    z = torch.randn(1, 2, 3, 3, 3, requires_grad=True)
+    logits, codebook_loss, _ = codebook(z)
+    CodebookMambaLoss(alpha=alpha)((logits, codebook_loss), torch.zeros_like(logits)).backward()
+    assert z.grad.any()
+    assert bool(codebook.prototypes.grad.any()) == (alpha > 0)

@@ -5,6 +5,7 @@ import torch
 
 from common.checkpoints import convert_checkpoint
 from common.networks import LCMambaNet, lcmambanet
+from common.networks.lcmambanet import Attention
 
 from ..conftest import GoldenCase
 
@@ -74,14 +75,27 @@ def test_ablations_change_the_network():
     plain, full = parameters(variant="T"), parameters(variant="T", extra_blocks=1)
     assert full == parameters(variant="S") > plain
     assert parameters(variant="S", extra_blocks=0) == plain
-    without = LCMambaNet("T", attention=False)
-    assert sum(p.numel() for p in without.parameters()) < plain
-    assert without.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 1, 32, 32)
+    reverse, without = parameters(attention="reverse"), parameters(attention=None)
+    assert plain > reverse > without
 
 
 @pytest.mark.usefixtures("shallow")
-@pytest.mark.parametrize("attention", [True, False])
-def test_scripted_network_equals_the_network(attention: bool):
+def test_reverse_attention_is_what_the_coarser_logits_leave_and_convolutions():
+    """Table 5's RA: no VSS block, and where the foreground is sure its features do not count."""
+    network = LCMambaNet("T", attention="reverse").eval()
+    refine = network.refinements[0]
+    kinds = [type(m).__name__ for m in refine.modules() if not list(m.children())]
+    assert kinds == ["Identity", "Conv2d", "BatchNorm2d", "Identity", *kinds[1:3], "Conv2d"]
+    features, logits = torch.randn(1, 32, 8, 8), torch.randn(1, 1, 8, 8)
+    with torch.no_grad():
+        y = refine.conv1((1 - logits.sigmoid()) * features)
+        expected = refine.head(refine.conv2(y + features)) + logits
+        torch.testing.assert_close(refine(features, logits), expected)
+
+
+@pytest.mark.usefixtures("shallow")
+@pytest.mark.parametrize("attention", ["reverse_mamba", "reverse", None])
+def test_scripted_network_equals_the_network(attention: Attention | None):
     network = LCMambaNet("S", 1, 2, attention=attention).eval().double()
     x = torch.rand(1, 1, 40, 50, dtype=torch.float64)
     torch.testing.assert_close(torch.jit.script(network)(x), network(x))
@@ -93,6 +107,7 @@ def test_scripted_network_equals_the_network(attention: bool):
         ({"variant": "B"}, "variant is 'B'; allowed are 'T' and 'S'"),
         ({"out_channels": 0}, "out_channels is 0"),
         ({"extra_blocks": -1}, "extra_blocks is -1"),
+        ({"attention": True}, "attention is True; allowed are 'reverse_mamba', 'reverse' and None"),
     ],
 )
 def test_bad_arguments_are_named(argument, message):

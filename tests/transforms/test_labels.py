@@ -10,6 +10,7 @@ from monai.transforms import AsDiscreted, Compose
 from common.errors import InputError
 from common.ignored import IGNORED
 from common.transforms import (
+    ClassLogitsd,
     LabelRegionsd,
     LeaveOutIgnoredd,
     MergeMasksd,
@@ -54,6 +55,25 @@ def labelled(folder: Path, *values: float, **labels: object) -> torch.Tensor:
     label = np.zeros((len(values), 2, 2), np.float32)
     label[:] = np.array(values)[:, None, None]
     return check(image, write(folder / "label.nii.gz", label), **labels)["label"][0, :, 0, 0]
+
+
+def test_regions_that_are_not_clipped():
+    """A tumour outside the liver is there: without it nobody sees what keeps it inside."""
+    probabilities = torch.tensor([[0.9, 0.2, 0.6, 0.5], [0.1, 0.8, 0.7, 0.9]])
+    masks = NestedLabelsd("pred", clip=False)({"pred": probabilities})["pred"]
+    assert masks.tolist() == [[1, 0, 1, 0], [0, 1, 1, 1]]
+    assert masks.dtype == torch.uint8
+
+
+def test_one_channel_is_a_sigmoids():
+    logits = MetaTensor(torch.randn(1, 4, 5), meta={"filename_or_obj": "a"})
+    both = ClassLogitsd("pred", 2)({"pred": logits})["pred"]
+    torch.testing.assert_close(both.softmax(0)[1:].as_tensor(), logits.sigmoid().as_tensor())
+    assert both.meta["filename_or_obj"] == "a"
+    assert ClassLogitsd("pred", 2)({"pred": both})["pred"] is both
+    for channels, classes, said in ((1, 3, "1 channel and"), (3, 2, "3 channels and")):
+        with pytest.raises(InputError, match=f"output has {said} num_classes is {classes}; allow"):
+            ClassLogitsd("pred", classes)({"pred": torch.zeros(channels, 4, 5)})
 
 
 def test_rounding_of_floats(tmp_path: Path):

@@ -23,7 +23,7 @@ from .types import Case, DataSet, Image
 
 _logger = logging.getLogger(__name__)
 
-_FOLDERS = (folders.read_pairs, folders.read_parts, lits.read, brats.read)
+_FOLDERS = (folders.read_pairs, folders.read_parts, folders.read_pooled, lits.read, brats.read)
 
 
 def find_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) -> DataSet:
@@ -35,7 +35,8 @@ def find_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) ->
     - ``dataset.json`` that lists none, and ``imagesTr``: nnU-Net's raw data sets;
     - folders, of which only one may be there: ``imagesTr`` and ``labelsTr``, images and labels or
       masks, image and label or mask; ``train_images``, ``train_masks``, ``valid_images``, ..., or
-      ``train/images``, ``train/masks``, ...; LiTS's ``volume-N`` and ``segmentation-N``; BraTS's
+      ``train/images``, ``train/masks``, ..., or several folders of such, in which volumes of one
+      name are one patient's; LiTS's ``volume-N`` and ``segmentation-N``; BraTS's
       folder per case.
 
     Images are of any of `formats.FORMATS`, or DICOM series, and may be a file per channel:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ...errors import InputError
-from .names import IMAGES, LABELS, TEST_IMAGES, by_label
+from ...errors import InputError, listed
+from .names import IMAGES, LABELS, TEST_IMAGES, by_label, case_names
 from .pairing import paired, unlabelled_images
 from .types import SPLITS, Case, DataSet, Image, Split
 
@@ -67,6 +67,36 @@ def read_parts(root: Path) -> DataSet | None:
             )
     cases = by_label(case for part in parts.values() for case in part)
     return DataSet("folders of parts", cases, images, parts, notes=notes)
+
+
+def read_pooled(root: Path) -> DataSet | None:
+    """Two folders or more that `read_parts` reads, such as CirrMRI600+'s of T1 and of T2, as one.
+
+    Volumes of one name are one patient's. A patient whom another part holds does not train, and one
+    of test is not for validation: what is left out is in none of the parts.
+    """
+    if _part(root, "training") is not None:
+        return None
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    pooled = [data for folder in folders if (data := read_parts(folder)) is not None]
+    if len(pooled) < 2:
+        return None
+    notes = [note for data in pooled for note in data.notes]
+    parts: dict[Split, list[Case]] = {}
+    held: set[str] = set()
+    for split in reversed(SPLITS):
+        cases = [case for data in pooled for case in (data.parts or {}).get(split, ())]
+        parts[split] = [case for case in cases if case_names(case)[0] not in held]
+        if twice := sorted({case_names(case)[0] for case in cases} & held):
+            notes.append(
+                f"Patients of {root} in several parts are left out of those for {split}: "
+                f"{listed(twice)}."
+            )
+        held |= {case_names(case)[0] for case in cases}
+    cases = by_label(case for part in parts.values() for case in part)
+    images = [image for data in pooled for image in data.images]
+    kept = {split: part for split, part in parts.items() if part}
+    return DataSet("folders of parts, pooled", cases, images, kept, notes=notes)
 
 
 def test_images(root: Path, spatial_dims: int) -> list[Image]:
