@@ -10,10 +10,24 @@ from ..files import as_json
 from .output import say
 
 
-def convert(checkpoint: str, network: str, output: str) -> None:
-    """Rename a checkpoint of a paper's released code for the network of that name here."""
+def convert(checkpoint: str, network: str, output: str, axcodes: str | None = None) -> None:
+    """Rename a checkpoint of a paper's released code for the network of that name here.
+
+    With --network nnunet, the checkpoint of a training inside nnU-Net becomes a bundle's, with its
+    plan's settings; --axcodes tells where nnU-Net's axes point to, if that cannot be found.
+    """
     from ..checkpoints import convert_checkpoint, load_state_dict
 
+    if network == "nnunet":
+        from ..workflows import convert_nnunet
+
+        _save(convert_nnunet(checkpoint, axcodes), output)
+        return
+    if axcodes is not None:
+        raise InputError(
+            f"axcodes is {axcodes}, which a checkpoint of {network} does not keep; give it to the "
+            "bundle."
+        )
     weights = convert_checkpoint(load_state_dict(checkpoint), network)
     _save(weights, output)
     if any(x.ndim == 5 for x in weights.values()):
