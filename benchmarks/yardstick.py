@@ -1,7 +1,8 @@
 """Our bundles and nnU-Net at equal training time, on one fold of nnU-Net's five as the test.
 
     python -m benchmarks.yardstick --data /work/shared/data/hippocampus_mr --work DIR
-        [--minutes 30] [--fold 0] [--only bundle-lightm nnunet] [--cases N] [--seed 0]
+        [--minutes 30] [--fold 0] [--only bundle-lightm nnunet] [--cases N] [--iterations 25]
+        [--modality MR] [--seed 0]
 
 The data set has imagesTr and labelsTr, NIfTI files of the same names. The four:
 
@@ -13,7 +14,7 @@ The data set has imagesTr and labelsTr, NIfTI files of the same names. The four:
 Each sees the cases of the other folds alone, planning included. Its training has the time that is
 given, from the first iteration on, and a polynomial schedule that ends with it; preparing the cases
 and validation are outside of it. A bundle's epochs are as many as fit, measured by a first training
-of three. Final weights predict the test cases, with flips for all, and one piece of code measures
+of two. Final weights predict the test cases, with flips for all, and one piece of code measures
 Dice. nnU-Net's folders, the masks and results.json are in DIR.
 """
 
@@ -45,7 +46,7 @@ BUNDLE = ROOT / "bundles/liver_ct_lightm_unet_segmentation"
 NAME = "Dataset900_Yardstick"
 CONTENDERS = ("bundle-lightm", "bundle-segresnet", "nnunet", "nnunet-lightm")
 TRAINERS = {"nnunet": "TimedNNUNetTrainer", "nnunet-lightm": "TimedLightMUNetTrainer"}
-WARM_UP = 3  # epochs, of which the first is left out
+WARM_UP = 2  # epochs, of which the first is left out
 
 
 def main() -> None:
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--cases", type=int, help="the first so many alone, to try it")
+    parser.add_argument("--iterations", type=int, default=25, help="of an epoch of a bundle's")
     parser.add_argument("--modality", default="MR")
     parser.add_argument("--seed", type=int, default=0, help="of the bundles' trainings")
     options = parser.parse_args()
@@ -197,6 +199,7 @@ def run_bundle(name: str, work: Path, folder: Path, options: argparse.Namespace)
         "dataset_dir": raw,
         "split": [training - 1, 1, 0],
         "cache_num": training,
+        "epoch_length": options.iterations,
         "seed": options.seed,
     }
     warm = folder / "warm_up"
@@ -244,7 +247,7 @@ def evaluate(masks: Path, labels: Path, test: Sequence[str]) -> dict[str, Any]:
     files = {path.name.partition(".")[0]: path for path in masks.rglob("*.nii.gz")}
     scores: dict[int, list[float]] = {}
     for name in test:
-        mask = next(files[n] for n in (name, f"{name}_seg", f"{name}_0000_seg") if n in files)
+        mask = next(files[n] for n in (name, f"{name}_seg") if n in files)
         found, label = (voxels(file) for file in (mask, labels / f"{name}.nii.gz"))
         if found.shape != label.shape:
             raise ValueError(f"{mask} has {found.shape} voxels, its label {label.shape}")

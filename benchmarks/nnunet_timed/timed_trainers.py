@@ -26,6 +26,7 @@ class _Timed(nnUNetTrainer):
 
     def run_training(self) -> None:
         self.num_val_iterations_per_epoch = 1
+        self.num_epochs = 1_000_000  # of the schedules that are set aside here
         self.on_train_start()
         seconds = float(os.environ["YARDSTICK_SECONDS"])
         start = time.monotonic()

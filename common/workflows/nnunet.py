@@ -38,26 +38,37 @@ def convert_nnunet(checkpoint: str | Path, axcodes: str | None = None) -> Ordere
             counterpart to its configuration; or the axes cannot be found.
     """
     content = load_checkpoint(checkpoint)
-    weights = without_wrappers(state_dict_in(content, checkpoint))
+    converted = OrderedDict(without_wrappers(state_dict_in(content, checkpoint)))
     try:
-        given = content["init_args"]
-        plans, dataset = given["plans"], given["dataset_json"]
-        name, trainer = given["configuration"], content["trainer_name"]
-        planned = _configuration(plans, name)
-        labels = {k: v for k, v in dataset["labels"].items() if k != "ignore"}
-        reader, forward = plans["image_reader_writer"], plans["transpose_forward"]
-        spacing, size = list(planned["spacing"]), list(planned["patch_size"])
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        plans = content["init_args"]["plans"]
+        settings = _settings(content, checkpoint)
+        reader, forward, name = (
+            plans[key] for key in ("image_reader_writer", "transpose_forward", "dataset_name")
+        )
+    except (KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InputError(
             f"{checkpoint} is no checkpoint of a training by nnU-Net 2 ({error!r}); allowed is "
             "one, such as checkpoint_final.pth."
         ) from error
+    settings["axcodes"] = axcodes or _axcodes(reader, forward, name)
+    for id_, value in settings.items():
+        check_setting(id_, value)
+    converted.settings = settings  # type: ignore[attr-defined]  # as of a training
+    return converted
+
+
+def _settings(content: Mapping[str, Any], checkpoint: str | Path) -> dict[str, Any]:
+    """What inference needs to know, but for where the axes point to."""
+    given, trainer = content["init_args"], content["trainer_name"]
+    plans, dataset, name = given["plans"], given["dataset_json"], given["configuration"]
+    planned = _configuration(plans, name)
+    labels = {label: value for label, value in dataset["labels"].items() if label != "ignore"}
     if "network_def" not in given:
         raise InputError(
             f"{checkpoint} is of {trainer}, which does not say what its network is; allowed are "
             "checkpoints of the trainers that python -m common nnunet tells the folder of."
         )
-    if len(size) != 3 or planned.get("previous_stage"):
+    if len(planned["patch_size"]) != 3 or planned.get("previous_stage"):
         raise InputError(
             f"{checkpoint} is of the configuration {name}, which no bundle has a counterpart to: "
             "those in 2D resize images, and none takes another's masks; allowed are "
@@ -69,24 +80,18 @@ def convert_nnunet(checkpoint: str | Path, axcodes: str | None = None) -> Ordere
             "allowed is one number for each label."
         )
     alone = {**plans, "configurations": {"3d_fullres": planned}}
-    settings = {
+    return {
         "modality": "CT" if planned["normalization_schemes"] == ["CTNormalization"] else None,
-        "axcodes": axcodes or _axcodes(reader, forward, plans["dataset_name"]),
         "in_channels": len(dataset["channel_names"]),
         "num_classes": len(labels),
         "label_map": None,
         "ignore_label": dataset["labels"].get("ignore"),
-        "spacing": spacing,
-        "patch_size": size,
+        "spacing": list(planned["spacing"]),
+        "patch_size": list(planned["patch_size"]),
         "intensity": plan_overrides(alone, dataset)["intensity"],
         "network_def": given["network_def"],
         "label_names": sorted(labels, key=labels.__getitem__),
     }
-    for id_, value in settings.items():
-        check_setting(id_, value)
-    converted = OrderedDict(weights)
-    converted.settings = settings  # type: ignore[attr-defined]  # as of a training
-    return converted
 
 
 def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:

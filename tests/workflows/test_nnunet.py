@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -309,8 +308,9 @@ def volumes(folder: Path, size: tuple[int, int, int], codes: str, *, test: int) 
 def test_the_bundle_predicts_what_nnunet_predicts(tmp_path: Path):
     """By the command lines of both; along the axes of DICOM, several windows along one of them.
 
-    At the plan's spacing, since the two resample differently. nnU-Net adds windows in float16:
-    where the two classes that are likeliest are as likely but for that, either may come first.
+    At the plan's spacing, since the two resample differently. nnU-Net adds up windows in float16,
+    in which their weights near corners are coarse: there probabilities differ, and masks where
+    two classes are about as likely.
     """
     pytest.importorskip("nnunetv2", reason="needs the extra: plan")
     volumes(tmp_path / "raw", (40, 32, 24), "LPS", test=2)
@@ -336,10 +336,6 @@ def test_the_bundle_predicts_what_nnunet_predicts(tmp_path: Path):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
     nnunet("plan_and_preprocess", "-d", "4", "-c", "3d_fullres", "-npfp", "1", "-np", "1")
-    plans = tmp_path / "preprocessed/Dataset004_Balls/nnUNetPlans.json"
-    changed = json.loads(plans.read_text())
-    changed["configurations"]["3d_fullres"]["patch_size"] = [24, 32, 32]
-    plans.write_text(json.dumps(changed))
     nnunet("train", "4", "3d_fullres", "0", "-tr", "ShortTrainer", "-device", "cpu")
     images, masks = tmp_path / "raw/Dataset004_Balls/imagesTs", tmp_path / "masks"
     which = ["-d", "4", "-c", "3d_fullres", "-tr", "ShortTrainer", "-f", "0", "-device", "cpu"]
@@ -365,16 +361,17 @@ def test_the_bundle_predicts_what_nnunet_predicts(tmp_path: Path):
     options |= {"test_time_flips": True, "save_probabilities": True}
     succeed(command(bundle, "inference", **options))
 
-    found = {path.name: path for path in (tmp_path / "eval").rglob("*.nii.gz")}
-    assert len(found) == 4, found
     for name in ("ball_5", "ball_6"):
         theirs = nib.load(masks / f"{name}.nii.gz")
-        probabilities = np.load(masks / f"{name}.npz")["probabilities"].transpose(0, 3, 2, 1)
-        ours = nib.load(found[f"{name}_0000_seg.nii.gz"])
+        ours = nib.load(tmp_path / f"eval/{name}_seg.nii.gz")
         np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
-        first, second = np.sort(probabilities, 0)[-1], np.sort(probabilities, 0)[-2]
-        sure = first - second > 5e-3
-        assert sure.mean() > 0.95
+        equal = ours.get_fdata() == theirs.get_fdata()
+        probabilities = np.load(masks / f"{name}.npz")["probabilities"].transpose(0, 3, 2, 1)
+        second, first = np.sort(probabilities, 0)[-2:]
+        assert equal[first - second > 0.1].all()
+        assert equal.mean() > 0.998
         assert len(np.unique(theirs.get_fdata())) > 1
-        np.testing.assert_array_equal(ours.get_fdata()[sure], theirs.get_fdata()[sure])
-    shutil.rmtree(tmp_path / "results")
+        assert equal[8:-8, 8:-8, 6:-6].all()
+        maps = nib.load(tmp_path / f"eval/{name}_probabilities.nii.gz").get_fdata()
+        difference = np.moveaxis(maps, -1, 0) - probabilities
+        assert abs(difference)[:, 8:-8, 8:-8, 6:-6].max() < 0.01
