@@ -131,7 +131,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     for item in conf.items():
         command += ["--conf", *item]
     environment = {
-        "PYTHONPATH": str(REPOSITORY / "tests/monai_label"),
+        "PYTHONPATH": str(REPOSITORY / "tests/cpu_torchvision"),
         "OMP_NUM_THREADS": "2",
         "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
     }

@@ -4,7 +4,16 @@ from .convert import convert_checkpoint
 from .encoder import load_encoder
 from .fine_tune import fine_tune
 from .join import check_stage, join_settings, join_stages, keep_other_stage
-from .load import LAST, StateDict, check_checkpoint, load_checkpoint, load_state_dict, members
+from .load import (
+    LAST,
+    StateDict,
+    check_checkpoint,
+    load_checkpoint,
+    load_state_dict,
+    members,
+    state_dict_in,
+    without_wrappers,
+)
 from .released import released_settings
 from .save import save_checkpoint
 from .settings import build_setting, check_setting, differences, load_settings
@@ -29,4 +38,6 @@ __all__ = [
     "members",
     "released_settings",
     "save_checkpoint",
+    "state_dict_in",
+    "without_wrappers",
 ]

@@ -26,7 +26,10 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
         InputError: the network is unknown, or a parameter is none that its released code has.
     """
     if network not in _CONVERTERS:
-        raise InputError(f"network is {network!r}; allowed are {', '.join(sorted(_CONVERTERS))}.")
+        raise InputError(
+            f"network is {network!r}; allowed are {', '.join(sorted(_CONVERTERS))}, and nnunet in "
+            "python -m common convert."
+        )
     return _CONVERTERS[network](without_wrappers(unwrapped(state_dict)))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -31,7 +32,16 @@ def load_state_dict(path: str | Path) -> StateDict:
         InputError: the file is missing, is no checkpoint, or holds more than tensors; or torch is
             too old to read it without running code.
     """
-    content = unwrapped(load_checkpoint(path))
+    return state_dict_in(load_checkpoint(path), path)
+
+
+def state_dict_in(content: Any, path: str | Path) -> StateDict:
+    """The parameters in what the checkpoint of that path holds; see `load_state_dict`.
+
+    Raises:
+        InputError: there are none.
+    """
+    content = unwrapped(content)
     if not isinstance(content, Mapping) or not all(isinstance(x, Tensor) for x in content.values()):
         raise InputError(f"{path} holds no state dict; allowed are names with their tensors.")
     return dict(content)
@@ -40,7 +50,8 @@ def load_state_dict(path: str | Path) -> StateDict:
 def load_checkpoint(path: str | Path, mmap: bool = False) -> Any:
     """Read all that a checkpoint file holds, without running any code in it.
 
-    With `mmap`, tensors that nobody looks at stay on the disk.
+    numpy's numbers, which nnU-Net's checkpoints have, become Python's. With `mmap`, tensors that
+    nobody looks at stay on the disk.
 
     Raises:
         InputError: as `load_state_dict`, but for what it holds.
@@ -57,12 +68,38 @@ def load_checkpoint(path: str | Path, mmap: bool = False) -> Any:
         )
     try:
         mmap = mmap and is_zipfile(file)  # as torch's old format is not
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals(_NUMPY):
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise InputError(
             f"{file} cannot be read as a checkpoint ({type(error).__name__}); allowed are files "
             "that torch.save wrote, with tensors and plain values only."
         ) from error
+
+
+class _DType:
+    """What stands for numpy.dtype, whose own unpickling trusts what it is given."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        self.dtype = np.dtype(code)
+        if self.dtype.kind not in "biuf":
+            raise ValueError(f"{code} is no number")
+
+    def __setstate__(self, state: tuple) -> None:
+        order = state[1]  # of the bytes; the rest is the code's
+        self.dtype = self.dtype.newbyteorder(order)
+
+
+def _scalar(dtype: _DType, data: bytes) -> bool | int | float:
+    return np.frombuffer(data, dtype.dtype)[0].item()
+
+
+# By their names in numpy 1 and 2.
+_NUMPY: list[Any] = [
+    (_DType, "numpy.dtype"),
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+]
 
 
 def unwrapped(content: Any) -> Any:

@@ -17,7 +17,7 @@ from .check import check
 from .checkpoints import convert, export, join, settings
 from .data import ircadb, phantom
 from .results import codebook, overlay, repeat
-from .setup import doctor, plan
+from .setup import doctor, nnunet, plan
 from .zoo import zoo_index, zoo_install, zoo_pack, zoo_push, zoo_verify
 
 __all__ = ["main"]
@@ -25,7 +25,7 @@ __all__ = ["main"]
 
 def main() -> None:
     try:
-        before = (phantom, ircadb, check, plan, doctor)
+        before = (phantom, ircadb, check, plan, nnunet, doctor)
         after = (overlay, settings, convert, join, codebook, export, repeat)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}

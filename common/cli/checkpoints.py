@@ -25,11 +25,25 @@ def convert(
     Of LightM-UNet in 3D and MambaClinix give --spacing and --patch_size of the nnU-Net plan that it
     was trained with, as they stand there, (z, y, x), and of MambaClinix --strides; --axcodes tells
     where these axes point to, by default SPL. The bundles read it from the checkpoint.
+
+    With --network nnunet, the checkpoint of a training inside nnU-Net becomes a bundle's, with its
+    plan's settings; --axcodes tells where nnU-Net's axes point to, if that cannot be found.
     """
     from ..checkpoints import convert_checkpoint, load_state_dict, released_settings
 
-    weights = OrderedDict(convert_checkpoint(load_state_dict(checkpoint), network))
     plan = {"spacing": spacing, "patch_size": patch_size, "strides": strides}
+    if network == "nnunet":
+        from ..workflows import convert_nnunet
+
+        for name, value in plan.items():
+            if value is not None:
+                raise InputError(
+                    f"{name} is {value}; a checkpoint of nnunet has that of its own plan: allowed "
+                    "is none."
+                )
+        _save(convert_nnunet(checkpoint, axcodes), output)
+        return
+    weights = OrderedDict(convert_checkpoint(load_state_dict(checkpoint), network))
     settings = released_settings(weights, network, axcodes=axcodes, **plan)
     weights.settings = settings  # type: ignore[attr-defined]  # as of a training
     _save(weights, output)

@@ -36,3 +36,14 @@ def plan(
         say(f"{key}: {value}")
     say(f"cases: {planned.cases} of {planned.of}, those for training")
     say(f"plan: {output}")
+
+
+def nnunet() -> None:
+    """Print the folder of nnU-Net's trainers for our networks, for nnUNet_extTrainer (extra: plan).
+
+    export nnUNet_extTrainer=$(python -m common nnunet), then nnUNetv2_train 4 3d_fullres 0 -tr
+    LightMUNetTrainer. docs/nnunet.md lists the trainers.
+    """
+    from ..nnunet import trainers_folder
+
+    say(str(trainers_folder()))

@@ -5,6 +5,7 @@ from .check import CaseReport, DatasetReport, check_dataset
 from .curves import LearningCurves
 from .export import FORMS, export_network
 from .finite import CheckFinite
+from .nnunet import convert_nnunet
 from .plan import write_plan
 from .precision import check_precision
 from .repeat import run_with_seeds
@@ -25,6 +26,7 @@ __all__ = [
     "as_trained",
     "check_dataset",
     "check_precision",
+    "convert_nnunet",
     "export_network",
     "load_for_export",
     "load_trained",

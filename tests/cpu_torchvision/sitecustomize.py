@@ -1,7 +1,7 @@
 """Python runs this at its start where this folder is on PYTHONPATH.
 
 PyPI's torchvision is built for CUDA. With a CPU build of torch its operators do not load, and its
-import fails at two that it takes for granted; MONAI Label calls neither.
+import fails at two that it takes for granted; neither MONAI Label nor nnU-Net calls them.
 """
 
 import torch
