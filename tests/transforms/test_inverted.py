@@ -66,9 +66,8 @@ def chain(bundle: Path) -> tuple[Compose, InvertedLabelsd]:
     before = parser.get_parsed_content("preprocessing")
     # Loading and checks are of files.
     before.transforms = before.transforms[3:]
-    (inverted, *_) = parser.get_parsed_content("postprocessing").transforms
-    assert isinstance(inverted, InvertedLabelsd)
-    return before, inverted
+    steps = parser.get_parsed_content("postprocessing").transforms
+    return before, next(step for step in steps if isinstance(step, InvertedLabelsd))
 
 
 @pytest.mark.parametrize("how", AFFINES)
