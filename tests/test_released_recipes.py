@@ -23,6 +23,7 @@ from common.cli.checkpoints import convert
 from common.errors import InputError
 from common.networks import LightMUNet, MambaClinix
 from common.networks.mambaclinix import ResidualBlock
+from common.workflows.plan import nnunet_plans
 
 from .conftest import REPOSITORY, GoldenCase
 from .test_bundles import flips_of, parser
@@ -194,6 +195,34 @@ def test_plan_and_split(bundle: Path, name: str):
             *["HGCN"] * 3,
             *["MambaLayer"] * 3,
         ]
+
+
+@pytest.mark.slow
+def test_plan_of_nnunet_for_lits(tmp_path: Path):
+    """For the set's median volume."""
+    pytest.importorskip("nnunetv2", reason="needs the extra: plan")
+    description = {
+        "channel_names": {"0": "CT"},
+        "labels": {"background": 0, "liver": 1, "tumour": 2},
+        "numTraining": 131,
+        "file_ending": ".nii.gz",
+        "overwrite_image_reader_writer": "NibabelIOWithReorient",
+        "dataset": {f"{n}": {"images": ["a.nii.gz"], "label": "b.nii.gz"} for n in range(131)},
+    }
+    intensities = {"mean": 99.40, "std": 39.36, "median": 101, "min": -1000, "max": 1000}
+    intensities |= {"percentile_00_5": -17, "percentile_99_5": 201}
+    fingerprint = {
+        "spacings": [[1.0, 0.77, 0.77]],
+        "shapes_after_crop": [[432, 512, 512]],
+        "foreground_intensity_properties_per_channel": {"0": intensities},
+        "median_relative_size_after_cropping": 1.0,
+    }
+    planned = nnunet_plans(description, 8, tmp_path, fingerprint)["configurations"]["3d_fullres"]
+    parsed = parser(LIVER, "train")
+    assert planned["spacing"][::-1] == parsed["spacing"]
+    assert planned["patch_size"][::-1] == parsed["patch_size"]
+    assert planned["batch_size"] == parsed["batch_size"]
+    assert planned["batch_dice"] is parsed["loss"]["batch"] is True
 
 
 @pytest.mark.parametrize("bundle", [LIVER, CLINIX])
