@@ -13,7 +13,7 @@ slab, and no float64.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -187,9 +187,13 @@ def _reach(weights: Tensor) -> tuple[int, int]:
 
 def _weighed(volume: Tensor, weights: Sequence[Tensor | None]) -> Tensor:
     """A volume (channels, ...) of which each axis is weighed; None leaves one as it is."""
-    for i, weight in enumerate(weights):
-        if weight is None:
-            continue
+    sizes = volume.shape[1:]
+    shrinking = sorted(  # first, as it leaves least to the others
+        (i for i, w in enumerate(weights) if w is not None),
+        key=lambda i: len(cast(Tensor, weights[i])) / sizes[i],
+    )
+    for i in shrinking:
+        weight = cast(Tensor, weights[i])
         first, stop = _reach(weight)
         part = volume.narrow(i + 1, first, stop - first)
         weight = weight[:, first:stop]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,9 @@ from common.transforms.resampling import (
     same_extent,
     slices_apart,
 )
+from common.zoo.contract import config, ids
+
+from ..conftest import REPOSITORY
 
 # shape, wanted shape, spacing, wanted spacing
 GRIDS = {
@@ -32,6 +36,14 @@ GRIDS = {
     "thick slices kept": ((12, 14, 7), (17, 9, 7), (1, 1, 4), (0.7, 1.5, 4)),
     "two long axes": ((6, 7, 20), (11, 9, 13), (4, 4, 1), (2.2, 3.1, 1.5)),
 }
+
+RESAMPLE = [f"common.transforms.{name}" for name in ("OwnKeysSpacingd", "SplineResized")]
+# The others' spacing is relative to a scan's own.
+BUNDLES = [
+    path
+    for path in sorted((REPOSITORY / "bundles").iterdir())
+    if path.is_dir() and "in_plane_factor" not in config(path, "train")
+]
 
 
 def numbers(shape: Sequence[int]) -> Tensor:
@@ -146,6 +158,17 @@ def test_memory_is_that_of_a_slab(monkeypatch: pytest.MonkeyPatch):
     resample_labels(regions((60, 50, 40)), axes)
     assert len(seen) > 20
     assert max(seen) <= 2**14
+
+
+@pytest.mark.parametrize("bundle", BUNDLES, ids=lambda path: path.name)
+def test_bundles_resample_so(bundle: Path):
+    """In every chain: those of validation and evaluation take labels as they are, or training's."""
+    found = {}
+    for file in ("train", "inference", "evaluate"):
+        values = ids(config(bundle, file)).values()
+        steps = [x for x in values if isinstance(x, dict) and str(x.get("_target_")) in RESAMPLE]
+        found[file] = [step["mode"] for step in steps]
+    assert found == {"train": [[3, "one-hot"]], "inference": [3], "evaluate": [3]}
 
 
 # MONAI's grid in the place of nnU-Net's.
