@@ -138,12 +138,12 @@ def call(log: Path, command: Sequence[object], environment: Mapping[str, str]) -
         SystemExit: it failed; with the end of what it said.
     """
     with log.open("a") as stream:
-        words = [str(word) for word in command]
+        typed = [str(word) for word in command]
         done = subprocess.run(
-            words, cwd=ROOT, env=dict(environment), stdout=stream, stderr=subprocess.STDOUT
+            typed, cwd=ROOT, env=dict(environment), stdout=stream, stderr=subprocess.STDOUT
         )
     if done.returncode:
-        raise SystemExit(f"{' '.join(words)} failed; see {log}:\n{log.read_text()[-2000:]}")
+        raise SystemExit(f"{' '.join(typed)} failed; see {log}:\n{log.read_text()[-2000:]}")
 
 
 def nnunet_command(name: str) -> list[str]:
@@ -185,19 +185,24 @@ def run_bundle(name: str, work: Path, folder: Path, options: argparse.Namespace)
     """Train with all cases but one, which is validated in the end, and predict those for test."""
     folder.mkdir()
     raw = work / "raw" / NAME
+    training = len(list((raw / "labelsTr").iterdir()))
+    split = [training - 1, 1, 0]
     plan = folder / "plan.json"
-    planning = [sys.executable, "-m", "common", "plan", "--dataset_dir", raw, "--output", plan]
-    call(folder / "plan.log", [*planning, "--modality", options.modality], os.environ)
-    found = json.loads(plan.read_text())
-    # The plan's network is for bundles that take it from there.
-    write_json(plan, {k: v for k, v in found.items() if not k.startswith("network_def")})
+    planning = {
+        "bundle": BUNDLE,
+        "dataset_dir": raw,
+        "output": plan,
+        "split": split,
+        "modality": options.modality,
+    }
+    command = [sys.executable, "-m", "common", "plan", *words(planning)]
+    call(folder / "plan.log", command, os.environ)
     files = [BUNDLE / "configs/train.json", plan]
     if name == "bundle-segresnet":
         files.append(BUNDLE / "configs/networks/segresnet.json")
-    training = len(list((raw / "labelsTr").iterdir()))
     given = {
         "dataset_dir": raw,
-        "split": [training - 1, 1, 0],
+        "split": split,
         "cache_num": training,
         "epoch_length": options.iterations,
         "seed": options.seed,
@@ -230,8 +235,11 @@ def train_bundle(files: list[Path], root: Path, given: Mapping[str, Any]) -> lis
 
 
 def bundle_command(options: Mapping[str, Any]) -> list[str]:
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", *words]
+    return [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", *words(options)]
+
+
+def words(options: Mapping[str, Any]) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def training_seconds(epochs: Sequence[Mapping[str, str]]) -> list[float]:

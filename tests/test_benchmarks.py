@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import measure, networks
+from benchmarks import measure, networks, yardstick
 from common.ops import BACKENDS, fastest_backend, why_not
 
 from .conftest import REPOSITORY
@@ -156,3 +160,38 @@ def test_peak_memory_is_what_was_touched():
 def test_table_lets_a_last_cell_run_on():
     text = measure.table(("a", "b", "c"), [("x", "1", "2"), ("yy", "a long reason")])
     assert text.splitlines() == ["a   b  c", "--  -  -", "x   1  2", "yy  a long reason"]
+
+
+def label_map(path: Path, *classes: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values = np.array(classes, np.uint8).reshape(-1, 1, 1)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), path)
+
+
+def test_the_yardsticks_test_cases_are_a_fold_of_nnunets(tmp_path: Path):
+    split = pytest.importorskip("nnunetv2.utilities.crossval_split", reason="needs the extra: plan")
+    names = [f"case_{i}" for i in range(11)]
+    for name in names:
+        for part in ("imagesTr", "labelsTr"):
+            label_map(tmp_path / f"data/{part}/{name}.nii.gz", 0, 1, 2)
+    for fold in (0, 4):
+        test = yardstick.prepare(tmp_path / "data", tmp_path / "work", fold, None, "MR")
+        assert test == split.generate_crossval_split(sorted(names))[fold]["val"]
+        raw = tmp_path / "work/raw/Dataset900_Yardstick"
+        assert {file.name for file in (raw / "labelsTs").iterdir()} == {f"{n}.nii.gz" for n in test}
+        left = {f"{name}_0000.nii.gz" for name in names if name not in test}
+        assert {file.name for file in (raw / "imagesTr").iterdir()} == left
+        assert json.loads((raw / "dataset.json").read_text())["labels"] == {
+            "background": 0,
+            "class 1": 1,
+            "class 2": 2,
+        }
+
+
+def test_the_yardstick_counts_as_nnunet_does(tmp_path: Path):
+    """A class that is nowhere is left out of the mean; one that the mask alone has is 0."""
+    for name, mask, label in (("a", (1, 1, 0, 0), (1, 0, 0, 0)), ("b", (0, 0, 2, 0), (0, 0, 0, 0))):
+        label_map(tmp_path / f"masks/{name}_seg.nii.gz", *mask)
+        label_map(tmp_path / f"labels/{name}.nii.gz", *label)
+    found = yardstick.evaluate(tmp_path / "masks", tmp_path / "labels", ["a", "b"])
+    assert found == {"dice": {"1": 0.6667, "2": 0.0}, "mean_dice": 0.3333}

@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple
 from ..checkpoints import check_setting, load_checkpoint, state_dict_in, without_wrappers
 from ..data import find_cases
 from ..errors import InputError, listed
-from .plan import plan_overrides
+from .plan import _intensity
 
 _TURNED = {"NibabelIOWithReorient": "RAS"}  # readers that turn what they read, and to what
 
@@ -79,7 +79,6 @@ def _settings(content: Mapping[str, Any], checkpoint: str | Path) -> dict[str, A
             f"{checkpoint} is of regions, {labels}, for which no bundle resamples as nnU-Net does; "
             "allowed is one number for each label."
         )
-    alone = {**plans, "configurations": {"3d_fullres": planned}}
     return {
         "modality": "CT" if planned["normalization_schemes"] == ["CTNormalization"] else None,
         "in_channels": len(dataset["channel_names"]),
@@ -88,7 +87,7 @@ def _settings(content: Mapping[str, Any], checkpoint: str | Path) -> dict[str, A
         "ignore_label": dataset["labels"].get("ignore"),
         "spacing": list(planned["spacing"]),
         "patch_size": list(planned["patch_size"]),
-        "intensity": plan_overrides(alone, dataset)["intensity"],
+        "intensity": _intensity(plans, planned),
         "network_def": given["network_def"],
         "label_names": sorted(labels, key=labels.__getitem__),
     }

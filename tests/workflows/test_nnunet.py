@@ -44,21 +44,11 @@ def content(**init_args: Any) -> dict[str, Any]:
         "spacing": [5.0, 1.5, 1.0],
         "normalization_schemes": ["CTNormalization"],
         "use_mask_for_norm": [False],
-        "batch_size": 2,
-        "batch_dice": False,
-        "architecture": {
-            "arch_kwargs": {
-                "features_per_stage": [8],
-                "strides": [[1] * 3],
-                "kernel_sizes": [[3] * 3],
-            }
-        },
     }
     plans = {
         "dataset_name": "Dataset004_Liver",
         "image_reader_writer": "NibabelIOWithReorient",
         "transpose_forward": [0, 1, 2],
-        "transpose_backward": [0, 1, 2],
         "foreground_intensity_properties_per_channel": {"0": INTENSITIES},
         "configurations": {
             "3d_fullres": configuration,
@@ -158,7 +148,7 @@ def changed(**plans: Any) -> dict[str, Any]:
 
 
 def test_axes_that_the_plan_moves(tmp_path: Path):
-    moved = changed(transpose_forward=[2, 0, 1], transpose_backward=[1, 2, 0])
+    moved = changed(transpose_forward=[2, 0, 1])
     assert convert_nnunet(saved(tmp_path, moved)).settings["axcodes"] == "RSA"
 
 
