@@ -156,3 +156,21 @@ def test_peak_memory_is_what_was_touched():
 def test_table_lets_a_last_cell_run_on():
     text = measure.table(("a", "b", "c"), [("x", "1", "2"), ("yy", "a long reason")])
     assert text.splitlines() == ["a   b  c", "--  -  -", "x   1  2", "yy  a long reason"]
+
+
+@pytest.mark.slow
+def test_parameters_are_those_of_the_docs():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.parameters"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page = (REPOSITORY / "docs/comparing.md").read_text()
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 10
+    for name, volumes, images in rows:
+        assert f"| {volumes} | {images} |" in next(
+            line for line in page.splitlines() if line.startswith(f"| `{name}` |")
+        )

@@ -14,7 +14,7 @@ from .labels import (
     region_values,
 )
 from .loading import LoadCheckedImaged, LoadRadiographd
-from .patches import AdjacentSlicesd, ForegroundOrAll, PadToPatchd
+from .patches import AdjacentSlicesd, ForegroundOrAll, PadToPatchd, input_size
 from .spacing import OwnKeysSpacingd, RelativeSpacingd
 
 __all__ = [
@@ -36,5 +36,6 @@ __all__ = [
     "RegionLabelsd",
     "RelativeSpacingd",
     "body_mask",
+    "input_size",
     "region_values",
 ]
