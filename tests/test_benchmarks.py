@@ -195,3 +195,21 @@ def test_the_yardstick_counts_as_nnunet_does(tmp_path: Path):
         label_map(tmp_path / f"labels/{name}.nii.gz", *label)
     found = yardstick.evaluate(tmp_path / "masks", tmp_path / "labels", ["a", "b"])
     assert found == {"dice": {"1": 0.6667, "2": 0.0}, "mean_dice": 0.3333}
+
+
+@pytest.mark.slow
+def test_parameters_are_those_of_the_docs():
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.parameters"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page = (REPOSITORY / "docs/comparing.md").read_text()
+    rows = [line.split() for line in done.stdout.splitlines()[2:]]
+    assert len(rows) == 10
+    for name, volumes, images in rows:
+        assert f"| {volumes} | {images} |" in next(
+            line for line in page.splitlines() if line.startswith(f"| `{name}` |")
+        )

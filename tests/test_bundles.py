@@ -78,6 +78,7 @@ MAY_DIFFER_IN = {
         "seed": "the paper names it",
         "clip_tumor": "its paper's inclusion loss shows where tumour is not clipped",
         "run#1#clip_tumor": "its paper's inclusion loss shows where tumour is not clipped",
+        "out_channels": "two sigmoid channels instead of a softmax",
         "in_plane_factor": "its spacing is relative to the scan's own",
         "slice_spacing": "its spacing is relative to the scan's own",
         "train#preprocessing#transforms#4": "it clips before it resamples",
@@ -104,6 +105,7 @@ MAY_DIFFER_IN = {
     },
     "liver_tumor_ct_elanres_msca_segmentation": {
         "stage": "it trains two networks, one after the other",
+        "out_channels": "one sigmoid channel for each of them",
         "margin": "around the liver, where the second network looks",
         "reparameterize": "its networks can be folded",
         "in_plane_factor": "its spacing is relative to the scan's own",

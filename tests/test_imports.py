@@ -21,7 +21,10 @@ DOMAIN = BASE | {
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "ops": (set(), {"torch", "triton", "mamba_ssm"}),
     "blocks": ({"ops", "distributed"}, {"torch", "monai"}),
-    "networks": ({"blocks", "ops"}, {"torch", "monai"}),
+    "networks": (
+        {"blocks", "ops", "errors"},
+        {"torch", "monai", "dynamic_network_architectures"},
+    ),
     "losses": (BASE, FRAMEWORKS),
     "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "psutil", "pydicom"}),
     "transforms": (BASE | {"data"}, FRAMEWORKS),

@@ -15,6 +15,7 @@ from .dice_ce import DiceBCELoss, DiceCELoss
 from .hybrid import HybridLoss
 from .inclusion import CodebookMambaLoss, InclusionLoss
 from .region_tversky import DiceCERegionTverskyLoss, RegionSpecificTverskyLoss
+from .vae import VAERegularisedLoss
 
 __all__ = [
     "BoundaryAwareBCEDiceLoss",
@@ -26,6 +27,7 @@ __all__ = [
     "HybridLoss",
     "InclusionLoss",
     "RegionSpecificTverskyLoss",
+    "VAERegularisedLoss",
     "WeightedDeepSupervisionLoss",
     "deep_supervision_weights",
 ]

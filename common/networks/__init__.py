@@ -1,7 +1,8 @@
-"""Networks, one file per paper."""
+"""Networks, one file per paper, and those to compare with."""
 
 from .cascade import LiverTumourCascade
 from .codebook_mamba_unet import CodebookMambaUNet
+from .comparison import UNETR, DynUNet, ResEncUNet, SegResNetVAE
 from .elanres_msca_unet import ELANResMSCAUNet
 from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
@@ -9,11 +10,15 @@ from .mambaclinix import MambaClinix
 from .vmamba import VMambaEncoder
 
 __all__ = [
+    "UNETR",
     "CodebookMambaUNet",
+    "DynUNet",
     "ELANResMSCAUNet",
     "LCMambaNet",
     "LightMUNet",
     "LiverTumourCascade",
     "MambaClinix",
+    "ResEncUNet",
+    "SegResNetVAE",
     "VMambaEncoder",
 ]

@@ -17,7 +17,7 @@ from .labels import (
     region_values,
 )
 from .loading import LoadCheckedImaged, LoadRadiographd
-from .patches import AdjacentSlicesd, ForegroundOrAll, PadToPatchd
+from .patches import AdjacentSlicesd, ForegroundOrAll, PadToPatchd, input_size
 from .spacing import OwnKeysSpacingd, RelativeSpacingd, SplineResized
 
 __all__ = [
@@ -45,5 +45,6 @@ __all__ = [
     "RelativeSpacingd",
     "SplineResized",
     "body_mask",
+    "input_size",
     "region_values",
 ]

@@ -17,6 +17,42 @@ from .naming import image_name
 _logger = logging.getLogger(__name__)
 
 
+def input_size(
+    size: Sequence[int], multiple_of: int, spatial_dims: int, name: str = "patch_size"
+) -> list[int]:
+    """The size of a network's input: what was asked for, rounded up to what it can halve.
+
+    Args:
+        size: voxels along each axis.
+        multiple_of: what the network needs; 1 leaves the size as it is.
+        spatial_dims: axes of the input.
+        name: of the size in the config, for what is said of it.
+
+    Raises:
+        InputError: the size is not of that many whole numbers from 1, or one voxel would be left of
+            it, of which norms of a map are nothing.
+    """
+    wanted: list[Any] = list(size) if isinstance(size, (list, tuple)) else [size]
+    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in wanted)
+    if len(wanted) != spatial_dims or not whole:
+        raise InputError(f"{name} is {size}; allowed are {spatial_dims} whole numbers from 1.")
+    rounded = [-(-n // multiple_of) * multiple_of for n in wanted]
+    if multiple_of > 1 and max(rounded) == multiple_of:
+        raise InputError(
+            f"{name} is {by_axis(wanted)}, of which the network would leave one voxel; allowed is "
+            f"more than {multiple_of} along an axis."
+        )
+    if rounded != wanted:
+        _logger.info(
+            "The network takes multiples of %s voxels: %s is %s, not %s.",
+            multiple_of,
+            name,
+            by_axis(rounded),
+            by_axis(wanted),
+        )
+    return rounded
+
+
 class PadToPatchd(SpatialPadd):
     """MONAI's `SpatialPadd` up to the training patch; says so in the log.
 

@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..files import replacing
 
 FORMS = ("torchscript", "torch_export", "onnx")
@@ -289,13 +289,25 @@ def _write_torchscript(
         # torch names the archive's folder after the file, and MONAI Deploy looks for that name.
         named = Path(folder) / name
         save_net_with_metadata(
-            torch.jit.script(network),
+            _scripted(network),
             str(named),
             include_config_vals=False,
             meta_values=metadata,
             more_extra_files=files,
         )
         named.replace(path)
+
+
+def _scripted(network: nn.Module) -> torch.jit.ScriptModule:
+    try:
+        return torch.jit.script(network)
+    except (
+        RuntimeError
+    ) as error:  # of the network's source: some of MONAI's is not in that language
+        raise InputError(
+            f"{type(network).__name__} cannot be written as TorchScript ({first_line(error)}); "
+            "allowed for it are torch_export and onnx."
+        ) from error
 
 
 def _write_program(program: torch.export.ExportedProgram, path: Path) -> None:

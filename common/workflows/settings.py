@@ -39,7 +39,7 @@ def running_config() -> ConfigParser:
     raise RuntimeError("No bundle's config is being resolved here.")
 
 
-def running_settings(names: Iterable[str]) -> dict[str, Any]:
+def running_settings(names: Iterable[str], **used: Any) -> dict[str, Any]:
     """Values of the running config as plain data, for a checkpoint: numbers, text, lists, dicts.
 
     References and expressions are resolved, a component stays the dict that describes it (without
@@ -48,13 +48,15 @@ def running_settings(names: Iterable[str]) -> dict[str, Any]:
 
     Args:
         names: of the config's ids; those that it does not have are left out.
+        used: values of some of them in place of the config's, where a training uses another than
+            it was told, such as a size that is rounded.
     """
     parser = running_config()
     settings = {}
     for name in names:
         if name in parser:
             try:
-                settings[name] = _plain(parser, name, parser[name])
+                settings[name] = _plain(parser, name, used.get(name, parser[name]))
             except TypeError as error:
                 _logger.warning(
                     "The setting %s is not kept with the weights (%s): what uses them has to be "

@@ -104,6 +104,11 @@ def without_checkpoint(content: Any) -> Any:
     return content.replace("#default#", "#") if isinstance(content, str) else content
 
 
+def compared(bundle: Path) -> list[str]:
+    """The configs of networks to compare with, by their names for `config`."""
+    return [f"networks/{file.stem}" for file in sorted(bundle.glob("configs/networks/*.json"))]
+
+
 def spatial_dims(bundle: Path) -> int:
     formats = config(bundle, "metadata")["network_data_format"]
     return len(formats["inputs"]["image"]["spatial_shape"])
@@ -251,7 +256,7 @@ def initialisation(bundle: Path) -> Iterator[str]:
 
 def plain_configs(bundle: Path) -> Iterator[str]:
     """Configs say what they do; what they name of this package is there."""
-    for name in ("train", "inference", *DELTAS):
+    for name in ("train", "inference", *DELTAS, *compared(bundle)):
         for id_, value in ids(config(bundle, name)).items():
             if not isinstance(value, str):
                 continue
@@ -295,6 +300,8 @@ def agreement(bundle: Path) -> Iterator[str]:
         if evaluate.get(key, train.get(key)) != train.get(key):
             yield f"{key} differs between train.json and evaluate.json"
 
+    size = "@image_size" if "image_size" in train else "@patch_size"
+
     def steps(preprocessing: Config) -> list[Config]:
         """What a chain does to the image: the label's share and a user's choice left out."""
         done = []
@@ -310,6 +317,9 @@ def agreement(bundle: Path) -> Iterator[str]:
                 step["keys"] = "image"
                 if isinstance(step.get("mode"), list):
                     step["mode"] = step["mode"][0]
+                if "spatial_size" in step:  # what training rounds is a setting from then on
+                    said = str(step["spatial_size"])
+                    step["spatial_size"] = said.replace("@network_input#size", size)
             done.append(step)
         return done
 
@@ -371,11 +381,15 @@ def overrides(bundle: Path) -> Iterator[str]:
         for key in config(bundle, file.stem):
             if key not in known:
                 yield f"{file.name} sets {key}, which the configs that it changes have not"
+    for name in compared(bundle):
+        for key in config(bundle, name):
+            if key not in train:
+                yield f"{name}.json sets {key}, which train.json has not"
 
 
 def code(bundle: Path) -> Iterator[str]:
     """The configs ask for this version of common, and a copy in the bundle is this one."""
-    for name in ("train", "inference"):
+    for name in ("train", "inference", *compared(bundle)):
         network = without_checkpoint(config(bundle, name)).get("network_def", {})
         if not str(network.get("_target_")).startswith("common."):
             continue

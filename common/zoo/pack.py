@@ -85,6 +85,7 @@ def _files(bundle: Path) -> Iterator[Path]:
     """
     configs, docs, weights = bundle / "configs", bundle / "docs", bundle / WEIGHTS
     places = [bundle / "LICENSE", configs, *configs.glob("*.json"), configs / "logging.conf"]
+    places += [configs / "networks", *configs.glob("networks/*.json")]
     places += [docs, *docs.rglob("*"), weights.parent, weights, bundle / SETTINGS]
     for place in places:
         if any(part.startswith(".") for part in place.relative_to(bundle).parts):

@@ -7,7 +7,7 @@ from monai.data import MetaTensor
 from monai.transforms import CropForegroundd
 
 from common.errors import InputError
-from common.transforms import AdjacentSlicesd, ForegroundOrAll, PadToPatchd
+from common.transforms import AdjacentSlicesd, ForegroundOrAll, PadToPatchd, input_size
 
 from .conftest import check, scan, write
 
@@ -28,6 +28,30 @@ def test_small_volumes_are_padded_with_a_word(tmp_path: Path, caplog: pytest.Log
     assert "it is padded with -1." in caplog.text
     assert (air[0, :4] == -1).all()
     assert torch.equal(air[0, 4:12], loaded["image"][0])
+
+
+def test_sizes_are_rounded_up_with_a_word(caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.INFO, logger="common.transforms.patches"):
+        assert input_size([256, 256, 64], 32, 3) == input_size((256, 256, 64), 1, 3)
+        assert not caplog.text
+        assert input_size([256, 250, 48], 32, 3) == [256, 256, 64]
+    assert "takes multiples of 32 voxels: patch_size is 256 x 256 x 64, not 256 x 250 x 48" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("size", [96, [96, 96], [96, 96, 0], [96, 96, 48.0], [96, 96, True], "96"])
+def test_sizes_that_are_none(size: object):
+    with pytest.raises(InputError, match=r"image_size is .*; allowed are 3 whole numbers from 1\."):
+        input_size(size, 1, 3, name="image_size")
+
+
+def test_sizes_of_which_nothing_is_left():
+    message = "patch_size is 32 x 20 x 16, of which the network would leave one voxel; allowed is "
+    with pytest.raises(InputError, match=message + "more than 32 along an axis"):
+        input_size([32, 20, 16], 32, 3)
+    assert input_size([33, 20, 16], 32, 3) == [64, 32, 32]
+    assert input_size([1, 1], 1, 2) == [1, 1]
 
 
 def test_adjacent_slices_are_channels():

@@ -38,11 +38,14 @@ def test_archive_has_the_bundle_and_common_and_nothing_else(bundle: Path, tmp_pa
         ["git", "ls-files", "common"], cwd=REPOSITORY, capture_output=True, text=True, check=True
     )
     own = [name.removeprefix(f"{NAME}/") for name in names if f"{NAME}/common/" not in name]
+    networks = REPOSITORY / f"bundles/{NAME}/configs/networks"
     assert own == [
         "LICENSE",
         *(f"configs/{name}.json" for name in ("evaluate", "inference")),
         "configs/logging.conf",
-        *(f"configs/{name}.json" for name in ("metadata", "multi_gpu_train", "train")),
+        *(f"configs/{name}.json" for name in ("metadata", "multi_gpu_train")),
+        *(f"configs/networks/{file.name}" for file in sorted(networks.glob("*.json"))),
+        "configs/train.json",
         "docs/README.md",
         "docs/data_license.txt",
         "models/model.pt",
@@ -81,6 +84,8 @@ def test_unsound_bundles_are_not_packed(bundle: Path, tmp_path: Path):
         "configs",
         "configs/train.json",
         "configs/logging.conf",
+        "configs/networks",
+        "configs/networks/unetr.json",
         "docs",
         "docs/README.md",
         "docs/new",

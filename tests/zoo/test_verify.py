@@ -157,6 +157,21 @@ IMAGE, PRED = (f"network_data_format#{x}" for x in ("inputs#image", "outputs#pre
         ("plain_configs", set_id("inference", "device", "%train.json#device"), "has the macro"),
         (
             "plain_configs",
+            set_id("networks/dynunet", "network_def#_target_", "common.networks.Unknown"),
+            "networks/dynunet.json names common.networks.Unknown",
+        ),
+        (
+            "overrides",
+            lambda b: edit(b, "networks/unetr", lambda x: x.update({"patch": [64]})),
+            "networks/unetr.json sets patch, which train.json has not",
+        ),
+        (
+            "code",
+            set_id("networks/dynunet", "network_def#_requires_", None),
+            "network_def of networks/dynunet.json has _requires_ None",
+        ),
+        (
+            "plain_configs",
             set_id("inference", "device", "$__import__('common').device"),
             "reaches common by an expression at device",
         ),
