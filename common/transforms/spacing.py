@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import (
-    InvertibleTransform,
-    MapTransform,
-    Resized,
-    Spacingd,
-    SpatialResample,
-)
-from monai.utils import TraceKeys, ensure_tuple_rep
+from monai.transforms import InvertibleTransform, MapTransform, Resized, Spacingd
+from monai.utils import ensure_tuple_rep
 from scipy import ndimage
 
 from ..errors import InputError
@@ -86,8 +80,7 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
         keys: keys of the volumes, MetaTensors (channels, h, w, depth).
         in_plane_factor: voxels along h and w for each one that was there; 0.5 halves them.
         slice_spacing: mm along depth; None keeps the slices as they are.
-        mode: "bilinear", "nearest", or the order of a spline, 3 being cubic; one for all keys or
-            one for each.
+        mode: as of `OwnKeysSpacingd`, one for all keys or one for each.
 
     Raises:
         InputError: in_plane_factor or slice_spacing is not positive.
@@ -107,7 +100,7 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
         self.in_plane_factor = in_plane_factor
         self.slice_spacing = slice_spacing
         self.mode = ensure_tuple_rep(mode, len(self.keys))
-        self.resample = SpatialResample(dtype=torch.float32)
+        self.resample = SlabwiseResample(dtype=torch.float32)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         resampled = dict(data)
@@ -123,10 +116,8 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
             ]
             scale = torch.tensor([*(1 / ratio for ratio in ratios), 1.0], dtype=torch.float64)
             affine = volume.affine.double() @ scale.diag()
-            smooth = volume if mode == "nearest" else _low_passed(volume, ratios)
-            done = self.resample(smooth, dst_affine=affine, spatial_size=size, mode=mode)
-            if isinstance(mode, int):
-                done.applied_operations[-1][TraceKeys.EXTRA_INFO]["mode"] = "bilinear"
+            image = volume if mode in ("nearest", "one-hot") else _low_passed(volume, ratios)
+            done = self.resample(image, dst_affine=affine, spatial_size=size, mode=mode)
             resampled[key] = done.clamp(volume.min(), volume.max())
         return resampled
 

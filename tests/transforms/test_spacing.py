@@ -29,7 +29,7 @@ def low_passed(values: torch.Tensor) -> torch.Tensor:
 
 def test_spacing_relative_in_plane():
     data = {"image": volume(), "label": (volume() > 0).float()}
-    halve = RelativeSpacingd(["image", "label"], 0.5, 1.0, mode=[3, "nearest"])
+    halve = RelativeSpacingd(["image", "label"], 0.5, 1.0, mode=[3, "one-hot"])
     done = halve(data)
     for key in ("image", "label"):
         assert done[key].shape == (1, 6, 5, 25)
@@ -62,7 +62,7 @@ def test_what_fewer_voxels_cannot_tell_apart_is_filtered_out_first():
     thin = torch.zeros(1, 16, 16, 30)
     thin[..., ::2] = 1
     item = {"image": MetaTensor(stripes), "thin": MetaTensor(thin), "label": MetaTensor(stripes)}
-    halve = RelativeSpacingd(["image", "thin", "label"], 0.5, 2.0, mode=[3, "bilinear", "nearest"])
+    halve = RelativeSpacingd(["image", "thin", "label"], 0.5, 2.0, mode=[3, "bilinear", "one-hot"])
     done = halve(item)
     remains = torch.tensor(0.5 + 0.5 * (1 - 2 * math.exp(-2)) / (1 + 2 * math.exp(-2)))
     torch.testing.assert_close(
