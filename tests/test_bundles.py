@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
-from monai.data import MetaTensor
+from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose
 
 from common.errors import input_error_in
@@ -407,16 +407,19 @@ def test_augmentations_give_patches(bundle: Path, name: str):
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     label = torch.zeros(1, *shape)
     label[:, 10:20, 10:20] = 1
-    for _ in range(10):
+    drawn = []
+    for _ in range(20):
         samples = chain({"image": MetaTensor(image), "label": MetaTensor(label)})
         samples = samples if isinstance(samples, list) else [samples]
         assert len(samples) == train.get("slices_per_case", 1)
+        drawn += samples
         for sample in samples:
             assert sample.keys() >= {"image", "label"}
             assert list(sample["image"].shape[1:]) == list(sample["label"].shape[1:]) == size
             assert sample["image"].isfinite().all()
             if name == "none":  # a part of it, or all
                 assert torch.isin(sample["image"].as_tensor(), image).all()
+    assert len(list_data_collate(drawn)["image"]) == len(drawn)  # whatever happened to each
 
 
 def test_network_of_epistemic_scoring(bundle: Path):

@@ -42,7 +42,9 @@ class _RandChannelsd(RandomizableTransform, MapTransform):
                 self._change(channel) if self.R.uniform() < self.channel_prob else channel
                 for channel in convert_to_tensor(image, track_meta=False).split(1)
             ]
-            changed[key] = convert_to_dst_type(torch.cat(channels), image)[0]
+            # MONAI's steps within may have made of a channel an image of its own, with no affine.
+            together = convert_to_tensor(torch.cat(channels), track_meta=False)
+            changed[key] = convert_to_dst_type(together, image)[0]
         return changed
 
     @abstractmethod

@@ -283,8 +283,12 @@ def test_outputs_of_the_same_parameters(step: str, size: tuple[int, ...]):
     mine, nnunet, tolerance = SAME[step]
     image = two_channels(*size)
     before = image.clone()
-    out = mine()({"image": MetaTensor(image)})["image"]
+    affine = torch.diag(torch.tensor([2.0] * len(size) + [1.0])).double()
+    told = MetaTensor(image, affine=affine, meta={"filename_or_obj": "a.nii.gz"})
+    out = mine()({"image": told})["image"]
     assert torch.equal(image, before), "it is changed in place"
+    assert torch.equal(out.affine, affine)
+    assert out.meta["filename_or_obj"] == "a.nii.gz"
     expected = nnunet(image=image.clone())["image"]
     assert not torch.allclose(expected, image)
     torch.testing.assert_close(out.as_tensor(), expected, atol=tolerance, rtol=0)
