@@ -326,6 +326,10 @@ def test_the_bundle_predicts_what_nnunet_predicts(tmp_path: Path):
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
     nnunet("plan_and_preprocess", "-d", "4", "-c", "3d_fullres", "-npfp", "1", "-np", "1")
+    path = tmp_path / "preprocessed/Dataset004_Balls/nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    plans["configurations"]["3d_fullres"]["patch_size"] = [24, 32, 32]  # of 24 x 32 x 40 voxels
+    path.write_text(json.dumps(plans))
     nnunet("train", "4", "3d_fullres", "0", "-tr", "ShortTrainer", "-device", "cpu")
     images, masks = tmp_path / "raw/Dataset004_Balls/imagesTs", tmp_path / "masks"
     which = ["-d", "4", "-c", "3d_fullres", "-tr", "ShortTrainer", "-f", "0", "-device", "cpu"]
