@@ -18,10 +18,8 @@ demo: $(VENV)/installed
 		--label demo/data/labelsTs/liver_008.nii.gz --output demo/overlay.png
 
 # The demo's network: smaller and on coarser voxels, so that a laptop's processor trains it in minutes.
-SMALL := --spacing "[4,4,5]" --patch_size "[80,64,32]" --network_def\#init_filters 8 \
-	--intensity\#a_min -50 --intensity\#a_max 200
-SHORT := --max_epochs 40 --val_interval 5 --batch_size 1 --flip_prob 0 --optimizer \
-	"{'_target_': 'torch.optim.AdamW', 'params': '\$$@network.parameters()', 'lr': 0.003}"
+SMALL := --spacing "[4,4,5]" --patch_size "[64,64,32]" --network_def\#init_filters 8
+SHORT := --max_epochs 20 --epoch_length 15 --val_interval 5 --augmentation none --learning_rate 0.002
 HELD_OUT := demo/data/imagesTs/liver_008.nii.gz
 
 # Two processes, each with a file's tests at a time and one thread for what does not choose its own.
