@@ -182,8 +182,8 @@ class SlabwiseResample(SpatialResample):
         matrix = np.linalg.solve(ours, wanted)
         unchanged = size == list(img.shape[1:]) and np.allclose(matrix, np.eye(len(matrix)))
         how = {
-            "mode": _BACK.get(mode, mode),
-            "padding_mode": self.padding_mode if padding_mode is None else padding_mode,
+            "mode": str(_BACK.get(mode, mode)),  # no members of enumerations, which no file has
+            "padding_mode": str(padding_mode or self.padding_mode),
             "align_corners": self.align_corners if align_corners is None else align_corners,
             "dtype": get_equivalent_dtype(dtype or self.dtype or img.dtype, Tensor),
         }

@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple
 from ..checkpoints import check_setting, load_checkpoint, state_dict_in, without_wrappers
 from ..data import find_cases
 from ..errors import InputError, listed
-from .plan import _intensity
+from .plan import planned_intensity
 
 _TURNED = {"NibabelIOWithReorient": "RAS"}  # readers that turn what they read, and to what
 
@@ -87,7 +87,7 @@ def _settings(content: Mapping[str, Any], checkpoint: str | Path) -> dict[str, A
         "ignore_label": dataset["labels"].get("ignore"),
         "spacing": list(planned["spacing"]),
         "patch_size": list(planned["patch_size"]),
-        "intensity": _intensity(plans, planned),
+        "intensity": planned_intensity(plans, planned),
         "network_def": given["network_def"],
         "label_names": sorted(labels, key=labels.__getitem__),
     }

@@ -394,7 +394,7 @@ def plan_overrides(
         _size(config): size,
         "batch_size": max(1, round(planned["batch_size"] / per_case)),
         "batch_dice": planned["batch_dice"],
-        "intensity": given.get("intensity") or _intensity(plans, planned),
+        "intensity": given.get("intensity") or planned_intensity(plans, planned),
         "network_def#features": architecture["features_per_stage"],
         "network_def#strides": [monai_axes(stride) for stride in architecture["strides"]],
         "network_def#kernel_sizes": [monai_axes(k) for k in architecture["kernel_sizes"]],
@@ -419,7 +419,7 @@ def _check_used(intensity: Mapping[str, Any], config: ConfigParser) -> None:
         )
 
 
-def _intensity(plans: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any]:
+def planned_intensity(plans: Mapping[str, Any], planned: Mapping[str, Any]) -> dict[str, Any]:
     """nnU-Net's normalisation; within non-zero voxels, where it says so, of each channel's own."""
     schemes = planned["normalization_schemes"]
     if schemes == ["CTNormalization"]:

@@ -21,6 +21,11 @@ def softmax_dice_ce(batch: bool, kind: type = losses.DiceCELoss) -> Loss:
     return kind(to_onehot_y=True, softmax=True, batch=batch)
 
 
+def beside_a_branch(logits: Tensor, target: Tensor) -> Tensor:
+    loss = losses.VAERegularisedLoss(softmax_dice_ce(True))
+    return loss([logits, logits.new_zeros(len(logits))], target)
+
+
 # name -> the loss, channels of the logits, channels of the target
 LOSSES: dict[str, tuple[Loss, int, int]] = {
     "DiceCELoss, batch": (softmax_dice_ce(True), 3, 1),
@@ -41,6 +46,7 @@ LOSSES: dict[str, tuple[Loss, int, int]] = {
         1,
     ),
     "DiceCERegionTverskyLoss": (losses.DiceCERegionTverskyLoss(3), 3, 1),
+    "VAERegularisedLoss": (beside_a_branch, 3, 1),
     "DeepSupervisionLoss": (DeepSupervisionLoss(softmax_dice_ce(True)), 3, 1),
 }
 # Those that know nothing of where a voxel is.

@@ -19,6 +19,14 @@ BUNDLES = sorted(path.name for path in (REPOSITORY / "bundles").iterdir() if pat
 SCALE = 2.0**14  # of a loss, as GradScaler's: gradients of a mean are too small for float16
 
 Loss = Callable[[Any, Tensor], Tensor]
+
+
+def beside_a_branch(logits: Tensor, target: Tensor) -> Tensor:
+    """That of the branch is nearly as large as float16 allows."""
+    loss = losses.VAERegularisedLoss(losses.DiceCELoss(to_onehot_y=True, softmax=True, batch=True))
+    return loss([logits, logits.new_full((len(logits),), 2.0**15)], target)
+
+
 # name -> the loss, channels of the logits, channels of the target
 LOSSES: dict[str, tuple[Callable[[], Loss], int, int]] = {
     "BoundaryAwareBCEDiceLoss, 1 channel": (losses.BoundaryAwareBCEDiceLoss, 1, 1),
@@ -30,6 +38,7 @@ LOSSES: dict[str, tuple[Callable[[], Loss], int, int]] = {
     "HybridLoss, 1 channel": (losses.HybridLoss, 1, 1),
     "HybridLoss, 3 channels": (lambda: losses.HybridLoss("tversky_bce"), 3, 1),
     "InclusionLoss": (lambda: lambda logits, target: losses.InclusionLoss()(logits), 2, 1),
+    "VAERegularisedLoss": (lambda: beside_a_branch, 3, 1),
     "RegionSpecificTverskyLoss": (losses.RegionSpecificTverskyLoss, 3, 1),
 }
 

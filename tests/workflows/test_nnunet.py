@@ -245,10 +245,9 @@ def test_convert_command(tmp_path: Path):
     assert load_settings(output)["axcodes"] == "SAR"
     done = preloaded.run("common", *words, "--axcodes", "SPL")
     assert load_settings(output)["axcodes"] == "SPL"
-    words[4] = "lightm_unet"
-    done = preloaded.run("common", *words, "--axcodes", "SPL")
+    done = preloaded.run("common", *words, "--spacing", "[1,1,1]")
     assert done.returncode == 1
-    assert "axcodes is SPL, which a checkpoint of lightm_unet does not keep" in done.stderr
+    assert "spacing is [1, 1, 1]; a checkpoint of nnunet has that of its own plan" in done.stderr
 
 
 SHORT = """
