@@ -23,7 +23,7 @@ _AXES = ("sagittal", "coronal", "axial")
 def dice_per_class(prediction: str | Path, label: str | Path) -> dict[int, float]:
     """Dice of each class but the background in two label maps on one grid.
 
-    A class that neither has is NaN.
+    A class that neither has is NaN; one that the prediction alone has is 0.
 
     Raises:
         InputError: a file cannot be read, or the grids differ.
@@ -34,8 +34,10 @@ def dice_per_class(prediction: str | Path, label: str | Path) -> dict[int, float
         torch.from_numpy(_classes(path, loaded[path]))[None, None] for path in (prediction, label)
     ]
     classes = int(max(x.max() for x in maps)) + 1
-    scores = compute_dice(*(one_hot(x, classes) for x in maps), include_background=False)
-    return dict(enumerate(scores[0].tolist(), start=1))
+    found, true = (one_hot(x, classes) for x in maps)
+    scores = compute_dice(found, true, include_background=False)[0]
+    missing = found[0, 1:].flatten(1).any(1) & scores.isnan()  # in the label, MONAI's rule
+    return dict(enumerate(scores.masked_fill(missing, 0.0).tolist(), start=1))
 
 
 def draw_overlay(

@@ -46,6 +46,13 @@ def test_class_that_neither_has(tmp_path: Path):
     assert scores[2] == 1
 
 
+def test_class_that_the_prediction_alone_has(tmp_path: Path):
+    values = np.zeros((4, 4, 4), np.uint8)
+    label = write(tmp_path / "label.nii.gz", values)
+    values[0, 0, 0] = 1
+    assert dice_per_class(write(tmp_path / "prediction.nii.gz", values), label) == {1: 0.0}
+
+
 def test_picture_shows_both_contours(maps: dict[str, Path], tmp_path: Path):
     file = draw_overlay(maps["image"], maps["prediction"], tmp_path / "o.png", maps["label"])
     pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
