@@ -158,6 +158,8 @@ class SlabwiseResample(SpatialResample):
     can be done after the other: there 3 is MONAI's spline, and label maps get the nearest voxel.
     """
 
+    slices_apart = True  # where voxels are long
+
     def __call__(
         self,
         img: Tensor,
@@ -196,7 +198,8 @@ class SlabwiseResample(SpatialResample):
                 return super().__call__(
                     img, *asked[:2], **how | {"mode": 3 if mode == 3 else "nearest"}, lazy=lazy
                 )
-            apart = slices_apart(*(np.linalg.norm(a[:-1, :-1], axis=0) for a in (ours, wanted)))
+            lengths = (np.linalg.norm(a[:-1, :-1], axis=0) for a in (ours, wanted))
+            apart = slices_apart(*lengths) if self.slices_apart else None
             resample = resample_image if mode == 3 else resample_labels
             out = resample(volume, axes, apart)
         elif len(img) * math.prod(size) * 4 <= scratch.IN_MEMORY:

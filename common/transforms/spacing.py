@@ -11,11 +11,13 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import InvertibleTransform, MapTransform, Resized, Spacingd
-from monai.utils import ensure_tuple_rep
+from monai.utils import ensure_tuple_rep, fall_back_tuple
 from scipy import ndimage
 
 from ..errors import InputError
 from .slabs import SlabwiseResample, SplineResize
+
+_OF_LABELS = ("nearest", "nearest-exact", "one-hot")
 
 
 class OwnKeysSpacingd(Spacingd):
@@ -48,7 +50,8 @@ class SplineResized(Resized):
     """MONAI's `Resized`, with modes 3 for images and "one-hot" for label maps: nnU-Net's.
 
     See `common.transforms.resampling`: both grids begin and end where the image does, as nnU-Net's.
-    Axes that keep their size stay as they are.
+    Axes that keep their size stay as they are; along those that get fewer voxels images are
+    low-pass filtered first, as by `RelativeSpacingd`.
 
     Args:
         keys: keys of the images and label maps, MetaTensors (channels, ...).
@@ -65,6 +68,18 @@ class SplineResized(Resized):
         super().__init__(keys, spatial_size, mode=mode)
         self.resizer = SplineResize(spatial_size)
 
+    def __call__(
+        self, data: Mapping[Hashable, Any], lazy: bool | None = None
+    ) -> dict[Hashable, Any]:
+        filtered = dict(data)
+        for key, mode in self.key_iterator(filtered, self.mode):
+            if mode not in _OF_LABELS:
+                shape = filtered[key].shape[1:]
+                size = fall_back_tuple(self.resizer.spatial_size, shape)
+                ratios = [new / old for new, old in zip(size, shape, strict=True)]
+                filtered[key] = _low_passed(filtered[key], ratios)
+        return super().__call__(filtered, lazy=lazy)
+
 
 class RelativeSpacingd(MapTransform, InvertibleTransform):
     """MONAI's `Spacingd`, but in plane relative to each volume's own spacing.
@@ -80,7 +95,7 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
         keys: keys of the volumes, MetaTensors (channels, h, w, depth).
         in_plane_factor: voxels along h and w for each one that was there; 0.5 halves them.
         slice_spacing: mm along depth; None keeps the slices as they are.
-        mode: as of `OwnKeysSpacingd`, one for all keys or one for each.
+        mode: as of `OwnKeysSpacingd`, one for all keys or one for each; along thick slices, too.
 
     Raises:
         InputError: in_plane_factor or slice_spacing is not positive.
@@ -101,6 +116,7 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
         self.slice_spacing = slice_spacing
         self.mode = ensure_tuple_rep(mode, len(self.keys))
         self.resample = SlabwiseResample(dtype=torch.float32)
+        self.resample.slices_apart = False
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         resampled = dict(data)
@@ -116,7 +132,7 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
             ]
             scale = torch.tensor([*(1 / ratio for ratio in ratios), 1.0], dtype=torch.float64)
             affine = volume.affine.double() @ scale.diag()
-            image = volume if mode in ("nearest", "one-hot") else _low_passed(volume, ratios)
+            image = volume if mode in _OF_LABELS else _low_passed(volume, ratios)
             done = self.resample(image, dst_affine=affine, spatial_size=size, mode=mode)
             resampled[key] = done.clamp(volume.min(), volume.max())
         return resampled
