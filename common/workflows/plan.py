@@ -28,6 +28,7 @@ from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..checkpoints import ct_intensity, z_score_intensity
 from ..data import check_output_folder, find_cases
 from ..data.layouts import Case, DataSet
 from ..errors import InputError, first_line, input_error_in, listed
@@ -430,23 +431,9 @@ def planned_intensity(plans: Mapping[str, Any], planned: Mapping[str, Any]) -> d
                 f"The foreground has the value {low:g} nearly everywhere; allowed is one with "
                 "contrast."
             )
-        mean, std = seen["mean"], seen["std"]
-        return {
-            "_target_": "ScaleIntensityRanged",
-            "keys": "image",
-            "a_min": low,
-            "a_max": high,
-            "b_min": (low - mean) / std,
-            "b_max": (high - mean) / std,
-            "clip": True,
-        }
+        return ct_intensity(low, high, seen["mean"], seen["std"])
     if set(schemes) == {"ZScoreNormalization"}:
-        return {
-            "_target_": "NormalizeIntensityd",
-            "keys": "image",
-            "nonzero": any(planned["use_mask_for_norm"]),
-            "channel_wise": True,
-        }
+        return z_score_intensity(nonzero=any(planned["use_mask_for_norm"]))
     raise InputError(
         f"nnU-Net normalises this data set's channels by {', '.join(schemes)}; allowed are one "
         "channel of CT, or channels of other modalities."
