@@ -34,7 +34,7 @@ def convert(
     """
     from ..checkpoints import convert_checkpoint, load_state_dict, released_settings
 
-    plan = {"spacing": spacing, "patch_size": patch_size}
+    plan: dict[str, Any] = {"spacing": spacing, "patch_size": patch_size}
     plan |= {"intensity": intensity, "strides": strides}
     if network == "nnunet":
         from ..workflows import convert_nnunet

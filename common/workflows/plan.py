@@ -31,7 +31,7 @@ from tqdm import tqdm
 from ..checkpoints import ct_intensity, z_score_intensity
 from ..data import check_output_folder, find_cases
 from ..data.layouts import Case, DataSet
-from ..errors import InputError, first_line, input_error_in, listed
+from ..errors import InputError, first_line, how_to_install, input_error_in, listed
 from ..files import read_json, write_json
 from ..transforms.labels import count_values
 
@@ -109,8 +109,8 @@ def write_plan(
     """
     if find_spec("nnunetv2") is None:
         raise InputError(
-            "Planning needs nnU-Net, which is not installed: pip install '.[plan]' in this "
-            "project's folder, or pip install nnunetv2."
+            f"Planning needs nnU-Net, which is not installed: {how_to_install('plan')}, or "
+            "pip install nnunetv2."
         )
     if gpu_memory <= 0:
         raise InputError(f"gpu_memory is {gpu_memory}; allowed are GB above 0.")
