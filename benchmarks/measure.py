@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from common.doctor import cpu_name
+from common.errors import how_to_install
 
 _STATUS = Path("/proc/self/status")  # Linux
 
@@ -57,7 +58,7 @@ def _answer(connection: Any, function: Callable[..., Any], arguments: tuple[Any,
     except Failed as failure:
         connection.send((False, str(failure)))
     except ImportError as error:
-        connection.send((False, f"{_first_line(error)} pip install '.[benchmark]'"))
+        connection.send((False, f"{_first_line(error)} {how_to_install('benchmark')}"))
     except Exception as error:  # whatever it is becomes a row of the table
         connection.send((False, f"{type(error).__name__}: {_first_line(error)}"[:150]))
 

@@ -12,10 +12,13 @@ The data set has imagesTr and labelsTr, NIfTI files of the same names. The four:
 - nnunet-lightm: LightM-UNet inside nnU-Net, by this package's trainer.
 
 Each sees the cases of the other folds alone, planning included. Its training has the time that is
-given, from the first iteration on, and a polynomial schedule that ends with it; preparing the cases
-and validation are outside of it. A bundle's epochs are as many as fit, measured by a first training
-of two. Final weights predict the test cases, with flips for all, and one piece of code measures
-Dice. nnU-Net's folders, the masks and results.json are in DIR.
+given, from the first iteration on, and a polynomial schedule that ends with it. Preparing the cases
+and a bundle's validation are outside of it; nnU-Net's clock has its online validation, which is one
+iteration an epoch here. A bundle's epochs are as many as fit, by the median of a first training's
+after its first. nnU-Net augments in processes beside training, here in one (nnUNet_n_proc_DA), and
+a bundle on a CPU in training's own: each may use all cores. Final weights predict the test cases,
+with flips for all, and one piece of code measures Dice. nnU-Net's folders, the masks and
+results.json are in DIR.
 """
 
 from __future__ import annotations
@@ -46,7 +49,7 @@ BUNDLE = ROOT / "bundles/liver_ct_lightm_unet_segmentation"
 NAME = "Dataset900_Yardstick"
 CONTENDERS = ("bundle-lightm", "bundle-segresnet", "nnunet", "nnunet-lightm")
 TRAINERS = {"nnunet": "TimedNNUNetTrainer", "nnunet-lightm": "TimedLightMUNetTrainer"}
-WARM_UP = 2  # epochs, of which the first is left out
+WARM_UP = 4  # epochs, of which the first is left out
 
 
 def main() -> None:
@@ -126,6 +129,7 @@ def environment(work: Path, seconds: float = 0.0) -> dict[str, str]:
         "nnUNet_results": str(work / "results"),
         "nnUNet_extTrainer": os.pathsep.join(map(str, folders)),
         "nnUNet_compile": "f",
+        "nnUNet_n_proc_DA": "1",
         "nnUNet_def_n_proc": str(os.cpu_count()),
         "YARDSTICK_SECONDS": str(seconds),
     }
@@ -209,7 +213,7 @@ def run_bundle(name: str, work: Path, folder: Path, options: argparse.Namespace)
     }
     warm = folder / "warm_up"
     epochs = train_bundle(files, warm, {**given, "max_epochs": WARM_UP, "val_interval": WARM_UP})
-    seconds = statistics.mean(training_seconds(epochs[1:]))
+    seconds = statistics.median(training_seconds(epochs[1:]))
     max_epochs = max(1, math.floor(options.minutes * 60 / seconds))
     given |= {"max_epochs": max_epochs, "val_interval": max_epochs}
     epochs = train_bundle(files, folder, given)

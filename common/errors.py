@@ -98,6 +98,11 @@ def _wait_for_pools() -> None:
             thread.join(timeout=60)
 
 
+def how_to_install(extra: str) -> str:
+    """The command that adds an extra of pyproject.toml to an installed clone of this project."""
+    return f'pip install ".[{extra}]" in this project\'s folder'
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, as far as it fits into a sentence of ours."""
     return (str(error) or type(error).__name__).strip().splitlines()[0].rstrip(".")

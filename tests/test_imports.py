@@ -36,7 +36,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         BASE | {"__version__", "checkpoints"},
         {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},
     ),
-    "nnunet": (DOMAIN, FRAMEWORKS | {"nnunetv2", "dynamic_network_architectures"}),
+    "nnunet": (DOMAIN, FRAMEWORKS | {"nnunetv2"}),
     "cli": (DOMAIN | {"doctor", "nnunet", "workflows", "zoo"}, {"fire", "torch"}),
     "distributed": (set(), {"torch"}),
     "optimizers": (BASE, {"torch"}),

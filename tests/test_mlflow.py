@@ -32,7 +32,7 @@ def finished_runs(store: Path) -> dict[str, tuple[Any, Any]]:
 
 
 def test_training_and_inference_are_tracked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pytest.importorskip("mlflow", reason="needs mlflow: pip install '.[mlflow]'")
+    pytest.importorskip("mlflow", reason="needs the extra: mlflow")
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     data = write_phantom(tmp_path / "data", cases=4, seed=1, size=40)

@@ -23,7 +23,7 @@ from common.cli.checkpoints import convert
 from common.errors import InputError
 from common.networks import LightMUNet, MambaClinix
 from common.networks.mambaclinix import ResidualBlock
-from common.workflows.plan import nnunet_plans
+from common.workflows.plan import Training, nnunet_plans
 
 from .conftest import REPOSITORY, GoldenCase
 from .test_bundles import flips_of, parser
@@ -201,14 +201,6 @@ def test_plan_and_split(bundle: Path, name: str):
 def test_plan_of_nnunet_for_lits(tmp_path: Path):
     """For the set's median volume."""
     pytest.importorskip("nnunetv2", reason="needs the extra: plan")
-    description = {
-        "channel_names": {"0": "CT"},
-        "labels": {"background": 0, "liver": 1, "tumour": 2},
-        "numTraining": 131,
-        "file_ending": ".nii.gz",
-        "overwrite_image_reader_writer": "NibabelIOWithReorient",
-        "dataset": {f"{n}": {"images": ["a.nii.gz"], "label": "b.nii.gz"} for n in range(131)},
-    }
     intensities = {"mean": 99.40, "std": 39.36, "median": 101, "min": -1000, "max": 1000}
     intensities |= {"percentile_00_5": -17, "percentile_99_5": 201}
     fingerprint = {
@@ -217,8 +209,10 @@ def test_plan_of_nnunet_for_lits(tmp_path: Path):
         "foreground_intensity_properties_per_channel": {"0": intensities},
         "median_relative_size_after_cropping": 1.0,
     }
-    planned = nnunet_plans(description, 8, tmp_path, fingerprint)["configurations"]["3d_fullres"]
-    parsed = parser(LIVER, "train")
+    parsed = training(LIVER, "train")
+    cases = [{"image": "a.nii.gz", "label": "b.nii.gz"}] * 131
+    plans = nnunet_plans(Training(parsed, {}, cases), {"0": "CT"}, 8, tmp_path, fingerprint)
+    planned = plans["configurations"]["3d_fullres"]
     assert planned["spacing"][::-1] == parsed["spacing"]
     assert planned["patch_size"][::-1] == parsed["patch_size"]
     assert planned["batch_size"] == parsed["batch_size"]
@@ -341,27 +335,51 @@ def test_converted_volumes_lie_as_in_the_release(tmp_path: Path):
     case = GoldenCase("lightm_unet_3d")
     torch.save({"network_weights": case.state_dict}, tmp_path / "theirs.pth")
     where = [str(tmp_path / "theirs.pth"), "lightm_unet", str(tmp_path / "model.pt")]
-    for plan, message in (
+    plan = {"spacing": [2.0, 1.5, 1.5], "patch_size": [16, 8, 8]}
+    for wrong, message in (
         ({}, r"spacing is None; needed are three numbers above 0, as they stand in the nnU-Net"),
+        (plan, "intensity is None; needed are, of CT, percentile_00_5, percentile_99_5, mean and"),
+        (plan | {"intensity": [9, 8, 8, 1]}, r"intensity is \[9, 8, 8, 1\]; needed are"),
+        (plan | {"intensity": [8, 9, 8]}, r"intensity is \[8, 9, 8\]; needed are"),
+        (plan | {"intensity": "CT"}, "intensity is CT; needed are"),
         ({"spacing": [1.0, 0.8, 0.8]}, "patch_size is None; needed are three numbers"),
         ({"spacing": [1.0, 0.8], "patch_size": [8, 8, 8]}, r"spacing is \[1\.0, 0\.8\]; needed"),
         ({"spacing": [1, 0, 1], "patch_size": [8, 8, 8]}, r"spacing is \[1, 0, 1\]; needed"),
     ):
         with pytest.raises(InputError, match=message):
-            convert(*where, **plan)
+            convert(*where, **wrong)
         assert not (tmp_path / "model.pt").exists()
-    convert(*where, spacing=[2.0, 1.5, 1.5], patch_size=[16, 8, 8])
-    wanted = {"axcodes": "SPL", "spacing": [2.0, 1.5, 1.5], "patch_size": [16, 8, 8]}
-    wanted |= {"in_channels": 1, "num_classes": 3}
-    assert load_settings(tmp_path / "model.pt") == wanted
+    convert(*where, **plan, intensity=[0, 150, 60.0, 20.0])
+    found = load_settings(tmp_path / "model.pt")
+    assert found.pop("intensity")["_target_"] == "ScaleIntensityRanged"
+    wanted = {"axcodes": "SPL", "modality": "CT", "in_channels": 1, "num_classes": 3}
+    assert found == plan | wanted
 
     values = np.random.default_rng(0).integers(-10, 190, (9, 8, 10)).astype(np.int16)
     nib.save(nib.Nifti1Image(values, np.diag([-1.5, -1.5, 2.0, 1.0])), tmp_path / "lps.nii.gz")
     inference = configured(LIVER, "inference", checkpoint=str(tmp_path / "model.pt"))
     chain = inference.get_parsed_content("preprocessing")
     ours = chain({"image": str(tmp_path / "lps.nii.gz")})["image"].as_tensor()
-    theirs = torch.from_numpy((values.transpose(2, 1, 0)[None] - 99.40) / 39.36).float()
+    theirs = torch.from_numpy((values.transpose(2, 1, 0)[None].clip(0, 150) - 60) / 20).float()
     torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "nonzero"), [("z-score", False), ("nonzero z-score", True)])
+def test_converted_weights_have_their_plans_normalisation(tmp_path: Path, name: str, nonzero: bool):
+    """Of MR; inference would else clip it to the bundle's window of HU."""
+    case = GoldenCase("lightm_unet_3d")
+    torch.save({"network_weights": case.state_dict}, tmp_path / "theirs.pth")
+    where = [str(tmp_path / "theirs.pth"), "lightm_unet", str(tmp_path / "model.pt")]
+    convert(*where, spacing=[1, 1, 1], patch_size=[8, 8, 8], intensity=name)
+    inference = configured(LIVER, "inference", checkpoint=str(tmp_path / "model.pt"))
+    image = torch.tensor([0.0, 300.0, 500.0, 400.0]).view(1, 4, 1, 1)
+    seen = image[image != 0] if nonzero else image
+    wanted = (image - seen.mean()) / seen.std(correction=0)
+    found = inference.get_parsed_content("intensity")({"image": image.clone()})["image"]
+    if nonzero:
+        wanted[image == 0] = 0
+    torch.testing.assert_close(found, wanted)
+    assert inference.get_parsed_content("modality") is None
 
 
 def test_converted_mambaclinix_has_its_plans_strides(tmp_path: Path):
@@ -370,6 +388,7 @@ def test_converted_mambaclinix_has_its_plans_strides(tmp_path: Path):
     torch.save({"network_weights": case.state_dict}, tmp_path / "theirs.pth")
     where = [str(tmp_path / "theirs.pth"), "mambaclinix", str(tmp_path / "model.pt")]
     plan = {"spacing": [1.0, 1.0, 1.0], "patch_size": list(case.vectors["x"].shape[2:])}
+    plan |= {"intensity": [-17, 201, 99.40, 39.36]}
     strides = [list(stride) for stride in case.arguments["strides"]]
     for wrong in (None, strides[:-1], [*strides[:-1], [2, 2]]):
         with pytest.raises(
@@ -385,7 +404,9 @@ def test_converted_mambaclinix_has_its_plans_strides(tmp_path: Path):
     assert (logits - case.vectors["y0"]).abs().max() <= case.tolerance
 
 
-def test_converted_radiographs_lie_as_in_the_release(tmp_path: Path):
+def test_converted_radiographs_lie_as_in_the_release(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     """Rows first: a mask of our own order would be a silent mistake, as tokens run along rows."""
     case = GoldenCase("lightm_unet_2d")
     torch.save({"network_weights": case.state_dict}, tmp_path / "theirs.pth")
@@ -395,6 +416,8 @@ def test_converted_radiographs_lie_as_in_the_release(tmp_path: Path):
     ):
         convert(*where, axcodes="SPL")
     convert(*where)
+    said = capsys.readouterr().out
+    assert "patches of radiographs as they are; the bundle resizes each to its image_size" in said
     assert load_settings(tmp_path / "model.pt") == {
         "in_channels": 1,
         "num_classes": 2,

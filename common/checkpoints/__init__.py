@@ -3,6 +3,7 @@
 from .convert import convert_checkpoint
 from .encoder import load_encoder
 from .fine_tune import fine_tune
+from .intensity import ct_intensity, z_score_intensity
 from .join import check_stage, join_settings, join_stages, keep_other_stage
 from .load import (
     LAST,
@@ -26,6 +27,7 @@ __all__ = [
     "check_setting",
     "check_stage",
     "convert_checkpoint",
+    "ct_intensity",
     "differences",
     "fine_tune",
     "join_settings",
@@ -40,4 +42,5 @@ __all__ = [
     "save_checkpoint",
     "state_dict_in",
     "without_wrappers",
+    "z_score_intensity",
 ]

@@ -2,7 +2,8 @@
 
 The releases of LightM-UNet and MambaClinix are inside nnU-Net. Their axes are its (z, y, x), or
 (y, x), and their tokens are in that order: of images that lie otherwise, or with strides of other
-axes, the masks would be wrong, and nothing would say so.
+axes, the masks would be wrong, and nothing would say so. Nor of intensities that are others' than
+those of their training.
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError
+from .intensity import ct_intensity, z_score_intensity
 
 # What the weights do not show of the nnU-Net plan of their training, in 3D.
 _PLANNED = {
-    "lightm_unet": ["spacing", "patch_size"],
-    "mambaclinix": ["spacing", "patch_size", "strides"],
+    "lightm_unet": ["spacing", "patch_size", "intensity"],
+    "mambaclinix": ["spacing", "patch_size", "intensity", "strides"],
 }
 # The first convolution, its axis of the image's channels, and the last one.
 _ENDS = {
     "lightm_unet": ("stem.depthwise.weight", 0, "head.conv.pointwise.weight"),
     "mambaclinix": ("stem.conv.weight", 1, "heads.0.weight"),
 }
+
+_Z_SCORES = {"z-score": False, "nonzero z-score": True}  # and whether 0 is left out
 
 
 def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) -> dict[str, Any]:
@@ -34,6 +38,8 @@ def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) 
         network: as there.
         plan: of volumes, as it stands in the nnU-Net plan of the checkpoint's training, (z, y, x):
             ``spacing``, ``patch_size``, and of MambaClinix ``strides``, three for each stage.
+            ``intensity`` is, of CT, percentiles 0.5 and 99.5, mean and standard deviation of the
+            foreground, in HU; else "z-score", or "nonzero z-score" of voxels that are not 0.
             ``axcodes`` is where these axes point to, by default SPL, which is (z, y, x) of a file
             in LPS, as most from DICOM are. None of them for other networks.
 
@@ -61,6 +67,9 @@ def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) 
     stages = sum(name.endswith(".block.conv1.conv.weight") for name in weights)
     for name in needed:
         value = given.get(name)
+        if name == "intensity":
+            given |= _intensity(value)
+            continue
         strides = name == "strides"
         if not _are_triples(value if strides else [value], stages if strides else 1):
             each = f" for each of {stages} stages" if strides else ""
@@ -78,6 +87,20 @@ def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) 
             **_stages(weights, stages),
         }
     return settings
+
+
+def _intensity(value: Any) -> dict[str, Any]:
+    """The settings of nnU-Net's normalisation."""
+    if isinstance(value, str) and value in _Z_SCORES:
+        return {"modality": None, "intensity": z_score_intensity(_Z_SCORES[value])}
+    numbers = isinstance(value, (list, tuple)) and all(isinstance(x, (int, float)) for x in value)
+    if not numbers or len(value) != 4 or not (value[0] < value[1] and value[3] > 0):
+        raise InputError(
+            f"intensity is {value}; needed are, of CT, percentile_00_5, percentile_99_5, mean and "
+            "std of the foreground, as they stand in the nnU-Net plan of the checkpoint's "
+            "training, or z-score, or, where its use_mask_for_norm is true, nonzero z-score."
+        )
+    return {"modality": "CT", "intensity": ct_intensity(*value)}
 
 
 def _are_triples(rows: Any, number: int) -> bool:

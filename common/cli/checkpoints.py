@@ -18,20 +18,24 @@ def convert(
     axcodes: str | None = None,
     spacing: Sequence[float] | None = None,
     patch_size: Sequence[int] | None = None,
+    intensity: Sequence[float] | str | None = None,
     strides: Sequence[Sequence[int]] | None = None,
 ) -> None:
     """Rename a checkpoint of a paper's released code for the network of that name here.
 
     Of LightM-UNet in 3D and MambaClinix give --spacing and --patch_size of the nnU-Net plan that it
     was trained with, as they stand there, (z, y, x), and of MambaClinix --strides; --axcodes tells
-    where these axes point to, by default SPL. The bundles read it from the checkpoint.
+    where these axes point to, by default SPL. --intensity is of the same plan: of CT, "[percentile
+    0.5, percentile 99.5, mean, standard deviation]" of the foreground; else z-score, or "nonzero
+    z-score" where its use_mask_for_norm is true. The bundles read it from the checkpoint.
 
     With --network nnunet, the checkpoint of a training inside nnU-Net becomes a bundle's, with its
     plan's settings; --axcodes tells where nnU-Net's axes point to, if that cannot be found.
     """
     from ..checkpoints import convert_checkpoint, load_state_dict, released_settings
 
-    plan = {"spacing": spacing, "patch_size": patch_size, "strides": strides}
+    plan: dict[str, Any] = {"spacing": spacing, "patch_size": patch_size}
+    plan |= {"intensity": intensity, "strides": strides}
     if network == "nnunet":
         from ..workflows import convert_nnunet
 
@@ -47,6 +51,12 @@ def convert(
     settings = released_settings(weights, network, axcodes=axcodes, **plan)
     weights.settings = settings  # type: ignore[attr-defined]  # as of a training
     _save(weights, output)
+    if "axes" in settings:
+        say(
+            "Its training was on patches of radiographs as they are; the bundle resizes each to "
+            "its image_size, 512 x 512, where masks may be worse. Give inference your radiographs' "
+            'size, --image_size "[rows,columns]", to have none resized.'
+        )
 
 
 def join(liver: str, tumor: str, output: str) -> None:

@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, by_axis, first_line, listed
+from ..errors import InputError, by_axis, first_line, how_to_install, listed
 from .formats import DICOM_ENDINGS, format_of, is_archive
 
-_EXTRA = "monai-mamba-bundles[dicom]"
 _MAX_BYTES = 8 << 30  # of a zip file's content; a CT of 4,000 slices has 2 GiB
 _MAX_FILES = 50_000
 _PROBED = 50  # files and folders of a folder that are looked at
@@ -163,7 +162,7 @@ def _library(path: Any) -> Any:
         import highdicom
     except ImportError as error:
         raise InputError(
-            f'Reading DICOM needs highdicom, which is not installed: pip install "{_EXTRA}".'
+            f"Reading DICOM needs highdicom, which is not installed: {how_to_install('dicom')}."
         ) from error
     return highdicom
 
@@ -335,7 +334,7 @@ def _check_decoded(names: Sequence[str], datasets: Sequence[Any]) -> None:
             if not syntax.is_transfer_syntax:
                 decoder = f" in a transfer syntax that pydicom knows, not {syntax}"
             elif syntax.is_compressed:
-                decoder = f' and a decoder of {syntax.name}: pip install "{_EXTRA}"'
+                decoder = f" and a decoder of {syntax.name}: {how_to_install('dicom')}"
             raise InputError(
                 f"{name} cannot be decoded ({first_line(error)}); needed are complete files"
                 f"{decoder}."

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, how_to_install
 
 _TUMOUR = re.compile(r"livertumou?rs?\d*", re.IGNORECASE)  # others' are not of the liver
 _ABOUT = {
@@ -211,8 +211,8 @@ def _read(folder: Path) -> list[_Slice]:
         import pydicom
     except ImportError as error:
         raise InputError(
-            "Reading DICOM needs pydicom, which is not installed: pip install '.[dicom]' in this "
-            "project's folder, or pip install pydicom pylibjpeg pylibjpeg-openjpeg."
+            "Reading DICOM needs pydicom, which is not installed: "
+            f"{how_to_install('dicom')}, or pip install pydicom pylibjpeg pylibjpeg-openjpeg."
         ) from error
     slices = []
     for file in sorted(folder.iterdir()):

@@ -19,7 +19,7 @@ from nibabel.openers import ImageOpener
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import InputError, by_axis
+from ..errors import InputError, by_axis, how_to_install
 from .dicom import is_dicom, read_dicom
 from .formats import Format, allowed_endings, format_of
 from .geometry import SAME_PLACE, apart, described, grid_problem
@@ -128,7 +128,7 @@ class FormatReader(ImageReader):
         except ImportError as error:
             raise InputError(
                 f"{file} is {found.name}, and itk, which reads it, is not installed: "
-                'pip install "monai-mamba-bundles[formats]".'
+                f"{how_to_install('formats')}."
             ) from error
         # ITK chooses by the ending, of which it knows some in lower case only.
         io = {"NRRD": itk.NrrdImageIO, "MetaImage": itk.MetaImageIO}[found.name].New()

@@ -14,9 +14,7 @@ from monai.networks import nets
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from ..errors import InputError
-
-_EXTRA = "monai-mamba-bundles[resenc]"
+from ..errors import InputError, how_to_install
 
 
 class DynUNet(nets.DynUNet):
@@ -109,7 +107,7 @@ class ResEncUNet(nn.Module):
         except ImportError as error:
             raise InputError(
                 "ResEncUNet needs dynamic-network-architectures, which is not installed: "
-                f'pip install "{_EXTRA}".'
+                f"{how_to_install('resenc')}."
             ) from error
         stages = len(strides)
         if features is None:

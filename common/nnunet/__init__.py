@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, how_to_install
 
 
 def trainers_folder() -> Path:
@@ -20,7 +20,6 @@ def trainers_folder() -> Path:
     """
     if find_spec("nnunetv2") is None:
         raise InputError(
-            "nnU-Net is not installed: pip install '.[plan]' in this project's folder, or "
-            "pip install nnunetv2."
+            f"nnU-Net is not installed: {how_to_install('plan')}, or pip install nnunetv2."
         )
     return Path(__file__).parent

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from monai.losses import DeepSupervisionLoss
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -50,6 +49,7 @@ class BundleTrainer(nnUNetTrainer):
     epochs = 100
     rate = 1e-4
     decay = 0.0
+    eps = 1e-8  # of Adam
 
     def __init__(
         self,
@@ -97,7 +97,10 @@ class BundleTrainer(nnUNetTrainer):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(
-            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay
+            self.network.parameters(),
+            self.initial_lr,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
         )
 
     @classmethod
@@ -169,6 +172,7 @@ class LightMUNetTrainer(BundleTrainer):
     regions = True
     smallest = 8
     decay = 1e-5
+    eps = 1e-5
 
     @staticmethod
     def network_def(
@@ -183,11 +187,6 @@ class LightMUNetTrainer(BundleTrainer):
             "blocks_down": [1, 2, 2, 4],
             "blocks_up": [1, 1, 1],
         }
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, eps=1e-5
-        )
 
     def train_step(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """One step, without nnU-Net's autocast on GPUs."""
@@ -207,6 +206,7 @@ class MambaClinixTrainer(BundleTrainer):
     dims = (3,)
     epochs = 1000
     decay = 1e-5
+    eps = 1e-5
 
     @staticmethod
     def network_def(
@@ -222,15 +222,6 @@ class MambaClinixTrainer(BundleTrainer):
             "kernel_sizes": planned["kernel_sizes"],
             "deep_supervision": True,
         }
-
-    def initialize(self) -> None:
-        super().initialize()
-        self.network.apply(InitWeights_He(1e-2))
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(
-            self.network.parameters(), self.initial_lr, weight_decay=self.weight_decay, eps=1e-5
-        )
 
     def _build_loss(self) -> nn.Module:
         batch = self.configuration_manager.batch_dice
@@ -395,7 +386,7 @@ class UNETRTrainer(BundleTrainer):
     ) -> dict[str, Any]:
         size = list(configuration.patch_size)
         return {
-            "_target_": "monai.networks.nets.UNETR",
+            "_target_": "common.networks.UNETR",
             "in_channels": in_channels,
             "out_channels": out_channels,
             "img_size": size,

@@ -16,7 +16,8 @@ from ..data import find_cases
 from ..errors import InputError, listed
 from .plan import planned_intensity
 
-_TURNED = {"NibabelIOWithReorient": "RAS"}  # readers that turn what they read, and to what
+# Readers that turn what they read, and to what.
+_TURNED = {"NibabelIOWithReorient": "RAS", "SimpleITKIOWithReorient": "RAS"}
 
 
 def convert_nnunet(checkpoint: str | Path, axcodes: str | None = None) -> OrderedDict[str, Any]:
@@ -102,18 +103,27 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _axcodes(reader: str, forward: list[int], dataset: str) -> str:
     """Where nnU-Net's axes point to: those of the files backwards, then as the plan orders them."""
-    stored = _TURNED.get(reader) or _stored(dataset)
-    backwards = stored[::-1]
-    return "".join(backwards[i] for i in forward)
+
+    def ordered(stored: str) -> str:
+        return "".join(stored[::-1][i] for i in forward)
+
+    told = (
+        f"--axcodes {ordered('LPS')} where they are LPS, as from DICOM, and --axcodes "
+        f"{ordered('RAS')} where they are RAS"
+    )
+    return ordered(_TURNED.get(reader) or _stored(dataset, told))
 
 
-def _stored(dataset: str) -> str:
+def _stored(dataset: str, told: str) -> str:
     """Where the axes of a raw data set's images point to, as their files have them.
+
+    Args:
+        dataset: its name in nnUNet_raw.
+        told: what to give where that is not found.
 
     Raises:
         InputError: they are not to be found, or not alike.
     """
-    told = "--axcodes SPL where they are LPS, as from DICOM, and --axcodes SAR where they are RAS"
     raw = os.environ.get("nnUNet_raw")  # noqa: SIM112  # nnU-Net's spelling
     folder = Path(raw, dataset) if raw else None
     if folder is None or not folder.is_dir():

@@ -28,9 +28,10 @@ from monai.utils import ensure_tuple
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from ..checkpoints import ct_intensity, z_score_intensity
 from ..data import check_output_folder, find_cases
 from ..data.layouts import Case, DataSet
-from ..errors import InputError, first_line, input_error_in, listed
+from ..errors import InputError, first_line, how_to_install, input_error_in, listed
 from ..files import read_json, write_json
 from ..transforms.labels import count_values
 
@@ -108,8 +109,8 @@ def write_plan(
     """
     if find_spec("nnunetv2") is None:
         raise InputError(
-            "Planning needs nnU-Net, which is not installed: pip install '.[plan]' in this "
-            "project's folder, or pip install nnunetv2."
+            f"Planning needs nnU-Net, which is not installed: {how_to_install('plan')}, or "
+            "pip install nnunetv2."
         )
     if gpu_memory <= 0:
         raise InputError(f"gpu_memory is {gpu_memory}; allowed are GB above 0.")
@@ -430,23 +431,9 @@ def planned_intensity(plans: Mapping[str, Any], planned: Mapping[str, Any]) -> d
                 f"The foreground has the value {low:g} nearly everywhere; allowed is one with "
                 "contrast."
             )
-        mean, std = seen["mean"], seen["std"]
-        return {
-            "_target_": "ScaleIntensityRanged",
-            "keys": "image",
-            "a_min": low,
-            "a_max": high,
-            "b_min": (low - mean) / std,
-            "b_max": (high - mean) / std,
-            "clip": True,
-        }
+        return ct_intensity(low, high, seen["mean"], seen["std"])
     if set(schemes) == {"ZScoreNormalization"}:
-        return {
-            "_target_": "NormalizeIntensityd",
-            "keys": "image",
-            "nonzero": any(planned["use_mask_for_norm"]),
-            "channel_wise": True,
-        }
+        return z_score_intensity(nonzero=any(planned["use_mask_for_norm"]))
     raise InputError(
         f"nnU-Net normalises this data set's channels by {', '.join(schemes)}; allowed are one "
         "channel of CT, or channels of other modalities."

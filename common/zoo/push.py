@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from monai.bundle import push_to_hf_hub
 
-from ..errors import InputError
+from ..errors import InputError, how_to_install
 from .archives import unpack_archive
 from .contract import config
 from .pack import pack
@@ -43,7 +43,7 @@ def push(bundle: str | Path, repo: str, dry_run: bool = True, private: bool = Tr
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repo)):
         raise InputError(f"repo is {repo!r}; allowed is a repository as owner/name.")
     if not dry_run and find_spec("huggingface_hub") is None:
-        raise InputError('push needs huggingface_hub: pip install "monai-mamba-bundles[hub]".')
+        raise InputError(f"push needs huggingface_hub: {how_to_install('hub')}.")
     with TemporaryDirectory() as temporary:
         folder = unpack_archive(pack(bundle, temporary).archive, Path(temporary) / "unpacked")
         files = {

@@ -765,13 +765,13 @@ def test_a_checkpoint_of_released_code_and_its_axes(tmp_path: Path):
     state = {released(name): x for name, x in network.state_dict().items()}
     torch.save({"network_weights": state}, tmp_path / "checkpoint_final.pth")
     options = {"checkpoint": "checkpoint_final.pth", "network": "lightm_unet", "output": "model.pt"}
+    options |= {"spacing": [3, 2, 2], "patch_size": [8, 12, 16], "intensity": [-200, 250, 25, 100]}
     done = preloaded.run("common", "convert", *overrides(options), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "give --axcodes SPL, and spacing and patch_size in that order" in done.stdout
 
     values = np.random.default_rng(0).normal(40, 120, (16, 12, 8)).astype(np.float32)
     save(tmp_path / "data/a.nii.gz", values, np.diag([-2.0, -2.0, 3.0, 1.0]))
-    scaled = torch.from_numpy(((values + 200) / 450).clip(0, 1))
+    scaled = torch.from_numpy((values.clip(-200, 250) - 25) / 100)
     with torch.no_grad():
         right = network(scaled.permute(2, 1, 0)[None, None])[0].argmax(0).permute(2, 1, 0)
         turned = network(scaled.flip(0, 1)[None, None])[0].argmax(0).flip(0, 1)

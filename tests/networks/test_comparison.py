@@ -108,7 +108,7 @@ def test_resenc_without_its_package(monkeypatch: pytest.MonkeyPatch):
         ResEncUNet(2, 1, 3, **RESENC)
     assert str(refused.value) == (
         "ResEncUNet needs dynamic-network-architectures, which is not installed: "
-        'pip install "monai-mamba-bundles[resenc]".'
+        'pip install ".[resenc]" in this project\'s folder.'
     )
 
 

@@ -124,6 +124,8 @@ def check_training(trainer: Any) -> None:
     assert math.isfinite(loss)
     pairs = zip(before, trainer.network.parameters(), strict=True)
     assert any(not torch.equal(old, new) for old, new in pairs)
+    # Each parameter that asks for a gradient has one, or DistributedDataParallel refuses.
+    assert all(x.grad is not None for x in trainer.network.parameters() if x.requires_grad)
     trainer.on_validation_epoch_start()
     with torch.no_grad():
         found = trainer.validation_step(batch(trainer))
@@ -218,6 +220,22 @@ def test_the_rate_of_lcmambanet_falls_at_plateaus(
     assert trainer.learning_rate(28) == pytest.approx(1e-6)
 
 
+def test_the_coarser_scales_of_elanres_weigh_less_and_less(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        trainers.ELANResMSCAUNetTrainer, "build_network_architecture", staticmethod(build_small)
+    )
+    trainer = build("ELANResMSCAUNetTrainer", 3)
+    label = batch(trainer)["target"]
+    logits = list(torch.randn(4, 2, 3, 16, 16, 16))
+    finest, *coarser = (trainer.loss(scale, label) for scale in logits)
+    for epoch, weight in ((0, 0.4), (29, 0.4), (30, 0.32), (60, 0.256)):
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        torch.testing.assert_close(trainer.loss(logits, label), finest + weight * sum(coarser))
+
+
 def test_mambaclinix_is_the_plans(build: Callable[..., Any]):
     trainer = build("MambaClinixTrainer", 3)
     assert [stage.block.conv1.conv.out_channels for stage in trainer.network.encoder] == [8, 16, 16]
@@ -226,6 +244,22 @@ def test_mambaclinix_is_the_plans(build: Callable[..., Any]):
     assert weight.std().item() == pytest.approx(expected, rel=0.05)
     assert not trainer.network.bottleneck.conv1.conv.bias.any()
     assert list(trainer.loss.loss.loss.tversky.regions_per_axis) == [8, 8, 14]
+
+
+def test_weights_are_as_the_ranks_were_given_them(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    """DistributedDataParallel gives them the first one's, when it wraps the network."""
+    initialize = trainers.BundleTrainer.initialize
+
+    def wrapped(trainer: Any) -> None:
+        initialize(trainer)
+        for weights in trainer.network.parameters():
+            torch.nn.init.constant_(weights, 0.5)
+
+    monkeypatch.setattr(trainers.BundleTrainer, "initialize", wrapped)
+    trainer = build("MambaClinixTrainer", 3)
+    assert all((weights == 0.5).all() for weights in trainer.network.parameters())
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,30 @@ def test_axes_that_the_plan_moves(tmp_path: Path):
     assert convert_nnunet(saved(tmp_path, moved)).settings["axcodes"] == "RSA"
 
 
+@pytest.mark.parametrize("reader", ["NibabelIOWithReorient", "SimpleITKIOWithReorient"])
+def test_axes_of_readers_that_turn_what_they_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reader: str
+):
+    """Where files are stored otherwise, and there to tell."""
+    imageio = pytest.importorskip("nnunetv2.imageio.reader_writer_registry")
+    raw_data(tmp_path / "raw", "LPS")
+    file = tmp_path / "raw/Dataset004_Liver/imagesTr/case_0_0000.nii.gz"
+    values = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    volume = nib.Nifti1Image(values, np.diag([-1.0, -1.0, 1.0, 1.0]))
+    nib.save(volume, file)
+    seen, _ = imageio.recursive_find_reader_writer_by_name(reader)().read_images([str(file)])
+
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    path = saved(tmp_path, changed(image_reader_writer=reader))
+    axcodes = convert_nnunet(path).settings["axcodes"]
+    turned = volume.as_reoriented(
+        nib.orientations.ornt_transform(
+            nib.io_orientation(volume.affine), nib.orientations.axcodes2ornt(axcodes)
+        )
+    )
+    np.testing.assert_array_equal(turned.get_fdata(), seen[0])
+
+
 def raw_data(folder: Path, *orientations: str) -> None:
     """nnU-Net's raw data set of one case for each orientation."""
     root = folder / "Dataset004_Liver"
@@ -175,6 +199,10 @@ def test_axes_are_those_that_the_training_images_are_stored_along(
     message = "Dataset004_Liver are not there .*nnUNet_raw is not set.*give --axcodes SPL where"
     with pytest.raises(InputError, match=message):
         convert_nnunet(path)
+    moved = changed(image_reader_writer="SimpleITKIO", transpose_forward=[2, 0, 1])
+    with pytest.raises(InputError, match=r"give --axcodes LSP where .* --axcodes RSA where they"):
+        convert_nnunet(saved(tmp_path, moved))
+    path = saved(tmp_path, changed(image_reader_writer="SimpleITKIO"))
     assert convert_nnunet(path, "SPL").settings["axcodes"] == "SPL"
     monkeypatch.setenv("nnUNet_raw", str(tmp_path / "alike"))
     with pytest.raises(InputError, match="are not there to tell"):

@@ -129,7 +129,7 @@ def test_dry_run_lists_files_and_asks_nothing(bundle: Path, monkeypatch: pytest.
 
 def test_missing_hub(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules["common.zoo.push"], "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r'pip install "monai-mamba-bundles\[hub\]"'):
+    with pytest.raises(InputError, match=r'pip install "\.\[hub\]" in this'):
         push(bundle, REPO, dry_run=False)
 
 
