@@ -168,8 +168,8 @@ def test_training_sees_what_it_should(augmentation: str, lopsided: Path):
         sample = samples[0] if isinstance(samples, list) else samples
         image, label = sample["image"], sample["label"]
         assert image.shape == label.shape == (1, 512, 512)
-    assert abs(float(image.mean())) < 1e-4
-    assert float(image.std()) == pytest.approx(1, abs=1e-3)
+    assert abs(float(image.mean())) < 0.01  # it was 0 before it was resized
+    assert float(image.std()) == pytest.approx(1, abs=0.05)
     columns, rows = label[0].nonzero(as_tuple=True)
     assert columns.float().mean() > 256  # it was at the left
     assert rows.float().mean() < 256  # and still is at the top

@@ -76,7 +76,7 @@ def test_inference_is_as_trained(checkpoint: Path):
     assert isinstance(network, LightMUNet)
     wanted = {name: x.shape for name, x in LightMUNet(**NETWORK).state_dict().items()}
     assert {name: x.shape for name, x in network.state_dict().items()} == wanted
-    *_, size, intensity = parser.get_parsed_content("preprocessing").transforms
+    *_, intensity, size = parser.get_parsed_content("preprocessing").transforms
     assert tuple(size.resizer.spatial_size) == (64, 48)
     assert intensity.normalizer.nonzero
     assert intensity is parser.get_parsed_content("intensity")
