@@ -1,6 +1,6 @@
 """Our bundles and nnU-Net at equal training time, on one fold of nnU-Net's five as the test.
 
-    python -m benchmarks.yardstick --data /work/shared/data/hippocampus_mr --work DIR
+    python -m benchmarks.yardstick --data ../shared/data/hippocampus_mr --work DIR
         [--minutes 30] [--fold 0] [--only bundle-lightm nnunet] [--cases N] [--iterations 25]
         [--modality MR] [--seed 0]
 
@@ -38,8 +38,8 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-from numpy.typing import NDArray
 
+from common.evaluation import dice_per_class
 from common.files import write_json
 
 from .measure import machine, say, table
@@ -260,19 +260,11 @@ def evaluate(masks: Path, labels: Path, test: Sequence[str]) -> dict[str, Any]:
     scores: dict[int, list[float]] = {}
     for name in test:
         mask = next(files[n] for n in (name, f"{name}_seg") if n in files)
-        found, label = (voxels(file) for file in (mask, labels / f"{name}.nii.gz"))
-        if found.shape != label.shape:
-            raise ValueError(f"{mask} has {found.shape} voxels, its label {label.shape}")
-        for number in {*np.unique(found), *np.unique(label)} - {0}:
-            both = np.sum((found == number) & (label == number))
-            either = np.sum(found == number) + np.sum(label == number)
-            scores.setdefault(int(number), []).append(float(2 * both / either))
+        for number, score in dice_per_class(mask, labels / f"{name}.nii.gz").items():
+            if not math.isnan(score):
+                scores.setdefault(number, []).append(score)
     means = {str(number): round(statistics.mean(x), 4) for number, x in sorted(scores.items())}
     return {"dice": means, "mean_dice": round(statistics.mean(means.values()), 4)}
-
-
-def voxels(file: Path) -> NDArray[np.int64]:
-    return np.asarray(nib.load(file).dataobj).astype(np.int64)
 
 
 def report(results: Mapping[str, Any], names: Sequence[str]) -> str:

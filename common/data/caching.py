@@ -22,7 +22,7 @@ from monai.transforms import Compose
 from monai.utils import TraceKeys, convert_to_tensor
 from torch import Tensor
 
-from ..errors import InputError, check_switches, first_line, input_error_in
+from ..errors import InputError, check_choice, check_switches, first_line, input_error_in
 from ..files import replacing
 
 _logger = logging.getLogger(__name__)
@@ -63,8 +63,7 @@ def cached_dataset(
         InputError: an argument is not as above; later, when a case is wanted: it cannot be read,
             or `cache_dir` cannot be written.
     """
-    if cache not in _CACHES:
-        raise InputError(f"cache is {cache!r}; allowed are {', '.join(map(repr, _CACHES))}.")
+    check_choice("cache", cache, _CACHES)
     check_switches(strict=strict)
     transform = transform.flatten()  # or nothing is kept of what is in a Compose within it
     if cache == "disk":

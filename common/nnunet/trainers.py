@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 from monai.losses import DeepSupervisionLoss
+from monai.utils import ensure_tuple
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class BundleTrainer(nnUNetTrainer):
             of regions where the loss is of classes.
     """
 
+    target: ClassVar[str]  # the network's class, as a config names it
     dims: ClassVar[Sequence[int]] = (2, 3)
     regions = False  # whether the loss is of regions, too
     multiple = 1  # of which a patch's size has to be, along each axis
@@ -84,12 +86,22 @@ class BundleTrainer(nnUNetTrainer):
         """The size of a patch that the network takes, from that of the plan."""
         return max(cls.smallest, math.ceil(size / cls.multiple) * cls.multiple)
 
-    @staticmethod
+    @classmethod
     def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
+        cls, configuration: ConfigurationManager, in_channels: int, out_channels: int
     ) -> dict[str, Any]:
         """The network for a plan's configuration, as a bundle's config describes it."""
-        raise NotImplementedError
+        return {
+            "_target_": cls.target,
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            **cls.arguments(configuration),
+        }
+
+    @staticmethod
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
+        """The network's arguments, but for its channels."""
+        return {}
 
     def learning_rate(self, epoch: int) -> float:
         """That of an epoch, counted from 0: by default polynomial decay, as nnU-Net's own."""
@@ -169,20 +181,16 @@ class _WithIgnored(nn.Module):
 class LightMUNetTrainer(BundleTrainer):
     """LightM-UNet as its released trainer has it, in 2D and 3D: 100 epochs in float32."""
 
+    target = "common.networks.LightMUNet"
     regions = True
     smallest = 8
     decay = 1e-5
     eps = 1e-5
 
     @staticmethod
-    def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
-    ) -> dict[str, Any]:
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
         return {
-            "_target_": "common.networks.LightMUNet",
             "spatial_dims": len(configuration.patch_size),
-            "in_channels": in_channels,
-            "out_channels": out_channels,
             "init_filters": 32,
             "blocks_down": [1, 2, 2, 4],
             "blocks_up": [1, 1, 1],
@@ -203,20 +211,16 @@ class LightMUNetTrainer(BundleTrainer):
 class MambaClinixTrainer(BundleTrainer):
     """MambaClinix as its released trainer has it, its stages from the plan: 1000 epochs."""
 
+    target = "common.networks.MambaClinix"
     dims = (3,)
     epochs = 1000
     decay = 1e-5
     eps = 1e-5
 
     @staticmethod
-    def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
-    ) -> dict[str, Any]:
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
         planned = configuration.network_arch_init_kwargs
         return {
-            "_target_": "common.networks.MambaClinix",
-            "in_channels": in_channels,
-            "out_channels": out_channels,
             "features": planned["features_per_stage"],
             "strides": planned["strides"],
             "kernel_sizes": planned["kernel_sizes"],
@@ -232,19 +236,13 @@ class MambaClinixTrainer(BundleTrainer):
 class LCMambaNetTrainer(BundleTrainer):
     """LCMambaNet of variant T, in 2D, from scratch: Adam, the rate divided at plateaus."""
 
+    target = "common.networks.LCMambaNet"
     dims = (2,)
     epochs = 400
 
     @staticmethod
-    def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
-    ) -> dict[str, Any]:
-        return {
-            "_target_": "common.networks.LCMambaNet",
-            "variant": "T",
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-        }
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
+        return {"variant": "T"}
 
     def learning_rate(self, epoch: int) -> float:
         """A tenth of it wherever nnU-Net's Dice has not risen for ten epochs."""
@@ -266,6 +264,7 @@ class CodebookMambaUNetTrainer(BundleTrainer):
     and its tumours), with the paper's loss; else nnU-Net's loss and that of the codebook.
     """
 
+    target = "common.networks.CodebookMambaUNet"
     dims = (3,)
     regions = True
     smallest = 16
@@ -273,19 +272,12 @@ class CodebookMambaUNetTrainer(BundleTrainer):
     rate = 1e-3
 
     @staticmethod
-    def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
-    ) -> dict[str, Any]:
-        return {
-            "_target_": "common.networks.CodebookMambaUNet",
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-            "codebook_init": "data",
-        }
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
+        return {"codebook_init": "data"}
 
     def _build_loss(self) -> nn.Module:
         if self.label_manager.has_regions:
-            regions = [set(_as_tuple(x)) for x in self.label_manager.foreground_regions]
+            regions = [set(ensure_tuple(x)) for x in self.label_manager.foreground_regions]
             if len(regions) == 2 and regions[1] < regions[0]:
                 return _OfRegions(CodebookMambaLoss(), self.label_manager.has_ignore_label)
         return _WithCodebook(super()._build_loss())
@@ -325,19 +317,10 @@ class ELANResMSCAUNetTrainer(BundleTrainer):
     So is the weight of the loss's coarser scales.
     """
 
+    target = "common.networks.ELANResMSCAUNet"
     dims = (3,)
     smallest = 16
     epochs = 300
-
-    @staticmethod
-    def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
-    ) -> dict[str, Any]:
-        return {
-            "_target_": "common.networks.ELANResMSCAUNet",
-            "in_channels": in_channels,
-            "out_channels": out_channels,
-        }
 
     def learning_rate(self, epoch: int) -> float:
         return self.initial_lr * 0.8 ** (epoch // 30)
@@ -354,19 +337,15 @@ class ELANResMSCAUNetTrainer(BundleTrainer):
 class SegResNetTrainer(BundleTrainer):
     """SegResNet as LightM-UNet's release compares with it: Adam, polynomial decay."""
 
+    target = "monai.networks.nets.SegResNet"
     regions = True
     multiple = 8
     decay = 1e-5
 
     @staticmethod
-    def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
-    ) -> dict[str, Any]:
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
         return {
-            "_target_": "monai.networks.nets.SegResNet",
             "spatial_dims": len(configuration.patch_size),
-            "in_channels": in_channels,
-            "out_channels": out_channels,
             "init_filters": 32,
             "blocks_down": [1, 2, 2, 4],
             "blocks_up": [1, 1, 1],
@@ -376,19 +355,15 @@ class SegResNetTrainer(BundleTrainer):
 class UNETRTrainer(BundleTrainer):
     """UNETR as LightM-UNet's release compares with it: AdamW, linear decay."""
 
+    target = "common.networks.UNETR"
     regions = True
     multiple = 16
     decay = 0.01
 
     @staticmethod
-    def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
-    ) -> dict[str, Any]:
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
         size = list(configuration.patch_size)
         return {
-            "_target_": "common.networks.UNETR",
-            "in_channels": in_channels,
-            "out_channels": out_channels,
             "img_size": size,
             "feature_size": 16,
             "hidden_size": 768,
@@ -410,17 +385,13 @@ class UNETRTrainer(BundleTrainer):
 class SwinUNETRTrainer(UNETRTrainer):
     """Swin UNETR as LightM-UNet's release compares with it: AdamW 8e-4, cosine to 1e-6."""
 
+    target = "monai.networks.nets.SwinUNETR"
     multiple = 32
     rate = 8e-4
 
     @staticmethod
-    def network_def(
-        configuration: ConfigurationManager, in_channels: int, out_channels: int
-    ) -> dict[str, Any]:
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
         return {
-            "_target_": "monai.networks.nets.SwinUNETR",
-            "in_channels": in_channels,
-            "out_channels": out_channels,
             "depths": [2, 2, 2, 2],
             "num_heads": [3, 6, 12, 24],
             "feature_size": 48,
@@ -430,7 +401,3 @@ class SwinUNETRTrainer(UNETRTrainer):
     def learning_rate(self, epoch: int) -> float:
         left = (1 + math.cos(math.pi * epoch / self.num_epochs)) / 2
         return 1e-6 + (self.initial_lr - 1e-6) * left
-
-
-def _as_tuple(region: int | Sequence[int]) -> tuple[int, ...]:
-    return (region,) if isinstance(region, int) else tuple(region)

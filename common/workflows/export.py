@@ -301,9 +301,7 @@ def _write_torchscript(
 def _scripted(network: nn.Module) -> torch.jit.ScriptModule:
     try:
         return torch.jit.script(network)
-    except (
-        RuntimeError
-    ) as error:  # of the network's source: some of MONAI's is not in that language
+    except RuntimeError as error:  # some of MONAI's source is not in that language
         raise InputError(
             f"{type(network).__name__} cannot be written as TorchScript ({first_line(error)}); "
             "allowed for it are torch_export and onnx."
