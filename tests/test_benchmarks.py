@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import nibabel as nib
 import numpy as np
@@ -15,8 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import measure, networks, yardstick
-from common.ops import BACKENDS, fastest_backend, why_not
+from benchmarks import gpu, measure, networks, yardstick
+from common.ops import BACKENDS, fastest_backend, selective_scan_2d, why_not
+from common.ops.reference import selective_scan_reference
+from common.ops.selective_scan_2d import _in_order
 
 from .conftest import REPOSITORY
 
@@ -213,3 +216,48 @@ def test_parameters_are_those_of_the_docs():
         assert f"| {volumes} | {images} |" in next(
             line for line in page.splitlines() if line.startswith(f"| `{name}` |")
         )
+
+
+def test_one_gpu_is_built_for():
+    setup = """
+cc_flag.append("-gencode")
+cc_flag.append("arch=compute_80,code=sm_80")
+if new:
+    cc_flag.append("-gencode")
+    cc_flag.append("arch=compute_90,code=sm_90")
+if newer:
+    cc_flag.append("-gencode")
+    cc_flag.append("arch=compute_100,code=sm_100")
+"""
+    for capability, others in (("90", ("80", "100")), ("80", ("90", "100"))):
+        flags: list[str] = []
+        exec(gpu.for_one_gpu(setup, capability), {"cc_flag": flags, "new": True, "newer": True})
+        assert flags == ["-gencode", f"arch=compute_{capability},code=sm_{capability}"], others
+
+
+def test_four_copies_are_the_scan_of_a_map(monkeypatch):
+    package = ModuleType("mamba_ssm.ops.selective_scan_interface")
+    package.selective_scan_fn = lambda *xs: selective_scan_reference(*xs)[0]
+    monkeypatch.setitem(sys.modules, package.__name__, package)
+    for name in ("mamba_ssm", "mamba_ssm.ops"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    torch.manual_seed(0)
+    u, delta, A = torch.randn(2, 3, 4, 5), torch.randn(2, 4, 3, 4, 5), -torch.rand(4, 3, 2)
+    B, C = torch.randn(2, 4, 2, 4, 5), torch.randn(2, 4, 2, 4, 5)
+    D, bias = torch.randn(4, 3), torch.randn(4, 3)
+    expected = selective_scan_2d(u, delta, A, B, C, D, bias, True, backend="reference")
+    found = gpu.four_copies(u, _in_order(delta), A, _in_order(B), _in_order(C), D, bias)
+    torch.testing.assert_close(found, expected)
+
+
+def test_what_fails_on_a_gpu_is_a_row():
+    def fail() -> dict[str, object]:
+        raise TypeError("no such thing\nand more")
+
+    rows = [gpu.attempt({"scan": "a"}, lambda: {"ms": 0.12345}), gpu.attempt({"scan": "b"}, fail)]
+    assert gpu.markdown(rows).splitlines() == [
+        "| scan | ms | failed |",
+        "| --- | --- | --- |",
+        "| a | 0.123 |  |",
+        "| b |  | TypeError: no such thing |",
+    ]

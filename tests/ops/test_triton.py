@@ -162,7 +162,8 @@ def test_compiled_equals_eager():
     inputs = on_device(batch=1, group_channels=2, length=9, n=2)
     compiled = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")
     eager = selective_scan(*inputs, True, backend="triton")
-    assert torch.equal(compiled(*inputs, True, backend="triton"), eager)
+    # A GPU's kernels are compiled for the strides, which torch.compile may choose.
+    assert distance(compiled(*inputs, True, backend="triton"), eager) < 1e-6
 
 
 @needs_triton
