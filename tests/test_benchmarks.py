@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu, measure, networks, yardstick
+from benchmarks import gpu, measure, networks, whole_scan, yardstick
 from common.ops import BACKENDS, fastest_backend, selective_scan_2d, why_not
 from common.ops.reference import selective_scan_reference
 from common.ops.selective_scan_2d import _in_order
@@ -261,3 +261,43 @@ def test_what_fails_on_a_gpu_is_a_row():
         "| a | 0.123 |  |",
         "| b |  | TypeError: no such thing |",
     ]
+
+
+@pytest.mark.slow
+def test_contention():
+    text = run("contention", "--size", 16, 16, 16, "--busy", 1, "--rounds", 1)
+    for step in ("forward", "training"):
+        for name in ("LightMUNet", "SegResNet"):
+            assert len([float(cell) for cell in cells(text, step, name)[2:]]) == 2
+
+
+@pytest.mark.slow
+def test_whole_scan(tmp_path: Path):
+    image = np.random.default_rng(0).integers(-100, 200, (20, 24, 9)).astype(np.int16)
+    nib.save(nib.Nifti1Image(image, np.diag([3, 3, 5, 1])), tmp_path / "scan.nii.gz")
+    sizes = ("--patch_size", 16, 16, 16, "--spacing", 4, 4, 4)
+    text = run("whole_scan", "--image", tmp_path / "scan.nii.gz", *sizes)
+    for name in ("LightMUNet", "SegResNet"):
+        windows, *seconds = map(float, cells(text, name)[1:])
+        assert windows == 2  # of 15 x 18 x 11.25 voxels
+        assert seconds[3] > 0
+        assert sum(seconds[:-1]) == pytest.approx(seconds[-1], abs=0.4)
+
+
+def test_time_is_of_a_step_without_those_that_it_calls(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 10.0])
+    monkeypatch.setattr(whole_scan.time, "perf_counter", lambda: next(now))
+
+    class Outer:
+        def run(self) -> None:
+            Inner().run()
+
+    class Inner:
+        def run(self) -> None: ...
+
+    clock = whole_scan.Clock()
+    clock.watch(Outer, "run", "outer")
+    clock.watch(Inner, "run", "inner")
+    Outer().run()
+    assert clock.seconds == {"outer": 8.0, "inner": 2.0}
+    assert clock.calls == {"outer": 1, "inner": 1}
