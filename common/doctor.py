@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .ops import BACKENDS, Backend, fastest_backend, native, selective_scan, why_not
+from .ops import (
+    BACKENDS,
+    Backend,
+    causal_conv1d,
+    fastest_backend,
+    native,
+    selective_scan,
+    why_not,
+)
 
 PACKAGES = ("torch", "monai", "numpy", "triton", "mamba-ssm", "causal-conv1d")
 TOLERANCE = 1e-5  # relative error of float32 results, in the Euclidean norm
@@ -85,6 +93,9 @@ def _choices() -> Iterator[str]:
         for (chosen, *reasons), dtypes in served.items():
             yield f"  {device:4}  {', '.join(dtypes):36}  {chosen}"
             yield from (f"{'':46}{reason}" for reason in reasons)
+    reason = causal_conv1d.why_unavailable()
+    convolves = "causal-conv1d" if reason is None else f"torch: {reason} {causal_conv1d.HOW_TO_GET}"
+    yield f"  mamba_ssm convolves by {convolves}"
     yield "  TorchScript and torch.export: torch, for what is exported may run where no other is"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common import cli, doctor
-from common.ops import BACKENDS, fastest_backend, native, why_not
+from common.ops import BACKENDS, causal_conv1d, fastest_backend, native, why_not
 
 
 @pytest.fixture
@@ -45,6 +45,9 @@ def test_report_names_the_facts():
             assert f"    {backend:10} right  " in done.stdout
     if native.why_unavailable() is None:
         assert f"{native.location()}, for {native.instruction_set()}" in done.stdout
+    without = causal_conv1d.why_unavailable()
+    convolves = "causal-conv1d" if without is None else f"torch: {without} Install it with: "
+    assert f"mamba_ssm convolves by {convolves}" in done.stdout
 
 
 def test_missing_compiler_is_explained(no_compiler, capsys):

@@ -19,7 +19,7 @@ DOMAIN = BASE | {
 
 # part of the package -> (other parts, third-party packages) that it may import
 ALLOWED: dict[str, tuple[set[str], set[str]]] = {
-    "ops": (set(), {"torch", "triton", "mamba_ssm"}),
+    "ops": (set(), {"torch", "triton", "mamba_ssm", "causal_conv1d"}),
     "blocks": ({"ops", "distributed"}, {"torch", "monai"}),
     "networks": (
         {"blocks", "ops", "errors"},

@@ -8,15 +8,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from ..ops import Backend, mamba_mixer, mamba_mixer_chunked, without_autocast
+from ..ops import (
+    Backend,
+    dtype_of_products,
+    mamba_mixer,
+    mamba_mixer_chunked,
+    without_autocast,
+)
 
 
 class Mamba(nn.Module):
     """Gated selective state-space mixer of tokens, (b, l, d_model) to (b, l, d_model).
 
     Parameter names and shapes are those of mamba-ssm's ``Mamba``, so its state dicts load. Under
-    autocast it stays in the parameters' precision, and its output is. Dynamic quantisation leaves
-    it in floating point: one operation reads the weights of all projections.
+    autocast it stays in the parameters' precision, but that its projections are in bfloat16 where
+    autocast on CUDA is to that; its output is in the parameters' precision. Dynamic quantisation
+    leaves it in floating point: one operation reads the weights of all projections.
 
     Args:
         d_model: channels of a token.
@@ -80,8 +87,10 @@ class Mamba(nn.Module):
         if torch.jit.is_scripting():
             return mamba_mixer_chunked(x, *weights)
         else:
+            own = self.D.dtype
+            dtype = dtype_of_products(x, own)
             with without_autocast(x):
-                return mamba_mixer(x.to(self.D.dtype), *weights, backend=self.backend)
+                return mamba_mixer(x.to(dtype), *weights, backend=self.backend).to(own)
 
 
 def init_step_size_projection(weight: Tensor, bias: Tensor) -> None:

@@ -75,7 +75,7 @@ class MambaLayer(nn.Module):
     """Residual vision Mamba layer (eq. 1 and 2): (b, in_channels, ...) to (b, out_channels, ...).
 
     The one layer norm serves both equations, as in the released code. Under autocast it stays in
-    the parameters' precision.
+    the parameters' precision, but for what `Mamba` says of its projections.
     """
 
     def __init__(
@@ -105,8 +105,7 @@ class MambaLayer(nn.Module):
         if torch.jit.is_scripting():
             return self.mix_map(x)
         else:
-            with without_autocast(x):
-                return self.mix_map(x.to(self.norm.weight.dtype))
+            return self.mix_map(x.to(self.norm.weight.dtype))
 
     def mix_map(self, x: Tensor) -> Tensor:
         """What `forward` does, in whatever precision x has."""
@@ -119,13 +118,27 @@ class MambaLayer(nn.Module):
                 mixed = mixed + skip if scale is None else mixed.addcmul_(skip, scale)
             mixed = self.proj(self.norm(mixed))
         else:
-            mixed = self.mix(layer_norm(tokens, self.norm), list(shape))
-            mixed = residual_norm_linear(mixed, self.norm, self.proj, skip, scale)
+            with without_autocast(x):
+                mixed = layer_norm(tokens, self.norm)
+            mixed = self.mix(mixed, list(shape))
+            with without_autocast(x):
+                mixed = residual_norm_linear(mixed, self.norm, self.proj, skip, scale)
         # In this order: for one item, torch takes the strides of the other for another layout.
         return mixed.unflatten(1, shape).movedim(-1, 1)
 
 
-class ConvLayer(MambaLayer):
+class _Ablation(MambaLayer):
+    """With another mixer, which knows nothing of autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self.mix_map(x)
+        else:
+            with without_autocast(x):
+                return self.mix_map(x.to(self.norm.weight.dtype))
+
+
+class ConvLayer(_Ablation):
     """Ablation: a 3-wide convolution in Mamba's place (table 3)."""
 
     def build_mixer(self, spatial_dims: int, channels: int, backend: Backend) -> nn.Module:
@@ -135,7 +148,7 @@ class ConvLayer(MambaLayer):
         return self.mixer(tokens.unflatten(1, shape).movedim(-1, 1)).flatten(2).transpose(1, 2)
 
 
-class AttentionLayer(MambaLayer):
+class AttentionLayer(_Ablation):
     """Ablation: multi-head self-attention in Mamba's place (table 3)."""
 
     def build_mixer(self, spatial_dims: int, channels: int, backend: Backend) -> nn.Module:

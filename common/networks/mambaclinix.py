@@ -89,7 +89,10 @@ class HGCN(nn.Module):
 
 
 class MambaLayer(nn.Module):
-    """Residual Mamba layer (fig. 2a, eq. 8 to 10), in the parameters' precision under autocast.
+    """Residual Mamba layer (fig. 2a, eq. 8 to 10).
+
+    Under autocast it stays in the parameters' precision, but for what `Mamba` says of its
+    projections.
 
     The one layer norm serves both places, as in the released code.
     """
@@ -103,16 +106,16 @@ class MambaLayer(nn.Module):
         # DistributedDataParallel does not wait for one.
         self.skip_scale = nn.Parameter(torch.ones(1), requires_grad=False)
 
-    def mix(self, tokens: Tensor) -> Tensor:
-        return self.proj(self.norm(self.mamba(self.norm(tokens))))
-
     def forward(self, x: Tensor) -> Tensor:
         tokens = x.flatten(2).transpose(1, 2).to(self.norm.weight.dtype)  # (b, l, c)
         if torch.jit.is_scripting():
-            mixed = self.mix(tokens)
+            mixed = self.proj(self.norm(self.mamba(self.norm(tokens))))
         else:
             with without_autocast(tokens):
-                mixed = self.mix(tokens)
+                normed = self.norm(tokens)
+            mixed = self.mamba(normed)
+            with without_autocast(tokens):
+                mixed = self.proj(self.norm(mixed))
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 

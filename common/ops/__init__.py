@@ -8,6 +8,7 @@ from .norms import batch_norm, group_norm, instance_norm
 from .selective_scan import (
     BACKENDS,
     Backend,
+    dtype_of_products,
     exporting,
     fastest_backend,
     selective_scan,
@@ -22,6 +23,7 @@ __all__ = [
     "batch_norm",
     "depthwise_conv",
     "depthwise_conv_shifted",
+    "dtype_of_products",
     "exporting",
     "fastest_backend",
     "group_norm",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import causal_conv1d
 from .chunked import selective_scan_chunked
 from .mamba_mixer_cpp import mamba_mixer_cpp
+from .mamba_mixer_triton import mamba_mixer_triton
 from .selective_scan import Backend, check_floating_point, chosen, plain, selective_scan
 
 
@@ -34,7 +37,12 @@ def mamba_mixer(
 
     Differentiable in every tensor argument. This composition is the definition. Backend "cpp" does
     it for a few thousand tokens at a time, so that what lies between stays in the processor's
-    cache; x_proj needs all channels of a token, so convolution and scan are two passes.
+    cache; x_proj needs all channels of a token, so convolution and scan are two passes. Backend
+    "triton" keeps only x for the backward pass. "mamba_ssm" convolves by the package
+    causal-conv1d, where it is installed and k is 2 to 4.
+
+    The products are in x's dtype, on CUDA with float32 sums, and so is what lies between them,
+    whatever the weights' dtypes; "cpp" takes 16-bit floats to float32.
 
     Args:
         x: tokens, (b, l, c).
@@ -57,8 +65,9 @@ def mamba_mixer(
             "reference".
     """
     _check(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
-    if chosen(backend, x, A) == "cpp":
-        return mamba_mixer_cpp(
+    served = chosen(backend, x, A, True)  # not mamba-ssm, whose scan needs copies of all
+    if served in _AS_ONE:
+        return _AS_ONE[served](
             cast(Tensor, plain(x)),
             in_proj,
             conv_weight,
@@ -70,7 +79,16 @@ def mamba_mixer(
             D,
             out_proj,
         )
-    u, delta, B, C, z = _before_scan(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, A)
+    in_proj, conv_weight, conv_bias, x_proj, dt_proj, out_proj = (
+        weight if weight.dtype == x.dtype else weight.to(x.dtype)
+        for weight in (in_proj, conv_weight, conv_bias, x_proj, dt_proj, out_proj)
+    )
+    u, z = _split_input(x, in_proj)
+    if served == "mamba_ssm" and causal_conv1d.serves(u, conv_weight):
+        u = causal_conv1d.causal_conv1d_silu(u, conv_weight, conv_bias)
+    else:
+        u = _convolve(u, conv_weight, conv_bias)
+    delta, B, C = _maps(u, x_proj, dt_proj, A)
     y = selective_scan(u, delta, A, B, C, D, z, dt_bias, True, backend=backend)
     return F.linear(cast(Tensor, y).mT, out_proj)
 
@@ -88,27 +106,35 @@ def mamba_mixer_chunked(
     out_proj: Tensor,
 ) -> Tensor:
     """The same in plain PyTorch; what TorchScript compiles."""
-    u, delta, B, C, z = _before_scan(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, A)
+    u, z = _split_input(x, in_proj)
+    u = _convolve(u, conv_weight, conv_bias)
+    delta, B, C = _maps(u, x_proj, dt_proj, A)
     y = selective_scan_chunked(u, delta, A, B, C, D, z, dt_bias, True)[0]
     return F.linear(y.mT, out_proj)
 
 
-def _before_scan(
-    x: Tensor,
-    in_proj: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor,
-    x_proj: Tensor,
-    dt_proj: Tensor,
-    A: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """u, delta, B, C, z of the scan."""
-    u, z = F.linear(x, in_proj).mT.chunk(2, dim=1)  # (b, d, l)
-    d, _, taps = conv_weight.shape
-    u = F.silu(F.conv1d(F.pad(u, [taps - 1, 0]), conv_weight, conv_bias, groups=d))
+_AS_ONE: dict[Backend, Callable[..., Tensor]] = {
+    "cpp": mamba_mixer_cpp,
+    "triton": mamba_mixer_triton,
+}
+
+
+def _split_input(x: Tensor, in_proj: Tensor) -> tuple[Tensor, Tensor]:
+    """u before its convolution and z, (b, d, l)."""
+    u, z = F.linear(x, in_proj).mT.chunk(2, dim=1)
+    return u, z
+
+
+def _convolve(u: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    d, _, taps = weight.shape
+    return F.silu(F.conv1d(F.pad(u, [taps - 1, 0]), weight, bias, groups=d))
+
+
+def _maps(u: Tensor, x_proj: Tensor, dt_proj: Tensor, A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """delta, B, C of the scan."""
     rank, n = dt_proj.shape[1], A.shape[1]
     dt, B, C = F.linear(u.mT, x_proj).split([rank, n, n], dim=-1)
-    return u, F.linear(dt, dt_proj).mT, B.mT, C.mT, z
+    return F.linear(dt, dt_proj).mT, B.mT, C.mT
 
 
 def _check(

@@ -198,6 +198,23 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(device, enabled=False)
 
 
+def dtype_of_products(x: Tensor, own: torch.dtype) -> torch.dtype:
+    """What `mamba_mixer` is to have its tokens in, where a block leaves autocast for it.
+
+    bfloat16 where autocast asks for that on CUDA: it has float32's range, and the mixer's products
+    add in float32, as do its convolution and scan. Else the dtype of the block's own parameters.
+    """
+    if (
+        x.device.type == "cuda"
+        and own == torch.float32
+        and not exporting()
+        and torch.is_autocast_enabled("cuda")
+        and torch.get_autocast_dtype("cuda") == torch.bfloat16
+    ):
+        return torch.bfloat16
+    return own
+
+
 @torch.compiler.assume_constant_result
 def _fastest_or_warn(device: str, dtype: torch.dtype) -> Backend:
     global _warned

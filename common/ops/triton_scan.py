@@ -70,23 +70,30 @@ def selective_scan_triton(
             is float64.
         RuntimeError: Triton is missing.
     """
+    check_served(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y, last, _ = _selective_scan_triton(*tensors, delta_softplus, needs_grad)
+    return y, last
+
+
+def check_served(**tensors: Tensor | None) -> None:
+    """Raises what `selective_scan_triton` does for tensors, u the first, that it cannot take."""
     if (reason := _reason()) is not None:
         raise RuntimeError(f"{reason} {HOW_TO_GET}")
     allowed = "cpu" if _interpreted() else "cuda"
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    for name, x in zip(names, tensors, strict=True):
-        if x is not None and (x.device.type != allowed or x.device != u.device):
+    given = {name: x for name, x in tensors.items() if x is not None}
+    first, u = next(iter(given.items()))
+    for name, x in given.items():
+        if x.device.type != allowed or x.device != u.device:
             raise ValueError(
                 f"{name} is on {x.device}; allowed for backend 'triton' is one {allowed} device."
             )
     if u.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(
-            f"u has dtype {u.dtype}; allowed for backend 'triton' are float32, float16, bfloat16."
+            f"{first} has dtype {u.dtype}; allowed for backend 'triton' are float32, float16, "
+            "bfloat16."
         )
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, last, _ = _selective_scan_triton(*tensors, delta_softplus, needs_grad)
-    return y, last
 
 
 @torch.compiler.assume_constant_result
@@ -115,8 +122,25 @@ def _selective_scan_triton(
     save_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, the last state, and what the backward pass needs of the states between (or nothing)."""
+    return scan_forward(u, delta, A, B, C, D, z, delta_bias, delta_softplus, save_states)
+
+
+def scan_forward(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    save_states: bool,
+    y: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as a plain function. y may be given, as the memory of u too."""
     kernels = _kernels()
-    y, last, saved = _outputs(u, A, save_states)
+    y, last, saved = _outputs(u, A, save_states, y)
     rates, skip, bias = A.contiguous(), _dense(D), _dense(delta_bias)
     plan = _plan(u, B, A.shape[1], FORWARD_TOKENS)
     with torch.cuda.device_of(u):  # Triton launches on the current device
@@ -158,8 +182,34 @@ def _selective_scan_triton_backward(
     delta_bias: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    kernels = _kernels()
     du, ddelta, dz = _like(u), _like(delta), None if z is None else _like(z)
+    return scan_backward(
+        dy, dlast, saved, u, delta, A, B, C, D, z, delta_bias, delta_softplus, du, ddelta, dz
+    )
+
+
+def scan_backward(
+    dy: Tensor,
+    dlast: Tensor | None,
+    saved: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    du: Tensor,
+    ddelta: Tensor,
+    dz: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The same as a plain function, which writes to du, ddelta and dz.
+
+    They may be the memory of u, delta and z: who reads a tile of these is who writes there, later.
+    """
+    kernels = _kernels()
     rates, skip, bias = A.contiguous(), _dense(D), _dense(delta_bias)
     plan = _plan(u, B, A.shape[1], BACKWARD_TOKENS)
     with torch.cuda.device_of(u):
@@ -182,12 +232,14 @@ def _selective_scan_triton_backward(
             adjoints, dB_parts, dC_parts, dD_parts, dbias_parts,
             SAVED=SAVED_EVERY, SOFTPLUS=delta_softplus,
         )  # fmt: skip
+    dB = _map_gradient(dB_parts, B)
+    del dB_parts
     nothing = u.new_empty(0)
     return (
         du,
         ddelta,
         adjoints.sum((0, 1)).to(A.dtype),
-        _map_gradient(dB_parts, B),
+        dB,
         _map_gradient(dC_parts, C),
         nothing if D is None else dD_parts.sum((0, 1)).to(D.dtype),
         nothing.clone() if dz is None else dz,
@@ -222,13 +274,15 @@ def _backward(ctx, dy, dlast, _):
 _selective_scan_triton.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _outputs(u: Tensor, A: Tensor, save_states: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _outputs(
+    u: Tensor, A: Tensor, save_states: bool, y: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, d, length = u.shape
     n = A.shape[1]
     saved = u.new_empty(0, dtype=torch.float32)
     if save_states:
         saved = saved.new_empty((batch, -(-length // SAVED_EVERY), d, n))
-    return _like(u), saved.new_empty((batch, d, n)), saved
+    return _like(u) if y is None else y, saved.new_empty((batch, d, n)), saved
 
 
 def _gradients(

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -6,6 +8,8 @@ from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.ao.quantization import quantize_dynamic
 
 from common.blocks import Mamba
+from common.blocks import mamba as mamba_module
+from common.ops import dtype_of_products, triton_scan
 
 
 def test_state_dict_is_that_of_mamba_ssm():
@@ -93,9 +97,43 @@ def test_what_float16_cannot_hold_under_autocast():
         block.in_proj.weight.mul_(3e5)
         block.x_proj.weight.div_(3e5)
     expected = block(x)
-    for backend in ("auto", "torch"):
+    in_triton = ["triton"] if triton_scan.why_unavailable() is None else []  # its interpreter
+    for backend in ("auto", "torch", *in_triton):
         block.backend = backend
         with torch.autocast("cpu", dtype=torch.float16):
             y = block(x)
         assert y.dtype == torch.float32
         torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "own", "expected"),
+    [
+        ("cuda", torch.bfloat16, torch.float32, torch.bfloat16),
+        ("cuda", torch.float16, torch.float32, torch.float32),  # its range is too small
+        ("cuda", None, torch.float32, torch.float32),
+        ("cuda", torch.bfloat16, torch.float64, torch.float64),
+        ("cuda", torch.bfloat16, torch.float16, torch.float16),
+        ("cpu", torch.bfloat16, torch.float32, torch.float32),
+    ],
+)
+def test_what_projections_are_in_under_autocast(monkeypatch, device, asked, own, expected):
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda _: asked is not None)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda _: asked or torch.bfloat16)
+    x = SimpleNamespace(device=torch.device(device))
+    assert dtype_of_products(x, own) == expected
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpp"])
+def test_projections_in_bfloat16(monkeypatch, backend):
+    """What autocast asks for on CUDA; in Triton see tests/ops/test_mamba_mixer_triton.py."""
+    torch.manual_seed(0)
+    block = Mamba(8, backend=backend)
+    x = torch.randn(2, 50, 8)
+    expected = block(x)
+    monkeypatch.setattr(mamba_module, "dtype_of_products", lambda x, own: torch.bfloat16)
+    y = block(x)
+    assert y.dtype == torch.float32
+    assert 0 < (y - expected).norm() < 4 * torch.finfo(torch.bfloat16).eps * expected.norm()
+    y.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in block.parameters())

@@ -69,6 +69,7 @@ def test_scans_and_norms_are_float32_under_autocast(name: str):
     network = build(name)
     kinds = (Mamba, SS2D, Codebook, nn.GroupNorm, nn.LayerNorm, nn.modules.batchnorm._NormBase)
     dtypes: dict[str, torch.dtype] = {}
+    left: list[str] = []  # autocast before Mamba, whose projections follow it on CUDA
     for place, module in network.named_modules():
         if isinstance(module, kinds):
 
@@ -77,9 +78,17 @@ def test_scans_and_norms_are_float32_under_autocast(name: str):
                 dtypes[place] = first.dtype
 
             module.register_forward_hook(note)
+        if isinstance(module, Mamba):
+
+            def look(*_, place: str = place) -> None:
+                if not torch.is_autocast_enabled("cpu"):
+                    left.append(place)
+
+            module.register_forward_pre_hook(look)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = network(torch.randn(1, 1, *TINY[len(CASES[name].patch)]))
     logits = output if isinstance(output, Tensor) else output[0]
     assert logits.dtype == torch.bfloat16  # autocast was on elsewhere
     assert dtypes
     assert {place for place, dtype in dtypes.items() if dtype != torch.float32} == set()
+    assert left == []

@@ -41,7 +41,7 @@ def run(inputs: list[Tensor], backend: str, dtype=torch.float32) -> dict[str, Te
     xs = [x.detach().to(dtype).requires_grad_() for x in inputs]
     y = mamba_mixer(*xs, backend=backend)
     generator = torch.Generator().manual_seed(1)
-    grads = torch.autograd.grad(y, xs, torch.randn(y.shape, generator=generator).to(dtype))
+    grads = torch.autograd.grad(y, xs, torch.randn(y.shape, generator=generator).to(y))
     return {"y": y.detach(), **{f"d{name}": g for name, g in zip(NAMES, grads, strict=True)}}
 
 

@@ -7,15 +7,19 @@ from types import ModuleType
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from common.ops import mamba_ssm_scan, selective_scan
+from common.ops import causal_conv1d, mamba_mixer, mamba_ssm_scan, selective_scan
 from common.ops.reference import selective_scan_reference
 
 from .test_cpp import make_inputs
+from .test_mamba_mixer import make_inputs as mixer_inputs
+from .test_mamba_mixer import run as run_mixer
 from .test_triton import cuda, run
 
 scan_module = sys.modules["common.ops.selective_scan"]
+mixer_module = sys.modules["common.ops.mamba_mixer"]
 
 
 @pytest.fixture
@@ -125,3 +129,66 @@ def test_missing(monkeypatch):
 def test_what_it_cannot_serve(u, states, message):
     with pytest.raises(ValueError, match=message):
         mamba_ssm_scan._check(u, torch.zeros(64, states))
+
+
+@pytest.fixture
+def convolutions(monkeypatch) -> list[tuple[int, ...]]:
+    """Puts a stand-in for causal-conv1d into sys.modules, and returns the kernels it is given.
+
+    The stand-in is causal_conv1d_fn of causal-conv1d 1.4 and later.
+    """
+    kernels = []
+
+    def causal_conv1d_fn(
+        x, weight, bias=None, seq_idx=None, initial_states=None, return_final_states=False,
+        final_states_out=None, activation=None,
+    ):  # fmt: skip
+        d, taps = weight.shape
+        kernels.append((d, taps))
+        assert x.stride(2) == 1 or (x.stride(1) == 1 and x.stride(2) % 8 == d % 8 == 0)
+        assert 2 <= taps <= 4
+        assert bias.dtype == weight.dtype
+        assert activation == "silu"
+        y = F.conv1d(F.pad(x, [taps - 1, 0]), weight.unsqueeze(1), bias, groups=d)
+        return F.silu(y).to(x.dtype)
+
+    package = ModuleType("causal_conv1d")
+    package.causal_conv1d_fn = causal_conv1d_fn
+    monkeypatch.setitem(sys.modules, "causal_conv1d", package)
+    causal_conv1d.why_unavailable.cache_clear()
+    yield kernels
+    causal_conv1d.why_unavailable.cache_clear()
+
+
+@pytest.mark.parametrize(("taps", "taken"), [(1, False), (2, True), (4, True), (5, False)])
+def test_mixer_convolves_by_causal_conv1d(calls, convolutions, taps, taken):
+    inputs = mixer_inputs(batch=2, length=20, d=5, taps=taps)
+    found, expected = run_mixer(inputs, "mamba_ssm"), run_mixer(inputs, "reference")
+    assert convolutions == [(5, taps)] * taken
+    assert len(calls) == 1
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+def test_causal_conv1d_is_mamba_ssms_alone(calls, convolutions):
+    mamba_mixer(*mixer_inputs(length=5), backend="torch")
+    assert convolutions == []
+
+
+def test_mixer_without_causal_conv1d(calls, monkeypatch):
+    monkeypatch.setitem(sys.modules, "causal_conv1d", None)
+    causal_conv1d.why_unavailable.cache_clear()
+    assert str(causal_conv1d.why_unavailable()).startswith("causal-conv1d is not available: ")
+    inputs = mixer_inputs(length=20, d=5)
+    found, expected = run_mixer(inputs, "mamba_ssm"), run_mixer(inputs, "reference")
+    assert torch.equal(found["y"], expected["y"])
+    causal_conv1d.why_unavailable.cache_clear()
+
+
+def test_auto_mixes_in_triton(calls, monkeypatch):
+    """Though there are 1024 channels or, read as u's, 1024 tokens."""
+    monkeypatch.setattr(scan_module.triton_scan, "why_unavailable", lambda: None)
+    monkeypatch.setattr(mixer_module, "_check", lambda *_: None)
+    monkeypatch.setitem(mixer_module._AS_ONE, "triton", lambda *_: "in Triton")
+    monkeypatch.setattr(mixer_module, "plain", lambda x: x)
+    assert mamba_mixer(cuda(d=1024), *[None] * 6, torch.zeros(1024, 16), None, None) == "in Triton"

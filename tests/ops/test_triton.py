@@ -285,8 +285,8 @@ def test_auto_on_cuda(monkeypatch):
         assert scan_module.fastest(cuda(), A, False) == "torch"
 
 
-# Compiles what the operators launch, in both layouts, for a GPU that is not there.
-COMPILE = """
+# After it what is launched is compiled, for a GPU that is not there.
+WITHOUT_GPU = """
 import sys, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
@@ -313,6 +313,10 @@ def compile_only(self, *args, grid, warmup, **kwargs):
 
 JITFunction.run = compile_only
 triton_scan.SHORTEST_CHUNK, triton_scan._multiprocessors = 8, lambda _: 132
+"""
+
+# What the operators launch, in both layouts.
+COMPILE = """
 n, dtype, layout = int(sys.argv[1]), getattr(torch, sys.argv[2]), sys.argv[3]
 def tokens(channels):
     x = torch.zeros(1, 48, channels, dtype=dtype).mT
@@ -341,8 +345,12 @@ assert all(compiled.values())
     ],
 )
 def test_compiles_for_hopper(tmp_path, n, dtype, layout):
+    compile_for_hopper(tmp_path, COMPILE, str(n), dtype, layout)
+
+
+def compile_for_hopper(cache, code: str, *arguments: str) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    command = [sys.executable, "-c", COMPILE, str(n), dtype, layout]
+    environment["TRITON_CACHE_DIR"] = str(cache)
+    command = [sys.executable, "-c", WITHOUT_GPU + code, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
