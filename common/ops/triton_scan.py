@@ -70,12 +70,19 @@ def selective_scan_triton(
             is float64.
         RuntimeError: Triton is missing.
     """
+    check_served(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    tensors = (u, delta, A, B, C, D, z, delta_bias)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    y, last, _ = _selective_scan_triton(*tensors, delta_softplus, needs_grad)
+    return y, last
+
+
+def check_served(u: Tensor, **others: Tensor | None) -> None:
+    """Raises what `selective_scan_triton` does for tensors that the kernels cannot take."""
     if (reason := _reason()) is not None:
         raise RuntimeError(f"{reason} {HOW_TO_GET}")
     allowed = "cpu" if _interpreted() else "cuda"
-    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
-    tensors = (u, delta, A, B, C, D, z, delta_bias)
-    for name, x in zip(names, tensors, strict=True):
+    for name, x in {"u": u, **others}.items():
         if x is not None and (x.device.type != allowed or x.device != u.device):
             raise ValueError(
                 f"{name} is on {x.device}; allowed for backend 'triton' is one {allowed} device."
@@ -84,9 +91,6 @@ def selective_scan_triton(
         raise ValueError(
             f"u has dtype {u.dtype}; allowed for backend 'triton' are float32, float16, bfloat16."
         )
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, last, _ = _selective_scan_triton(*tensors, delta_softplus, needs_grad)
-    return y, last
 
 
 @torch.compiler.assume_constant_result
