@@ -65,7 +65,7 @@ def mamba_mixer(
             "reference".
     """
     _check(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
-    served = chosen(backend, x, A, True)  # not mamba-ssm, whose scan needs copies of all
+    served = chosen(backend, x, A, but_mamba_ssm=True)  # whose scan needs copies of all
     if served in _AS_ONE:
         return _AS_ONE[served](
             cast(Tensor, plain(x)),

@@ -106,7 +106,7 @@ def selective_scan(
             "reference".
     """
     _check(u, delta, A, B, C, D, z, delta_bias, backend)
-    backend = chosen(backend, u, A, return_last_state)
+    backend = chosen(backend, u, A, but_mamba_ssm=return_last_state)
     scan: Callable[..., tuple[Tensor, Tensor]] = _selective_scan
     if exporting():
         scan = selective_scan_exported
@@ -152,7 +152,7 @@ def fastest_backend(device: str, dtype: torch.dtype) -> Backend:
     return next(backend for backend in _SCOPES if why_not(backend, device, dtype) is None)
 
 
-def chosen(backend: Backend, u: Tensor, A: Tensor, return_last_state: bool = False) -> Backend:
+def chosen(backend: Backend, u: Tensor, A: Tensor, but_mamba_ssm: bool = False) -> Backend:
     """The backend that is named, or the fastest for these arguments.
 
     In torch.export it is "torch" whichever is named, as in TorchScript: what is exported runs on
@@ -160,13 +160,13 @@ def chosen(backend: Backend, u: Tensor, A: Tensor, return_last_state: bool = Fal
     """
     if exporting():
         return "torch"
-    return fastest(u, A, return_last_state) if backend == "auto" else backend
+    return fastest(u, A, but_mamba_ssm) if backend == "auto" else backend
 
 
-def fastest(u: Tensor, A: Tensor, return_last_state: bool = False) -> Backend:
+def fastest(u: Tensor, A: Tensor, but_mamba_ssm: bool = False) -> Backend:
     """What "auto" is for these arguments. Warns once where that is slower than need be, by far."""
     on_gpu = u.device.type == "cuda" and u.dtype != torch.float64
-    if on_gpu and not return_last_state and mamba_ssm_scan.is_fastest(u, A):
+    if on_gpu and not but_mamba_ssm and mamba_ssm_scan.is_fastest(u, A):
         return "mamba_ssm"
     return _fastest_or_warn(u.device.type, u.dtype)
 

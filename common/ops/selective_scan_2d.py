@@ -20,6 +20,7 @@ from .selective_scan import (
     plain,
     selective_scan,
 )
+from .triton_scan_2d import selective_scan_2d_triton
 
 
 def selective_scan_2d(
@@ -48,8 +49,8 @@ def selective_scan_2d(
         D: skip weight, (4, d).
         delta_bias: added to delta before the softplus, (4, d).
 
-        backend: as in `selective_scan`. "cpp" reads the map where it lies, the fastest where
-            channels are next to each other in memory; the others copy it once per order.
+        backend: as in `selective_scan`. "cpp" and "triton" read the map where it lies, the fastest
+            where channels are next to each other in memory; the others copy it once per order.
 
     Returns:
         (b, d, h, w) in u's dtype, a plain tensor.
@@ -62,9 +63,10 @@ def selective_scan_2d(
     """
     _check(u, delta, A, B, C, D, delta_bias, backend)
     scan: Callable[..., Tensor] = functools.partial(_composition, backend=backend)
-    if chosen(backend, u, A) == "cpp":
-        refuse_tangents("cpp", u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
-        scan = selective_scan_2d_cpp
+    served = chosen(backend, u, A, but_mamba_ssm=True)  # which needs the four copies
+    if served in ("cpp", "triton"):
+        refuse_tangents(served, u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
+        scan = selective_scan_2d_cpp if served == "cpp" else selective_scan_2d_triton
     tensors = (plain(x) for x in (u, delta, A, B, C, D, delta_bias))
     return scan(*tensors, delta_softplus)
 

@@ -118,10 +118,11 @@ NORMS = {
 }
 
 
-# The maps' scan and the mixer have operators of their own in C++ alone.
+# The mixer has an operator of its own in C++ alone.
 CASES = [
     *((name, backend) for backend in ("torch", "cpp") for name in SCANS),
     *(("scan", backend) for backend in ("triton", "auto")),
+    ("scan 2d", "triton"),
 ]
 _MISSING = {"cpp": native.why_unavailable(), "triton": triton_scan.why_unavailable()}
 CASES = [(name, backend) for name, backend in CASES if _MISSING.get(backend) is None]

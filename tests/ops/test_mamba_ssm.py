@@ -95,14 +95,14 @@ def test_auto_takes_it_where_it_is_faster(calls, monkeypatch):
     A = torch.zeros(1024, 16)
     monkeypatch.setattr(scan_module.triton_scan, "why_unavailable", lambda: None)
 
-    def fastest(u=None, A=A, return_last_state=False) -> str:
-        return scan_module.fastest(u or cuda(d=1024), A, return_last_state)
+    def fastest(u=None, A=A, but_mamba_ssm=False) -> str:
+        return scan_module.fastest(u or cuda(d=1024), A, but_mamba_ssm)
 
     assert fastest() == "mamba_ssm"
     assert fastest(cuda(d=1023)) == "triton"
     assert fastest(cuda(d=2**29)) == "triton"  # too many elements
     assert fastest(A=torch.zeros(1024, 257)) == "triton"
-    assert fastest(return_last_state=True) == "triton"  # it may get a gradient
+    assert fastest(but_mamba_ssm=True) == "triton"
     assert fastest(cuda(torch.float64, d=1024)) == "torch"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert fastest() == "triton"
