@@ -261,6 +261,7 @@ def map_row(scan: Callable[..., Tensor], batch: int, d: int, side: int) -> Row:
         truth = selective_scan_2d(**exact, delta_softplus=True, backend="torch")
         expected = (truth, *torch.autograd.grad(truth, list(exact.values()), dy.double()))
         row["error"] = max(distance(a, b) for a, b in zip(both(), expected, strict=True))
+    forward()  # compiles, as does the next
     both()
     row["MiB, both"] = peak_memory(both, "cuda") / 2**20
     row["ms"] = 1e3 * median_seconds(forward, "cuda", BUDGET)
@@ -329,6 +330,7 @@ def block_row(name: str, dtype: str, case: tuple[int, int, int]) -> Row:
         with torch.no_grad():
             forward()
 
+    alone()  # compiles, as does the next
     both()
     return {
         "MiB, both": peak_memory(both, "cuda") / 2**20,

@@ -199,8 +199,10 @@ def _gradients(
 
 def _like(x: Tensor) -> Tensor:
     """An empty (b, d, l), dense, channels-last where x's channels are next to each other."""
+    _, d, length = x.shape
     if x.stride(1) == 1 and x.stride(2) != 1:
-        return x.new_empty((x.shape[0], x.shape[2], x.shape[1])).mT
+        # Not a view: what an operator returns may be added to in place.
+        return x.new_empty_strided(x.shape, (length * d, 1, d))
     return x.new_empty(x.shape)
 
 

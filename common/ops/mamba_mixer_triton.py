@@ -170,7 +170,10 @@ def _linear(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _times(x: Tensor, matrix: Tensor) -> Tensor:
-    return torch.mm(_rows(x), matrix).view(*x.shape[:2], -1)
+    # Not a view of the product: what an operator returns may be added to in place.
+    out = x.new_empty((*x.shape[:2], matrix.shape[1]))
+    torch.mm(_rows(x), matrix, out=_rows(out))
+    return out
 
 
 def _weight_gradient(dy: Tensor, x: Tensor) -> Tensor:

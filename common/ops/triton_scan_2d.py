@@ -197,8 +197,16 @@ def _plan(u: Tensor, A: Tensor) -> _Plan:
 
 
 def _like(x: Tensor) -> Tensor:
-    """An empty tensor of x's shape, (..., c, h, w), with channels next to each other in memory."""
-    return x.new_empty((*x.shape[:-3], *x.shape[-2:], x.shape[-3])).movedim(-1, -3)
+    """An empty tensor of x's shape, (..., c, h, w), with channels next to each other in memory.
+
+    Not a view: what an operator returns may be added to in place.
+    """
+    c, height, width = x.shape[-3:]
+    strides, size = [1, width * c, c], c * height * width
+    for n in reversed(x.shape[:-3]):
+        strides.insert(0, size)
+        size *= n
+    return x.new_empty_strided(x.shape, strides)
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -210,7 +218,12 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _sum_of_orders(parts: Tensor, u: Tensor) -> Tensor:
-    return parts.sum(0).to(u.dtype).movedim(-1, 1)
+    total = _like(u)
+    if u.dtype == parts.dtype:
+        torch.sum(parts, 0, out=total.movedim(1, -1))
+    else:
+        total.movedim(1, -1).copy_(parts.sum(0))
+    return total
 
 
 def _view(x: Tensor) -> tuple[Tensor | int, ...]:

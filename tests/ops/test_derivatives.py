@@ -118,11 +118,10 @@ NORMS = {
 }
 
 
-# The mixer has an operator of its own in C++ alone.
 CASES = [
     *((name, backend) for backend in ("torch", "cpp") for name in SCANS),
-    *(("scan", backend) for backend in ("triton", "auto")),
-    ("scan 2d", "triton"),
+    *((name, "triton") for name in ("scan", "scan 2d", "mixer")),
+    ("scan", "auto"),
 ]
 _MISSING = {"cpp": native.why_unavailable(), "triton": triton_scan.why_unavailable()}
 CASES = [(name, backend) for name, backend in CASES if _MISSING.get(backend) is None]
@@ -187,7 +186,7 @@ def test_tangent_of_any_argument_is_refused(name, backend):
     for i, x in enumerate(xs):
         with forward_ad.dual_level():
             given = [*xs[:i], forward_ad.make_dual(x, x), *xs[i + 1 :]]
-            if operation.names[i] == "out_proj" and backend in ("torch", "triton"):
+            if operation.names[i] == "out_proj" and backend == "torch":
                 y = operation.run(*given, backend=backend)  # after the scan, by torch alone
                 torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, y)
                 continue
@@ -287,3 +286,18 @@ def test_second_derivatives_in_cpp_are_refused(name):
     first = torch.autograd.grad(operation.run(*xs).square().sum(), xs, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
         torch.autograd.grad(sum(x.sum() for x in first), xs)
+
+
+@pytest.mark.parametrize(("name", "backend"), CASES)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_output_may_be_added_to_in_place(name, backend, channels_last):
+    xs = list(SCANS[name].inputs())
+    if channels_last:
+        axis = {"scan 2d": -3}.get(name, -2)
+        xs[:2] = (x.movedim(axis, -1).contiguous().movedim(-1, axis) for x in xs[:2])
+    xs = [x.requires_grad_() for x in xs]
+    y = SCANS[name].run(*xs, backend=backend)
+    expected = torch.autograd.grad((y + 1).square().sum(), xs[0])[0]
+    y = SCANS[name].run(*xs, backend=backend)
+    y += 1
+    torch.testing.assert_close(torch.autograd.grad(y.square().sum(), xs[0])[0], expected)

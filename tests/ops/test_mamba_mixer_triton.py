@@ -159,11 +159,12 @@ def test_compiled_equals_eager():
     inputs = [x.requires_grad_() for x in on_device(length=3)]
     compiled = torch.compile(mamba_mixer, fullgraph=True, backend="aot_eager")
     found, expected = (f(*inputs, backend="triton") for f in (compiled, mamba_mixer))
-    assert torch.equal(found, expected)
+    # A GPU's kernels are compiled for the strides, which torch.compile may choose.
+    assert distance(found.detach(), expected.detach()) < 1e-6
     for a, b in zip(
         *(torch.autograd.grad(y.sum(), inputs) for y in (found, expected)), strict=True
     ):
-        assert torch.equal(a, b)
+        assert distance(a, b) < 1e-6
 
 
 @needs_triton

@@ -154,7 +154,8 @@ def test_compiled_in_one_graph(small_tiles):
     for got, wanted in zip(
         *(torch.autograd.grad(f(*inputs).sum(), inputs) for f in (compiled, scan)), strict=True
     ):
-        assert torch.equal(got, wanted)
+        # A GPU's kernels are compiled for the strides, which torch.compile may choose.
+        assert distance(got, wanted) < 1e-6
 
 
 def test_auto_takes_it_on_cuda_beside_mamba_ssm(monkeypatch):
