@@ -284,13 +284,12 @@ def test_auto_on_cuda(monkeypatch):
         assert scan_module.fastest(cuda(), A, False) == "torch"
 
 
-# After it what is launched is compiled, for a GPU that is not there.
-WITHOUT_GPU = """
+# What is launched is compiled, for a GPU that is not there, and not run.
+FOR_HOPPER = """
 import sys, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import JITFunction, driver
-from common.ops import triton_scan
 
 class NoDriver(DriverBase):
     def __init__(self): pass
@@ -311,11 +310,10 @@ def compile_only(self, *args, grid, warmup, **kwargs):
     compiled[self.__name__] = kernel.asm["cubin"]
 
 JITFunction.run = compile_only
-triton_scan.SHORTEST_CHUNK, triton_scan._multiprocessors = 8, lambda _: 132
 """
-
-# What the operators launch, in both layouts.
-COMPILE = """
+SCAN = """
+from common.ops import triton_scan
+triton_scan.SHORTEST_CHUNK, triton_scan._multiprocessors = 8, lambda _: 132
 n, dtype, layout = int(sys.argv[1]), getattr(torch, sys.argv[2]), sys.argv[3]
 def tokens(channels):
     x = torch.zeros(1, 48, channels, dtype=dtype).mT
@@ -344,12 +342,12 @@ assert all(compiled.values())
     ],
 )
 def test_compiles_for_hopper(tmp_path, n, dtype, layout):
-    compile_for_hopper(tmp_path, COMPILE, str(n), dtype, layout)
+    compile_for_hopper(tmp_path, SCAN, n, dtype, layout)
 
 
-def compile_for_hopper(cache, code: str, *arguments: str) -> None:
+def compile_for_hopper(cache, script: str, *args: object) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(cache)
-    command = [sys.executable, "-c", WITHOUT_GPU + code, *arguments]
+    command = [sys.executable, "-c", FOR_HOPPER + script, *map(str, args)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
