@@ -90,7 +90,8 @@ class Mamba(nn.Module):
             own = self.D.dtype
             dtype = dtype_of_products(x, own)
             with without_autocast(x):
-                return mamba_mixer(x.to(dtype), *weights, backend=self.backend).to(own)
+                y = mamba_mixer(x.to(dtype), *weights, backend=self.backend)
+            return y if dtype == own else y.to(own)
 
 
 def init_step_size_projection(weight: Tensor, bias: Tensor) -> None:

@@ -41,8 +41,8 @@ def mamba_mixer(
     "triton" keeps only x for the backward pass. "mamba_ssm" convolves by the package
     causal-conv1d, where it is installed and k is 2 to 4.
 
-    The products are in x's dtype, on CUDA with float32 sums, and so is what lies between them,
-    whatever the weights' dtypes; "cpp" takes 16-bit floats to float32.
+    The products are in x's dtype, and so is what lies between them, whatever the weights' dtypes;
+    but "cpp" takes 16-bit floats to float32.
 
     Args:
         x: tokens, (b, l, c).

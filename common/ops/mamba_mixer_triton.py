@@ -1,18 +1,19 @@
 """`mamba_mixer` on CUDA: torch's matrix products around the convolution and the scan in Triton.
 
 Nothing but x and the weights is kept for the backward pass, which computes the rest again, and the
-scan with the states that its gradient needs. With d = 2 c inner channels, xz would be 2 d numbers a
-token to keep and is 8 c^2 operations to compute again, beside 36 c^2 for the other products of in-
-and output: on an H100 some 4 % of the block's time at c = 32, and at c = 512 14 % in float32 and
-4 % in bfloat16.
+scan with the states that its gradient needs. To keep xz would be 2 d numbers a token; with d = 2 c
+it is 8 c^2 operations to compute again, beside 36 c^2 for the other products of in- and output. By
+the numbers of an H100 (3 TB/s; 60 and 800 TFLOP/s in float32 and bfloat16) that is 4 % of the
+block's time at c = 32, and at c = 512, where there are few tokens, 14 % in float32 and 4 % in
+bfloat16.
 
 The scan's gradients take the memory of what they are the gradients of, and u is convolved again
 after it. So at the peak, while the scan goes back, there are for each token and channel xz, u,
 delta and the gradient of y (5 numbers), and in float32 saved states (n / 8) and parts of the
 gradients of B and C (n / 16).
 
-x's dtype is that of the products, which add in float32, and of what lies between them. Convolution,
-softplus and scan are float32, and so are all states.
+x's dtype is that of the products and of what lies between them. Convolution, softplus and scan are
+float32, and so are all states.
 """
 
 from __future__ import annotations

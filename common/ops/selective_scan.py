@@ -201,8 +201,8 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 def dtype_of_products(x: Tensor, own: torch.dtype) -> torch.dtype:
     """What `mamba_mixer` is to have its tokens in, where a block leaves autocast for it.
 
-    bfloat16 where autocast asks for that on CUDA: it has float32's range, and the mixer's products
-    add in float32, as do its convolution and scan. Else the dtype of the block's own parameters.
+    bfloat16 where autocast asks for that on CUDA: it has float32's range, and the convolution and
+    the scan between the products stay float32. Else the dtype of the block's own parameters.
     """
     if (
         x.device.type == "cuda"

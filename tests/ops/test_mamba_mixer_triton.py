@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from common.blocks import Mamba
 from common.ops import mamba_mixer, triton_conv, triton_scan
 
+from . import test_triton
 from .test_cpp import distance
 from .test_mamba_mixer import NAMES, make_inputs, run
 from .test_triton import DEVICE, compile_for_hopper, needs_gpu, needs_triton
@@ -133,6 +135,29 @@ def test_same_bits_twice():
 
 
 @needs_triton
+def test_scan_writes_where_it_has_read():
+    """The mixer's scan: y over u, gradients over what they are of, the same bits."""
+    size = {"group_channels": 5, "length": 17, "n": 3}
+    if DEVICE == "cuda":
+        size = {"group_channels": 96, "length": 20_001, "n": 16}
+    u, delta, A, B, C, D, z, bias = test_triton.on_device(batch=1, **size)
+    y, last, saved = triton_scan.scan_forward(u, delta, A, B, C, D, z, bias, True, True)
+    own = u.mT.clone().mT
+    triton_scan.scan_forward(own, delta, A, B, C, D, z, bias, True, False, y=own)
+    assert torch.equal(own, y)
+
+    into = [torch.empty_like(x) for x in (u, delta, z)]
+    arguments = (u, delta, A, B, C, D, z, bias, True)
+    grads = triton_scan.scan_backward(y, last, saved, *arguments, *into)
+    grads = [grad.clone() for grad in grads]
+    arguments = (u, delta, A, B, C, D, z, bias, True, u, delta, z)
+    for found, expected in zip(
+        triton_scan.scan_backward(y, last, saved, *arguments), grads, strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+@needs_triton
 def test_gradients_of_some_inputs():
     inputs = on_device(length=3)
     every = run(inputs, "triton")
@@ -215,6 +240,23 @@ def test_keeps_its_arguments_alone():
     with saved_tensors_hooks(lambda x: kept.append(x.data_ptr()), lambda _: None):
         mamba_mixer(*inputs, backend="triton")
     assert set(kept) == {x.data_ptr() for x in inputs}
+
+
+def test_what_it_cannot_serve(monkeypatch):
+    inputs = make_inputs(length=2)
+    monkeypatch.setattr(triton_scan, "why_unavailable", lambda: None)
+    monkeypatch.setattr(triton_scan, "_interpreted", lambda: True)
+    with pytest.raises(ValueError, match=r"x has dtype torch\.float64; allowed .* float32"):
+        mamba_mixer(*(x.double() for x in inputs), backend="triton")
+    with pytest.raises(ValueError, match=r"D is on meta; allowed .* one cpu device"):
+        mamba_mixer(*inputs[:8], inputs[8].to("meta"), inputs[9], backend="triton")
+    with forward_ad.dual_level():
+        inputs[7] = forward_ad.make_dual(inputs[7], torch.ones_like(inputs[7]))
+        with pytest.raises(NotImplementedError, match=r"A has a forward-mode .* 'triton'"):
+            mamba_mixer(*inputs, backend="triton")
+    monkeypatch.setattr(triton_scan, "_interpreted", lambda: False)
+    with pytest.raises(ValueError, match=r"x is on cpu; allowed .* one cuda device"):
+        mamba_mixer(*inputs, backend="triton")
 
 
 class Live(TorchDispatchMode):
@@ -408,10 +450,11 @@ def test_convolution_beyond_32_bits():
 
 
 COMPILE = """
-from common.ops import triton_conv
+from common.ops import triton_conv, triton_scan
 from common.ops.mamba_mixer_triton import _mamba_mixer_triton
 from tests.ops.test_mamba_mixer import make_inputs
 
+triton_scan.SHORTEST_CHUNK, triton_scan._multiprocessors = 8, lambda _: 132
 what, taps, dtype = sys.argv[1], int(sys.argv[2]), getattr(torch, sys.argv[3])
 x, *weights = make_inputs(length=48, c=32, d=64, n=16, taps=taps)
 names = {"forward", "backward"}
@@ -441,4 +484,4 @@ assert all(compiled.values())
     ],
 )
 def test_compiles_for_hopper(tmp_path, what, taps, dtype):
-    compile_for_hopper(tmp_path, COMPILE, what, str(taps), dtype)
+    compile_for_hopper(tmp_path, COMPILE, what, taps, dtype)
