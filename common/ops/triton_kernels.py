@@ -19,7 +19,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-AHEAD = tl.constexpr(16)  # chunks that `carry` loads before it needs the first
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -177,27 +176,63 @@ def chunk_states(
     tl.store(totals + slot + channels, total, mask=channel_mask)
 
 
+@triton.jit
+def _compose(product, added, but_product, but_added, p, a, q, b):
+    """Of two runs of segments: the whole map, and that of all but the last segment."""
+    return product * p, p * added + a, product * q, q * added + b
+
+
+@triton.jit
+def _before_segments(product, added, h):
+    """The states before each segment, and after all of them, from the one before the tile.
+
+    A segment takes h to product h + added. Segments lie along the first of three axes.
+    """
+    SEGMENTS: tl.constexpr = product.shape[0]
+    one, nothing = tl.full(product.shape, 1.0, tl.float32), tl.zeros_like(product)
+    product, added, but_product, but_added = tl.associative_scan(
+        (product, added, one, nothing), 0, _compose
+    )
+    is_last = tl.arange(0, SEGMENTS)[:, None, None] == SEGMENTS - 1
+    after = tl.sum(tl.where(is_last, product * h + added, 0.0), 0, keep_dims=True)
+    return but_product * h + but_added, after
+
+
 @triton.jit(do_not_specialize=["chunks", "first"])
-def carry(x, totals, A, channels, n, chunks, first, step, BLOCK: tl.constexpr):
-    """x[k] += exp(A totals[k]) x[k - step] from slot first + step on; x (b, chunks, d, n)."""
+def carry(
+    x, totals, A, channels, n, chunks, first, step,
+    SEGMENTS: tl.constexpr, CHUNKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """x[k] += exp(A totals[k]) x[k - step] from slot first + step on; x (b, chunks, d, n).
+
+    SEGMENTS of CHUNKS at a time: one by one, a thousand chunks take as long as what is in them.
+    """
     blocks = tl.cdiv(channels * n, BLOCK)
     batch = tl.program_id(0).to(tl.int64) // blocks
-    at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)[None, None, :]
     mask = at < channels * n
     rates = tl.load(A + at, mask=mask, other=0.0).to(tl.float32) * LOG2E
     here = batch * chunks + first  # int64, as all that is computed from it
     h = tl.load(x + here * channels * n + at, mask=mask, other=0.0)
-    for start in range(1, chunks, AHEAD):
-        added, total = (), ()
-        for k in tl.static_range(AHEAD):
-            slot = here + (start + k) * step
-            inside = mask & (start + k < chunks)
-            added = added + (tl.load(x + slot * channels * n + at, mask=inside, other=0.0),)
-            total = total + (tl.load(totals + slot * channels + at // n, mask=inside, other=0.0),)
-        for k in tl.static_range(AHEAD):
-            slot = here + (start + k) * step
-            h = tl.exp2(total[k] * rates) * h + added[k]
-            tl.store(x + slot * channels * n + at, h, mask=mask & (start + k < chunks))
+    for start in range(1, chunks, SEGMENTS * CHUNKS):
+        chunk = start + tl.arange(0, SEGMENTS)[:, None, None] * CHUNKS
+        slot = here + chunk * step
+        x_at = x + slot * channels * n + at
+        total_at = totals + slot * channels + at // n
+        decays, addeds = (), ()
+        product, sum_of_added = 1.0, 0.0
+        for k in tl.static_range(CHUNKS):
+            inside = mask & (chunk + k < chunks)
+            total = tl.load(total_at + k * step * channels, mask=inside, other=0.0)
+            added = tl.load(x_at + k * step * channels * n, mask=inside, other=0.0)
+            decay = tl.exp2(total * rates)
+            product = product * decay
+            sum_of_added = decay * sum_of_added + added
+            decays, addeds = decays + (decay,), addeds + (added,)
+        h_k, h = _before_segments(product, sum_of_added, h)
+        for k in tl.static_range(CHUNKS):
+            h_k = decays[k] * h_k + addeds[k]
+            tl.store(x_at + k * step * channels * n, h_k, mask=mask & (chunk + k < chunks))
 
 
 @triton.jit(do_not_specialize=["length", "chunks", "tiles"])

@@ -18,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .triton_kernels import LN2, LOG2E, _sigmoid, _softplus
+from .triton_kernels import LN2, LOG2E, _before_segments, _sigmoid, _softplus
 
 
 @triton.jit
@@ -75,28 +75,6 @@ def _load_vector(x, at, mask):
         return tl.zeros(mask.shape, tl.float32)
     else:
         return tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _compose(product, added, but_product, but_added, p, a, q, b):
-    """Of two runs of segments: the whole map, and that of all but the last segment."""
-    return product * p, p * added + a, product * q, q * added + b
-
-
-@triton.jit
-def _before_segments(product, added, h):
-    """The states before each segment, and after all of them, from the one before the tile.
-
-    A segment takes h to product h + added.
-    """
-    SEGMENTS: tl.constexpr = product.shape[0]
-    one, nothing = tl.full(product.shape, 1.0, tl.float32), tl.zeros_like(product)
-    product, added, but_product, but_added = tl.associative_scan(
-        (product, added, one, nothing), 0, _compose
-    )
-    is_last = tl.arange(0, SEGMENTS)[:, None, None] == SEGMENTS - 1
-    after = tl.sum(tl.where(is_last, product * h + added, 0.0), 0, keep_dims=True)
-    return but_product * h + but_added, after
 
 
 @triton.jit(do_not_specialize=["batches", "height", "width"])

@@ -31,7 +31,9 @@ STATES_OF_A_PROGRAM = 512  # 16 for each lane of its warp
 FORWARD_TOKENS = 8  # of a tile
 BACKWARD_TOKENS = 4  # fewer, as a program holds all their states in registers
 SAVED_EVERY = 8  # tokens between saved states, a multiple of a tile's
-CARRY_BLOCK = 32
+CARRY_BLOCK = 32  # states, a warp's
+CARRY_CHUNKS = 8  # of a warp at once
+CARRY_SEGMENTS = 16  # warps
 
 
 @functools.cache
@@ -328,9 +330,11 @@ class _Plan(NamedTuple):
     def carry(self, kernel: Any, x: Tensor, totals: Tensor, A: Tensor, **order: int) -> None:
         d = self.groups * self.group_channels
         programs = self.batch * -(-d * self.n // CARRY_BLOCK)
+        segments = min(CARRY_SEGMENTS, _power_of_two(-(-(self.chunks - 1) // CARRY_CHUNKS)))
         kernel[(programs,)](
-            x, totals, A, d, self.n, self.chunks, **order, BLOCK=CARRY_BLOCK, num_warps=1
-        )
+            x, totals, A, d, self.n, self.chunks, **order,
+            SEGMENTS=segments, CHUNKS=CARRY_CHUNKS, BLOCK=CARRY_BLOCK, num_warps=segments,
+        )  # fmt: skip
 
     def buffers(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """A state per chunk (b, chunks, d, n), and a number per chunk (b, chunks, d)."""

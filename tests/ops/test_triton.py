@@ -39,8 +39,9 @@ def _poison():
 
 @pytest.fixture
 def short_chunks(monkeypatch):
-    """Several chunks in sequences that the interpreter walks in a second."""
-    monkeypatch.setattr(triton_scan, "SHORTEST_CHUNK", 8)
+    """Several chunks, and several carries, in sequences that the interpreter walks in a second."""
+    for name, value in (("SHORTEST_CHUNK", 8), ("CARRY_CHUNKS", 2), ("CARRY_SEGMENTS", 2)):
+        monkeypatch.setattr(triton_scan, name, value)
 
 
 def on_device(**case) -> list[Tensor | None]:
