@@ -24,7 +24,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from common.blocks import Mamba
 from common.files import write_json
-from common.ops import selective_scan, selective_scan_2d
+from common.ops import selective_scan_2d
 
 from . import networks
 from . import selective_scan as scans
@@ -63,11 +63,15 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("there is no CUDA device that torch can use")
 
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1) as executor:
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as executor:
         site = Path(folder) / "site"
         wheels = options.wheels or Path(folder) / "wheels"
         sys.path.insert(0, str(site))
-        building = executor.submit(build, site, wheels, options.sources)
+        wheels.mkdir(parents=True, exist_ok=True)
+        building = {
+            package: executor.submit(build, module, package, site, wheels, options.sources)
+            for module, package in PACKAGES.items()
+        }
         found: dict[str, Any] = {"machine": machine("cuda", 1)}
         for part in PARTS:
             if part not in options.only:
@@ -75,33 +79,31 @@ def main() -> None:
             if part != "tests" and "packages" not in found:
                 found["packages"] = installed(building)
             say(f"\n## {part}, {time.strftime('%H:%M:%S')}\n")
-            found[part] = globals()[f"measure_{part}"](options.quick)
+            found[part] = []
+            for row in globals()[f"measure_{part}"](options.quick):
+                found[part].append(row)
+                write_json(options.output, found)
+            write_json(options.output, found)  # with the last ratio
             say(markdown(found[part]))
-            write_json(options.output, found)
         found["packages"] = installed(building)
         write_json(options.output, found)
     say(f"\nOn {found['machine']}; {found['packages']}.")
 
 
-def build(site: Path, wheels: Path, sources: Sequence[Path]) -> dict[str, str]:
-    """Build and install into `site` what of the two packages is missing; what became of each."""
-    said = {}
-    wheels.mkdir(parents=True, exist_ok=True)
-    for module, package in PACKAGES.items():
-        if importlib.util.find_spec(module) is not None:
-            said[package] = "was installed"
-            continue
-        start = time.perf_counter()
-        try:
-            if not (built := sorted(wheels.glob(f"{module}-*.whl"))):
-                build_wheel(module, package, wheels, sources)
-                built = sorted(wheels.glob(f"{module}-*.whl"))
-            pip("install", "--no-deps", "--no-index", "--target", site, built[-1])
-            said[package] = f"{built[-1].name}, {time.perf_counter() - start:.0f} s"
-        except subprocess.CalledProcessError as error:
-            said[package] = f"failed: {error.output[-2000:]}"
+def build(module: str, package: str, site: Path, wheels: Path, sources: Sequence[Path]) -> str:
+    """Build and install into `site` a package that is missing; what became of it."""
+    if importlib.util.find_spec(module) is not None:
+        return "was installed"
+    start = time.perf_counter()
+    try:
+        if not (built := sorted(wheels.glob(f"{module}-*.whl"))):
+            build_wheel(module, package, wheels, sources)
+            built = sorted(wheels.glob(f"{module}-*.whl"))
+        pip("install", "--no-deps", "--no-index", "--target", site, built[-1])
+    except subprocess.CalledProcessError as error:
+        return f"failed: {error.output[-2000:]}"
     importlib.invalidate_caches()
-    return said
+    return f"{built[-1].name}, {time.perf_counter() - start:.0f} s"
 
 
 def build_wheel(module: str, package: str, wheels: Path, sources: Sequence[Path]) -> None:
@@ -137,8 +139,8 @@ def pip(*words: object) -> None:
     )  # fmt: skip
 
 
-def installed(building: Future[dict[str, str]]) -> str:
-    return "; ".join(f"{package}: {what}" for package, what in building.result().items())
+def installed(building: Mapping[str, Future[str]]) -> str:
+    return "; ".join(f"{package}: {what.result()}" for package, what in building.items())
 
 
 def attempt(row: Row, measure: Callable[[], Row]) -> Row:
@@ -152,7 +154,7 @@ def attempt(row: Row, measure: Callable[[], Row]) -> Row:
         torch.cuda.empty_cache()
 
 
-def measure_tests(quick: bool) -> list[Row]:
+def measure_tests(quick: bool) -> Iterator[Row]:
     """What pytest says of the operators' tests; on this machine they take the GPU."""
     files = sorted((ROOT / "tests/ops").glob("test_*triton*.py"))
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-p", "no:cacheprovider"]
@@ -164,21 +166,24 @@ def measure_tests(quick: bool) -> list[Row]:
     )
     lines = done.stdout.splitlines()
     said = [line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))]
-    return [{"tests": line} for line in [*said, *lines[-1:]]]
+    yield from ({"tests": line} for line in [*said, *lines[-1:]])
 
 
-def measure_scans(quick: bool) -> list[Row]:
-    cases = scans.QUICK if quick else scans.CASES
+def measure_scans(quick: bool) -> Iterator[Row]:
     names = ("triton", "mamba-ssm", "torch")
-    rows = []
-    for case in cases:
+    for case in scans.QUICK if quick else scans.CASES:
+        rows: dict[str, Row] = {}
         for name in names:
             row = {"scan": case.name, "b d l n": f"{case.batch} {case.d} {case.length} {case.n}"}
-            rows.append(attempt(row | {"backend": name}, partial(scan_row, case, name)))
-            ours = rows[-1 - names.index(name)]
-            if name == "mamba-ssm" and "ms, both" in ours and "ms, both" in rows[-1]:
-                ours["mamba-ssm/"] = rows[-1]["ms, both"] / ours["ms, both"]
-    return rows
+            row = rows[name] = attempt(row | {"backend": name}, partial(scan_row, case, name))
+            ratio(rows["triton"], "mamba-ssm/", row if name == "mamba-ssm" else {})
+            yield row
+
+
+def ratio(ours: Row, name: str, theirs: Row) -> None:
+    """Note with ours how many times longer theirs takes, where both were measured."""
+    if "ms, both" in ours and "ms, both" in theirs:
+        ours[name] = theirs["ms, both"] / ours["ms, both"]
 
 
 def scan_row(case: scans.Case, name: str) -> Row:
@@ -199,8 +204,7 @@ def scan_error(case: scans.Case, name: str) -> float:
     exact = {key: x.detach().double().requires_grad_() for key, x in inputs.items()}
     dy = torch.randn_like(inputs["u"])
     y = scans.scan_of(name)(**inputs)
-    truth = selective_scan(**exact, delta_softplus=True, backend="torch")
-    assert isinstance(truth, Tensor)
+    truth = scans.scan_of("torch")(**exact)
     grads = torch.autograd.grad(y, list(inputs.values()), dy)
     expected = torch.autograd.grad(truth, list(exact.values()), dy.double())
     pairs = zip((y, *grads), (truth, *expected), strict=True)
@@ -212,18 +216,17 @@ def distance(found: Tensor, exact: Tensor) -> float:
     return float((found - exact).norm() / exact.norm())
 
 
-def measure_maps(quick: bool) -> list[Row]:
+def measure_maps(quick: bool) -> Iterator[Row]:
     """Of the levels of LCMambaNet-T at 256 x 256: (batch, channels, side)."""
     cases = [(1, 4, 8)] if quick else [(8, 192, 64), (8, 384, 32), (8, 768, 16), (8, 1536, 8)]
-    rows = []
     for batch, d, side in cases:
-        for name, scan in (("triton", fused_maps), ("four copies, mamba-ssm", four_copies)):
-            row = {"map": f"{batch} x {d} x {side} x {side}", "by": name}
-            rows.append(attempt(row, partial(map_row, scan, batch, d, side)))
-        ours, theirs = rows[-2:]
-        if "ms, both" in ours and "ms, both" in theirs:
-            ours["four copies/"] = theirs["ms, both"] / ours["ms, both"]
-    return rows
+        of = {"map": f"{batch} x {d} x {side} x {side}"}
+        ours = attempt(of | {"by": "triton"}, partial(map_row, fused_maps, batch, d, side))
+        yield ours
+        by = {"by": "four copies, mamba-ssm"}
+        theirs = attempt(of | by, partial(map_row, four_copies, batch, d, side))
+        ratio(ours, "four copies/", theirs)
+        yield theirs
 
 
 def map_row(scan: Callable[..., Tensor], batch: int, d: int, side: int) -> Row:
@@ -291,20 +294,19 @@ def four_copies(
     return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).mT
 
 
-def measure_blocks(quick: bool) -> list[Row]:
+def measure_blocks(quick: bool) -> Iterator[Row]:
     """Mamba blocks at LightM-UNet's levels of 128^3: (batch, tokens, channels)."""
     cases = [(1, 64, 8)] if quick else [(1, 128**3, 32), (1, 64**3, 64), (2, 32**3, 128),
                                         (2, 16**3, 256), (8, 64**2, 192)]  # fmt: skip
-    rows = []
     for case in cases:
         for dtype in ("float32", "bfloat16"):
-            for name in ("ours", "mamba-ssm"):
-                row = {"block b l c": " ".join(map(str, case)), "autocast": dtype, "by": name}
-                rows.append(attempt(row, partial(block_row, name, dtype, case)))
-            ours, theirs = rows[-2:]
-            if "ms, both" in ours and "ms, both" in theirs:
-                ours["mamba-ssm/"] = theirs["ms, both"] / ours["ms, both"]
-    return rows
+            of = {"block b l c": " ".join(map(str, case)), "autocast": dtype}
+            ours = attempt(of | {"by": "ours"}, partial(block_row, "ours", dtype, case))
+            yield ours
+            name = "mamba-ssm"
+            theirs = attempt(of | {"by": name}, partial(block_row, name, dtype, case))
+            ratio(ours, "mamba-ssm/", theirs)
+            yield theirs
 
 
 def block_row(name: str, dtype: str, case: tuple[int, int, int]) -> Row:
@@ -339,21 +341,20 @@ def block_row(name: str, dtype: str, case: tuple[int, int, int]) -> Row:
     }
 
 
-def measure_networks(quick: bool) -> list[Row]:
+def measure_networks(quick: bool) -> Iterator[Row]:
     in_3d = ("SegResNet", "LightMUNet", "MambaClinix", "CodebookMambaUNet", "ELANResMSCAUNet")
     in_2d = ("SegResNet", "LightMUNet", "LCMambaNet")
     jobs = [(name, [32] * 3 if quick else [96] * 3, 2) for name in in_3d]
     jobs += [(name, [64] * 2 if quick else [256] * 2, 8) for name in in_2d]
-    rows: list[Row] = []
+    baselines: dict[tuple[str, str], Row] = {}
     for name, size, batch in jobs:
         for dtype in DTYPES:
-            image = " x ".join(map(str, (batch, *size)))
-            row = {"network": name, "images": image, "precision": dtype}
-            rows.append(attempt(row, partial(step_row, name, size, batch, dtype)))
-            first = next(r for r in rows if r["images"] == image and r["precision"] == dtype)
-            if "ms, step" in first and "ms, step" in rows[-1]:
-                rows[-1]["/SegResNet"] = rows[-1]["ms, step"] / first["ms, step"]
-    return rows
+            of = {"network": name, "images": " x ".join(map(str, (batch, *size)))}
+            row = attempt(of | {"precision": dtype}, partial(step_row, name, size, batch, dtype))
+            baseline = baselines.setdefault((of["images"], dtype), row)
+            if "ms, step" in row and "ms, step" in baseline:
+                row["/SegResNet"] = row["ms, step"] / baseline["ms, step"]
+            yield row
 
 
 def step_row(name: str, size: list[int], batch: int, dtype: str) -> Row:
