@@ -29,8 +29,9 @@ TWO := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --numpr
 test: $(VENV)/installed
 	$(TWO) -m "not slow"
 
+# In tests/conftest.py's order: pytest-xdist's own begins with the files of the most tests.
 test-slow: $(VENV)/installed
-	$(TWO) -m slow
+	$(TWO) --no-loadscope-reorder -m slow
 
 test-label: $(LABEL)/installed
 	$(LABEL)/bin/python -m pytest tests/test_monai_label.py

@@ -43,6 +43,24 @@ read_only = pytest.mark.skipif(
 )
 
 
+# The files whose slow tests take the most minutes, in this order.
+LONGEST = [
+    "test_real_ct.py",
+    "workflows/test_export.py",
+    "test_bundle_runs.py",
+    "test_label_options.py",
+    "workflows/test_nnunet.py",
+    "networks/test_precision.py",
+    "faults/test_killed.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that none begins when the other process is about to end."""
+    order = {REPOSITORY / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path, len(LONGEST)))
+
+
 @pytest.fixture(autouse=True)
 def heard() -> Iterator[None]:
     """What a verb of the command line kept quiet in one test is heard in the next."""

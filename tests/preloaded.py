@@ -10,8 +10,8 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
-from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from .conftest import REPOSITORY
@@ -29,14 +29,20 @@ def server() -> multiprocessing.context.ForkServerContext:
 class Running:
     """A command line that runs; ``process`` can be killed."""
 
-    def __init__(self, process: ForkServerProcess, words: list[str], files: list[Path]) -> None:
-        self.process = process
+    def __init__(self, module: str, words: list[str], cwd: Path) -> None:
         self._words = words
-        self._files = files
+        self._folder = tempfile.TemporaryDirectory()
+        self._files = [Path(self._folder.name) / name for name in ("stdout", "stderr")]
+        files = [str(file) for file in self._files]
+        self.process = server().Process(target=_main, args=(module, words, str(cwd), files))
+        self.process.start()
 
     def output(self) -> str:
         """What it has said so far."""
-        return "".join(file.read_text() for file in self._files if file.is_file())
+        return "".join(self._said())
+
+    def _said(self) -> list[str]:
+        return [file.read_text() if file.is_file() else "" for file in self._files]
 
     def kill(self) -> None:
         self.process.kill()
@@ -44,22 +50,15 @@ class Running:
     def end(self) -> subprocess.CompletedProcess:
         """Wait for it."""
         self.process.join()
-        out, err = (file.read_text() if file.is_file() else "" for file in self._files)
-        for file in self._files:
-            file.unlink(missing_ok=True)
+        out, err = self._said()
+        self._folder.cleanup()
         code = self.process.exitcode if self.process.exitcode is not None else -1
         return subprocess.CompletedProcess(self._words, code, out, err)
 
 
 def start(module: str, *arguments: object, cwd: Path = REPOSITORY) -> Running:
-    """As ``python -m MODULE ARGUMENTS &`` in a folder, where nothing else is started meanwhile."""
-    words = [str(argument) for argument in arguments]
-    files = [Path(os.path.abspath(cwd)) / name for name in (".stdout", ".stderr")]
-    process = server().Process(
-        target=_main, args=(module, words, str(cwd), [str(f) for f in files])
-    )
-    process.start()
-    return Running(process, words, files)
+    """As ``python -m MODULE ARGUMENTS &`` in a folder."""
+    return Running(module, [str(argument) for argument in arguments], cwd)
 
 
 def run(module: str, *arguments: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:

@@ -1,8 +1,7 @@
-"""Bundles run as users run them: python -m monai.bundle in a process of its own."""
+"""Bundles run as users run them: by the command line of monai.bundle."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,7 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from . import preloaded
 from .conftest import REPOSITORY
+
+FRESH = ("-m",)  # the interpreter itself
 
 
 def command(bundle: Path, config: str | Sequence[str], **options: object) -> list[str]:
@@ -26,14 +28,19 @@ def overrides(options: dict[str, object]) -> list[str]:
 
 
 def run(
-    arguments: Sequence[str], cwd: Path | None = None, launcher: Sequence[str] = ("-m",)
+    arguments: Sequence[str], cwd: Path = REPOSITORY, launcher: Sequence[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
+    """In a process that has the imports behind it, or in fresh ones by a launcher.
+
+    A bundle's tests have each of its configs run by `FRESH` once: its imports are its own, too.
+    """
+    if launcher is None:
+        return preloaded.run("monai.bundle", *arguments, cwd=cwd)
     return subprocess.run(
         [sys.executable, "-W", "ignore", *launcher, "monai.bundle", *arguments],
-        cwd=cwd or REPOSITORY,
+        cwd=cwd,
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2"},
     )
 
 

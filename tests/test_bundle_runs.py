@@ -1,4 +1,4 @@
-"""The liver bundle, run as users run it: python -m monai.bundle in a process of its own."""
+"""The liver bundle, run as users run it: by the command line of monai.bundle."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.networks import LightMUNet
 
 from . import running
 from .conftest import REPOSITORY, shared
-from .running import check_export_of_monai, overrides, sentence, succeed
+from .running import FRESH, check_export_of_monai, overrides, sentence, succeed
 
 BUNDLE = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
 SMALL = {
@@ -53,6 +53,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             **SMALL,
         ),
         cwd=root,
+        launcher=FRESH,
     )
     assert "val_dice_class_1" in output
     assert "val_iou_class_2" in output
@@ -84,7 +85,8 @@ def test_inference_restores_every_grid(trained: Path, dataset: Path, tmp_path: P
             dataset_dir=dataset / "imagesTr",
             output_dir=tmp_path,
             **SMALL,
-        )
+        ),
+        launcher=FRESH,
     )
     images = sorted((dataset / "imagesTr").iterdir())
     assert len({nib.aff2axcodes(nib.load(image).affine) for image in images}) > 1
@@ -129,7 +131,8 @@ def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
             dataset_dir=dataset,
             output_dir=tmp_path,
             **SMALL,
-        )
+        ),
+        launcher=FRESH,
     )
     assert "val_dice_class_1" in (tmp_path / "metrics.csv").read_text()
     header, *rows = (tmp_path / "val_dice_raw.csv").read_text().splitlines()
@@ -371,7 +374,7 @@ def test_paths_like_numbers_and_workers_as_on_other_systems(
         },
         **SMALL,
     )
-    succeed(train, cwd=tmp_path)
+    succeed(train, cwd=tmp_path, launcher=FRESH)
     assert list((tmp_path / "a,b").glob("events*"))
     assert (tmp_path / "1e3/model.pt").is_file()
     infer = command(

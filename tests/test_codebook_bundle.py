@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +16,9 @@ from common.data.phantom import write_phantom
 from common.losses import DiceBCELoss, InclusionLoss
 from common.networks import CodebookMambaUNet
 
-from . import running
+from . import preloaded, running
 from .conftest import REPOSITORY
-from .running import check_export_of_monai, overrides, succeed
+from .running import FRESH, check_export_of_monai, overrides, succeed
 
 BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_codebook_mamba_segmentation"
 NETWORK = {"widths": [4, 4, 8, 8], "prototype_dim": 8, "num_prototypes": 8}
@@ -39,7 +37,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
-    output = succeed(command("train", bundle_root=root, dataset_dir=dataset, **SHORT), cwd=root)
+    train = command("train", bundle_root=root, dataset_dir=dataset, **SHORT)
+    output = succeed(train, cwd=root, launcher=FRESH)
     assert "val_dice_class_2" in output
     assert "class_3" not in output
     return root
@@ -48,7 +47,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tumour_within_the_liver_on_every_grid(trained: Path, dataset: Path, tmp_path: Path):
     images = dataset / "imagesTr"
     options = {"bundle_root": trained, "dataset_dir": images, **SMALL}
-    succeed(command("inference", output_dir=tmp_path / "map", **options))
+    succeed(command("inference", output_dir=tmp_path / "map", **options), launcher=FRESH)
     files = sorted(images.iterdir())
     assert len({nib.aff2axcodes(nib.load(image).affine) for image in files}) > 1
     values = set()
@@ -66,7 +65,7 @@ def test_tumour_within_the_liver_on_every_grid(trained: Path, dataset: Path, tmp
 @pytest.mark.slow
 def test_evaluation_by_the_challenges_metrics(trained: Path, dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path}
-    succeed(command(["train", "evaluate"], **options, **SHORT))
+    succeed(command(["train", "evaluate"], **options, **SHORT), launcher=FRESH)
     with open(tmp_path / "metrics.csv", newline="") as file:
         metrics = {name: float(value) for name, value in csv.reader(file)}
     for name in ("dice", "iou", "voe", "rvd", "rvd_abs", "asd", "hd95"):
@@ -107,15 +106,11 @@ def test_table_1_has_no_inclusion_loss():
     torch.testing.assert_close(whole, without + 0.6 * InclusionLoss()(logits))
 
 
-def python_m_common(*arguments: object) -> subprocess.CompletedProcess[str]:
-    run = [sys.executable, "-W", "ignore", "-m", "common", *map(str, arguments)]
-    return subprocess.run(run, capture_output=True, text=True, cwd=REPOSITORY)
-
-
 @pytest.mark.slow
 def test_prototypes_of_the_bundle(trained: Path, dataset: Path, tmp_path: Path):
     """The verb reads the bundle's inference.json."""
-    done = python_m_common(
+    done = preloaded.run(
+        "common",
         "codebook",
         *["--checkpoint", trained / "models/model.pt", "--images", dataset / "imagesTr"],
         *["--output", tmp_path, "--config_file", BUNDLE / "configs/inference.json"],
@@ -133,7 +128,8 @@ def test_prototypes_of_the_bundle(trained: Path, dataset: Path, tmp_path: Path):
 def test_one_command_trains_with_several_seeds(dataset: Path, tmp_path: Path):
     """One of the three cannot run: the others' results are kept."""
     (tmp_path / "7").touch()
-    done = python_m_common(
+    done = preloaded.run(
+        "common",
         "repeat",
         *["--bundle", BUNDLE, "--output", tmp_path, "--seeds", "42,7,57"],
         *["--dataset_dir", dataset, *overrides(SHORT)],

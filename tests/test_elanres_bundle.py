@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from common.networks import ELANResMSCAUNet, LiverTumourCascade
 
 from . import preloaded, running
 from .conftest import REPOSITORY
-from .running import check_export_of_monai, overrides, sentence, succeed
+from .running import FRESH, check_export_of_monai, overrides, sentence, succeed
 
 BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_elanres_msca_segmentation"
 WIDTHS = [2, 2, 4, 4, 4]
@@ -65,7 +64,8 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """A root after --stage liver, and one after --stage tumor from the first one's checkpoint."""
     roots = {stage: tmp_path_factory.mktemp(stage) for stage in ("liver", "tumor")}
     options = {"dataset_dir": dataset, **SHORT}
-    said = succeed(command("train", bundle_root=roots["liver"], **options), cwd=roots["liver"])
+    train = command("train", bundle_root=roots["liver"], **options)
+    said = succeed(train, cwd=roots["liver"], launcher=FRESH)
     assert "it will hold the tumor network untrained" in said
     assert "Weight of the coarser scales' losses: 0.4" in said
     assert "val_dice_class_1" in said
@@ -88,12 +88,8 @@ def test_stages_train_apart_and_join(trained: dict[str, Path], tmp_path: Path):
     files = [str(trained[stage] / "models/model.pt") for stage in ("liver", "tumor")]
 
     def join(liver: str, tumor: str) -> subprocess.CompletedProcess[str]:
-        arguments = ["--liver", liver, "--tumor", tumor, "--output", str(tmp_path / "joined.pt")]
-        return subprocess.run(
-            [sys.executable, "-W", "ignore", "-m", "common", "join", *arguments],
-            capture_output=True,
-            text=True,
-        )
+        arguments = ["--liver", liver, "--tumor", tumor, "--output", tmp_path / "joined.pt"]
+        return preloaded.run("common", "join", *arguments)
 
     done = join(*files)
     assert done.returncode == 0, done.stderr
@@ -112,7 +108,8 @@ def test_stages_train_apart_and_join(trained: dict[str, Path], tmp_path: Path):
 def test_evaluation_by_the_papers_metrics(trained: dict[str, Path], dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained["tumor"], "dataset_dir": dataset, **SHORT}
     said = succeed(
-        command(["train", "evaluate"], output_dir=tmp_path, reparameterize=True, **options)
+        command(["train", "evaluate"], output_dir=tmp_path, reparameterize=True, **options),
+        launcher=FRESH,
     )
     assert f"As {trained['tumor']}/models/model.pt was trained: " in said
     with open(tmp_path / "metrics.csv", newline="") as file:
@@ -151,7 +148,7 @@ def test_a_scan_without_a_liver(dataset: Path, tmp_path: Path):
     torch.save(sure(LiverTumourCascade(network(), network()), -5, 5), tmp_path / "model.pt")
     scan = next((dataset / "imagesTr").iterdir())
     options = {"checkpoint": tmp_path / "model.pt", "dataset_dir": scan, "output_dir": tmp_path}
-    said = succeed(command("inference", **options, **SMALL))
+    said = succeed(command("inference", **options, **SMALL), launcher=FRESH)
     assert f"No liver was found in {scan}: no tumour is looked for." in said
     mask = nib.load(tmp_path / scan.name.replace(".nii.gz", "_seg.nii.gz"))
     assert mask.shape == nib.load(scan).shape

@@ -17,7 +17,7 @@ from common.networks import LCMambaNet, lcmambanet
 
 from . import running
 from .conftest import REPOSITORY
-from .running import check_export_of_monai, sentence, succeed
+from .running import FRESH, check_export_of_monai, sentence, succeed
 
 BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_lcmambanet_segmentation"
 SMALL = {"patch_size": [32, 32]}
@@ -40,7 +40,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
-    output = succeed(command("train", bundle_root=root, dataset_dir=dataset, **SHORT), cwd=root)
+    train = command("train", bundle_root=root, dataset_dir=dataset, **SHORT)
+    output = succeed(train, cwd=root, launcher=FRESH)
     assert "val_dice_class_2" in output
     assert output.count("No pretrained encoder is given: training starts from scratch.") == 1
     return root
@@ -50,7 +51,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_whole_volumes_on_their_own_grid(trained: Path, dataset: Path, tmp_path: Path):
     images = dataset / "imagesTr"
     options = {"bundle_root": trained, "dataset_dir": images, "output_dir": tmp_path}
-    succeed(command("inference", **options, **SMALL))
+    succeed(command("inference", **options, **SMALL), launcher=FRESH)
     for image in images.iterdir():
         expected = nib.load(image)
         mask = nib.load(tmp_path / image.name.replace(".nii.gz", "_seg.nii.gz"))
@@ -136,7 +137,7 @@ def test_the_papers_tumours_by_one_file(dataset: Path, tmp_path: Path):
 @pytest.mark.slow
 def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path}
-    succeed(command(["train", "evaluate"], **options, **SHORT))
+    succeed(command(["train", "evaluate"], **options, **SHORT), launcher=FRESH)
     assert "val_dice_class_1" in (tmp_path / "metrics.csv").read_text()
     assert len((tmp_path / "val_dice_raw.csv").read_text().splitlines()) == 2  # one test case
 

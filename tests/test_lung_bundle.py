@@ -1,4 +1,4 @@
-"""The lung bundle, run as users run it: python -m monai.bundle in a process of its own."""
+"""The lung bundle, run as users run it: by the command line of monai.bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.data.phantom import write_phantom
 
 from . import running
 from .conftest import REPOSITORY
-from .running import overrides, sentence, succeed
+from .running import FRESH, overrides, sentence, succeed
 
 BUNDLE = REPOSITORY / "bundles/lung_cxr_lightm_unet_segmentation"
 SMALL = {
@@ -46,7 +46,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle root after a training of one epoch, run from outside the bundle's folder."""
     root = tmp_path_factory.mktemp("trained")
-    output = succeed(command("train", bundle_root=root, dataset_dir=dataset, **TRAINING), cwd=root)
+    train = command("train", bundle_root=root, dataset_dir=dataset, **TRAINING)
+    output = succeed(train, cwd=root, launcher=FRESH)
     assert "val_dice_class_1" in output
     assert "val_iou_class_1" in output
     return root
@@ -76,7 +77,7 @@ def test_training_leaves_weights_and_upright_pictures(trained: Path):
 
 def test_inference_restores_every_size(trained: Path, dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained, "output_dir": tmp_path, **INFERENCE}
-    succeed(command("inference", dataset_dir=dataset, **options))
+    succeed(command("inference", dataset_dir=dataset, **options), launcher=FRESH)
     images = sorted((dataset / "CXR_png").iterdir())
     assert len({size(image) for image in images}) > 5
     assert any(width != height for width, height in map(size, images))
@@ -89,7 +90,7 @@ def test_inference_restores_every_size(trained: Path, dataset: Path, tmp_path: P
 
 def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path, **SMALL}
-    succeed(command(["train", "evaluate"], **options))
+    succeed(command(["train", "evaluate"], **options), launcher=FRESH)
     assert "val_dice_class_1" in (tmp_path / "metrics.csv").read_text()
     for metric in ("dice", "iou"):
         header, *rows = (tmp_path / f"val_{metric}_raw.csv").read_text().splitlines()

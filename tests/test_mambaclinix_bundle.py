@@ -16,7 +16,7 @@ from common.workflows import write_plan
 
 from . import running
 from .conftest import REPOSITORY
-from .running import check_export_of_monai, succeed
+from .running import FRESH, check_export_of_monai, succeed
 from .test_bundles import parser
 
 BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_mambaclinix_segmentation"
@@ -40,7 +40,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("trained")
-    output = succeed(command("train", bundle_root=root, dataset_dir=dataset, **SHORT), cwd=root)
+    train = command("train", bundle_root=root, dataset_dir=dataset, **SHORT)
+    output = succeed(train, cwd=root, launcher=FRESH)
     assert "val_dice_class_1" in output
     assert "val_recall_class_2" in output
     return root
@@ -54,7 +55,7 @@ def test_training_leaves_weights(trained: Path):
 def test_inference_restores_every_grid(trained: Path, dataset: Path, tmp_path: Path):
     images = dataset / "imagesTr"
     options = {"bundle_root": trained, "dataset_dir": images, "output_dir": tmp_path}
-    succeed(command("inference", **options, **SMALL))
+    succeed(command("inference", **options, **SMALL), launcher=FRESH)
     for image in images.iterdir():
         expected = nib.load(image)
         mask = nib.load(tmp_path / image.name.replace(".nii.gz", "_seg.nii.gz"))
@@ -65,7 +66,7 @@ def test_inference_restores_every_grid(trained: Path, dataset: Path, tmp_path: P
 
 def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
     options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path}
-    succeed(command(["train", "evaluate"], **options, **SMALL))
+    succeed(command(["train", "evaluate"], **options, **SMALL), launcher=FRESH)
     metrics = (tmp_path / "metrics.csv").read_text()
     for name in ("val_mean_dice", "val_mean_iou", "val_recall_class_1", "val_recall_class_2"):
         assert name in metrics

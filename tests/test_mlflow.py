@@ -13,7 +13,7 @@ import torch
 from common.data.phantom import write_phantom
 
 from . import running
-from .running import succeed
+from .running import FRESH, succeed
 from .test_bundle_runs import BUNDLE, SMALL
 
 pytestmark = pytest.mark.slow
@@ -47,7 +47,8 @@ def test_training_and_inference_are_tracked(tmp_path: Path, monkeypatch: pytest.
             batch_size=1,
             tracking="mlflow",
             run_name="training",
-        )
+        ),
+        launcher=FRESH,  # in this environment
     )
     config = tmp_path / "eval/inference_run.json"
     succeed(
@@ -58,7 +59,8 @@ def test_training_and_inference_are_tracked(tmp_path: Path, monkeypatch: pytest.
             tracking="mlflow",
             run_name="inference",
             save_execute_config=config,
-        )
+        ),
+        launcher=FRESH,
     )
     assert (tmp_path / "models/model.pt").is_file()
 

@@ -37,7 +37,7 @@ def run(command: str, bundle: Path = BUNDLE, **options: object) -> None:
         cwd=bundle,
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "2", "PYTHONWARNINGS": "ignore", "PATH": path},
+        env=os.environ | {"PYTHONWARNINGS": "ignore", "PATH": path},
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 

@@ -62,7 +62,6 @@ def test_disk_full(two_epochs: Training):
     before = two_epochs.state()
     limit = (two_epochs.root / "models/last_epoch.pt").stat().st_size // 2
     running = two_epochs.start(resume=True)
-    wait_for(two_epochs.root / ".stdout", running)
     resource.prlimit(running.process.pid, resource.RLIMIT_FSIZE, (limit, limit))
     done = running.end()
     assert done.returncode == 1
