@@ -19,7 +19,8 @@ TOKENS = 4  # of a segment
 SEGMENTS = 32  # of a tile
 CHANNELS = 16  # of a program, two whole sectors of float32
 ELEMENTS = 512  # of a tile, segments x states x channels
-ELEMENTS_OF_A_WARP = 128  # four channels for each lane, in one load
+ELEMENTS_OF_A_WARP = 128  # of one state: four channels for each lane, in one load
+STATES_OF_A_WARP = 256  # of several: they share a lane's loads
 
 
 def selective_scan_2d_triton(
@@ -159,11 +160,12 @@ class _Plan(NamedTuple):
 
     def run(self, kernel: Any, *tensors: Any, **options: int) -> None:
         programs = self.blocks * self.batch * 4
-        elements = self.segments * self.states * self.channels
+        of_a_warp = ELEMENTS_OF_A_WARP if self.states == 1 else STATES_OF_A_WARP
+        warps = self.segments * self.states * self.channels // of_a_warp
         kernel[(programs,)](
             *tensors, self.batch, self.d, self.n, self.height, self.width,
             N=self.states, SEGMENTS=self.segments, CHANNELS=self.channels, TOKENS=TOKENS, **options,
-            num_warps=max(1, elements // ELEMENTS_OF_A_WARP),
+            num_warps=max(1, warps),
         )  # fmt: skip
 
     def parts(self, u: Tensor) -> Tensor:
