@@ -185,11 +185,11 @@ def test_compiled_equals_eager():
     compiled = torch.compile(mamba_mixer, fullgraph=True, backend="aot_eager")
     found, expected = (f(*inputs, backend="triton") for f in (compiled, mamba_mixer))
     # A GPU's kernels are compiled for the strides, which torch.compile may choose.
-    assert distance(found.detach(), expected.detach()) < 1e-6
+    assert distance(found.detach(), expected.detach()) < 1e-5
     for a, b in zip(
         *(torch.autograd.grad(y.sum(), inputs) for y in (found, expected)), strict=True
     ):
-        assert distance(a, b) < 1e-6
+        assert distance(a, b) < 1e-5
 
 
 @needs_triton

@@ -164,7 +164,7 @@ def test_compiled_equals_eager():
     compiled = torch.compile(selective_scan, fullgraph=True, backend="aot_eager")
     eager = selective_scan(*inputs, True, backend="triton")
     # A GPU's kernels are compiled for the strides, which torch.compile may choose.
-    assert distance(compiled(*inputs, True, backend="triton"), eager) < 1e-6
+    assert distance(compiled(*inputs, True, backend="triton"), eager) < 1e-5
 
 
 @needs_triton

@@ -155,7 +155,7 @@ def test_compiled_in_one_graph(small_tiles):
         *(torch.autograd.grad(f(*inputs).sum(), inputs) for f in (compiled, scan)), strict=True
     ):
         # A GPU's kernels are compiled for the strides, which torch.compile may choose.
-        assert distance(got, wanted) < 1e-6
+        assert distance(got, wanted) < 1e-5
 
 
 def test_auto_takes_it_on_cuda_beside_mamba_ssm(monkeypatch):
