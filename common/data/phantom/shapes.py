@@ -23,7 +23,7 @@ def smooth_noise(rng: Generator, axes: Sequence[Array], scale: float) -> Array:
     for axis, knot in zip(axes, knots, strict=True):
         weight = np.exp(-(((axis[:, None] - knot) / scale) ** 2)).astype(np.float32)
         weight /= np.linalg.norm(weight, axis=1, keepdims=True)
-        field = np.tensordot(field, weight, axes=(0, 1))
+        field = np.moveaxis(np.tensordot(weight, field, 1), 0, -1)
     return field
 
 
