@@ -81,7 +81,8 @@ class Classifier(DepthwiseSeparableConv):
     def forward(self, x: Tensor) -> Tensor:
         scale, shift = self.depthwise.weight.flatten(), self.depthwise.bias
         weight, bias = self.pointwise.weight.flatten(1), self.pointwise.bias
-        assert shift is not None and bias is not None
+        assert shift is not None
+        assert bias is not None
         return pointwise(x, weight * scale, bias + (weight * shift).sum(1))
 
 
