@@ -42,6 +42,10 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
 
 
+def _in_place() -> bool:
+    return not torch.jit.is_scripting() and not torch.is_grad_enabled()
+
+
 class DepthwiseSeparableConv(nn.Module):
     """Depthwise convolution, then pointwise."""
 
@@ -69,6 +73,17 @@ class Stem(DepthwiseSeparableConv):
         else:
             y = depthwise_conv(x, weight)
         return pointwise(y, self.pointwise.weight, None)
+
+
+class Classifier(DepthwiseSeparableConv):
+    """The same 1-wide, as one product: both are linear in a site's channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.depthwise.weight.flatten(), self.depthwise.bias
+        weight, bias = self.pointwise.weight.flatten(1), self.pointwise.bias
+        assert shift is not None
+        assert bias is not None
+        return pointwise(x, weight * scale, bias + (weight * shift).sum(1))
 
 
 class MambaLayer(nn.Module):
@@ -171,8 +186,9 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.layer1(self.norm1(x))
         y = self.layer2(self.norm2(y))
-        # In place saves time; TorchScript refuses it for views where there are gradients.
-        return x + y if torch.jit.is_scripting() else y.add_(x)
+        # In place saves time, but not where there are gradients: those of a view that was written
+        # to are copied. TorchScript refuses it.
+        return y.add_(x) if _in_place() else x + y
 
 
 class EncoderLevel(nn.Module):
@@ -200,7 +216,7 @@ class DecoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(self.norm1(x))
         scale = self.skip_scale
-        y = torch.addcmul(y, x, scale) if torch.jit.is_scripting() else y.addcmul_(x, scale)
+        y = y.addcmul_(x, scale) if _in_place() else torch.addcmul(y, x, scale)
         return self.norm2(y)
 
 
@@ -226,7 +242,7 @@ class Head(nn.Module):
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.norm = GroupNorm(_GROUPS, in_channels, relu=True)
-        self.conv = DepthwiseSeparableConv(spatial_dims, in_channels, out_channels, 1, bias=True)
+        self.conv = Classifier(spatial_dims, in_channels, out_channels, 1, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(self.norm(x))

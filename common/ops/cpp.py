@@ -232,7 +232,7 @@ class _Scan(ctypes.Structure):
         ),
         *((x, _View) for x in ("u", "delta", "A", "B", "C", "D", "z", "bias", "y", "last")),
         *((x, _View) for x in ("saved", "dy", "dlast", "du", "ddelta", "dA", "dB", "dC", "dD")),
-        *((x, _View) for x in ("dz", "dbias", "first", "dfirst")),
+        *((x, _View) for x in ("dz", "dbias")),
     )
 
 

@@ -1,4 +1,4 @@
-"""`mamba_mixer` on the CPU: torch's matrix products around the C++ convolution and scan.
+"""`mamba_mixer` on the CPU: one call of the C++ library forward, one backward.
 
 Tokens are processed in chunks, forward from the first to the last and backward from the last to the
 first, so that only x, the output and one state per TILE tokens ever leave the cache. The backward
@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from . import cpp
-from .cpp import TILE, _arguments, _expect_writes, _run, _states_between, _View, _view
+from .cpp import TILE, _run, _states_between, _View, _view
 from .forward_mode import refuse_tangents
 
-# Elements of a chunk's u, that is tokens times channels: a few such tensors fit the cache together.
-CHUNK = 1 << 18
+# Elements of a chunk's u, that is tokens times channels: some ten such tensors fit a core's cache.
+CHUNK = 1 << 14
 
 
 def mamba_mixer_cpp(x: Tensor, *weights: Tensor) -> Tensor:
@@ -60,21 +60,10 @@ def _mamba_mixer_cpp(
     """The output, and what the backward pass needs of the states between (or nothing)."""
     weights = _Weights(in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
     out, saved = _outputs(x, A, out_proj, save_states)
-    _expect_writes(out)
-    state = x.new_empty((x.shape[0], *A.shape))
-    with torch.autocast("cpu", enabled=False):
-        chunks, buffers = _divide(x, weights)
-        for chunk in chunks:
-            part = _Chunk(x, weights, chunk._replace(after=0), buffers)
-            y = part.buffer("y", A.shape[0])
-            part.scan.y = _view(y.mT, "bcl")
-            part.scan.last = _view(state[chunk.items], "bcn")
-            if chunk.start > 0:
-                part.scan.first = part.scan.last
-            if save_states:
-                part.scan.saved = _View(data=saved[chunk.items, chunk.start // TILE :].data_ptr())
-            _run("selective_scan_forward", part.scan)
-            _linear(y, out_proj, out[chunk.items, chunk.start : chunk.stop])
+    mixer, _dense = _arguments(x, weights, out)
+    if save_states:
+        mixer.saved = saved.data_ptr()
+    _run("mamba_mixer_forward", mixer)
     return out, saved
 
 
@@ -101,59 +90,13 @@ def _mamba_mixer_cpp_backward(
     out_proj: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     weights = _Weights(in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
-    dx, sums = x.new_empty(x.shape), _Weights(*(w.new_zeros(w.shape) for w in weights))
-    _expect_writes(dx)
-    # What the C++ functions write per chunk, to be added to the sums.
-    of_chunk = _Weights(*(w.new_empty(w.shape) for w in weights))
-    added = ("conv_weight", "conv_bias", "dt_bias", "A", "D")
-    (d, n), rank = A.shape, dt_proj.shape[1]
-    adjoint = x.new_empty((x.shape[0], d, n))
-    later_du = x.new_empty((0, d))
-    with torch.autocast("cpu", enabled=False):
-        chunks, buffers = _divide(x, weights)
-        for chunk in reversed(chunks):
-            part = _Chunk(x, weights, chunk, buffers)
-            tokens, after = chunk.stop - chunk.start, chunk.after
-            y, dy, ddelta = (part.buffer(name, d) for name in ("y", "dy", "ddelta"))
-            dB, dC = (part.buffer(name, n) for name in ("dB", "dC"))
-            dmaps, dxz = part.buffer("dmaps", rank + 2 * n), part.buffer("dxz", 2 * d)
-            du_and_later = part.buffer("du", d, after)
-            du = du_and_later[:, :tokens]
-            du_and_later[:, tokens:] = later_du[:after]
-
-            dout_rows = _rows(dout[chunk.items, chunk.start : chunk.stop].contiguous())
-            torch.mm(dout_rows, out_proj, out=_rows(dy))
-            scan = part.scan
-            scan.saved = _View(data=saved[chunk.items, chunk.start // TILE :].data_ptr())
-            scan.dy, scan.y = _view(dy.mT, "bcl"), _view(y.mT, "bcl")
-            scan.dfirst = _view(adjoint[chunk.items], "bcn")
-            if chunk.stop < x.shape[1]:
-                scan.dlast = scan.dfirst
-            scan.du, scan.ddelta = _view(du.mT, "bcl"), _view(ddelta.mT, "bcl")
-            scan.dz, scan.dA = _view(dxz[..., d:].mT, "bcl"), _view(of_chunk.A, "cn")
-            scan.dD, scan.dbias = _view(of_chunk.D, "c"), _view(of_chunk.dt_bias, "c")
-            scan.dB, scan.dC = _view(dB.mT, "bnl"), _view(dC.mT, "bnl")
-            _run("selective_scan_backward", scan)
-            sums.out_proj.addmm_(dout_rows.t(), _rows(y))
-
-            torch.mm(_rows(ddelta), dt_proj, out=_rows(dmaps[..., :rank]))
-            dmaps[..., rank : rank + n], dmaps[..., rank + n :] = dB, dC
-            sums.dt_proj.addmm_(_rows(ddelta).t(), _rows(part.maps[..., :rank]))
-            sums.x_proj.addmm_(_rows(dmaps).t(), _rows(part.u))
-            _rows(du).addmm_(_rows(dmaps), x_proj)
-            later_du = du_and_later[0, : conv_weight.shape[-1] - 1].clone()
-
-            conv = part.conv
-            conv.dy, conv.dx = _view(du.mT, "bcl"), _view(dxz[..., :d].mT, "bcl")
-            conv.dweight = _view(of_chunk.conv_weight.squeeze(1), "cl")
-            conv.dbias = _view(of_chunk.conv_bias, "c")
-            _run("causal_conv1d_backward", conv)
-            x_rows = _rows(x[chunk.items, chunk.start : chunk.stop].contiguous())
-            sums.in_proj.addmm_(_rows(dxz).t(), x_rows)
-            torch.mm(_rows(dxz), in_proj, out=_rows(dx[chunk.items, chunk.start : chunk.stop]))
-            for name in added:
-                getattr(sums, name).add_(getattr(of_chunk, name))
-    return dx, *sums
+    dx, grads = x.new_empty(x.shape), _Weights(*(w.new_empty(w.shape) for w in weights))
+    mixer, _dense = _arguments(x, weights, dout)
+    mixer.saved, mixer.dx = saved.data_ptr(), _view(dx, "blc")
+    for name, grad in grads._asdict().items():
+        setattr(mixer, f"d{name}", grad.data_ptr())
+    _run("mamba_mixer_backward", mixer)
+    return dx, *grads
 
 
 @_mamba_mixer_cpp_backward.register_fake
@@ -192,16 +135,6 @@ class _Weights(NamedTuple):
     out_proj: Tensor
 
 
-class _Range(NamedTuple):
-    """A chunk: whole items of the batch, or a part of one; tokens of that item around it."""
-
-    items: slice
-    start: int
-    stop: int
-    before: int
-    after: int
-
-
 def _outputs(x: Tensor, A: Tensor, out_proj: Tensor, save_states: bool) -> tuple[Tensor, Tensor]:
     batch, length, _ = x.shape
     d, n = A.shape
@@ -211,100 +144,43 @@ def _outputs(x: Tensor, A: Tensor, out_proj: Tensor, save_states: bool) -> tuple
     return x.new_empty((batch, length, out_proj.shape[0])), saved
 
 
-def _divide(x: Tensor, weights: _Weights) -> tuple[list[_Range], dict[str, Tensor]]:
-    """Chunks, in order, and buffers that all of them share, not yet made."""
-    batch, length, _ = x.shape
-    reach = weights.conv_weight.shape[-1] - 1
-    most = max(1, CHUNK // weights.A.shape[0] // TILE) * TILE
-    items, tokens = max(1, most // length), min(most, length)
-    chunks = [
-        _Range(
-            slice(b, min(b + items, batch)),
-            t,
-            min(t + tokens, length),
-            min(reach, t),
-            min(reach, max(0, length - t - tokens)),
-        )
-        for b in range(0, batch, items)
-        for t in range(0, length, tokens)
-    ]
-    return chunks, {}
-
-
-class _Chunk:
-    """What lies between x and the scan, for one chunk, and the C++ functions' arguments so far."""
-
-    def __init__(
-        self, x: Tensor, weights: _Weights, chunk: _Range, buffers: dict[str, Tensor]
-    ) -> None:
-        d, n = weights.A.shape
-        rank = weights.dt_proj.shape[1]
-        before, tokens = chunk.before, chunk.stop - chunk.start
-        self.items = min(chunk.items.stop, x.shape[0]) - chunk.items.start
-        self.tokens, self.x, self.buffers = tokens, x, buffers
-
-        xz = self.buffer("xz", 2 * d, before + chunk.after)
-        around = x[chunk.items, chunk.start - before : chunk.stop + chunk.after].contiguous()
-        _linear(around, weights.in_proj, xz)
-        here = xz[:, before : before + tokens]
-        self.u = self.buffer("u", d)
-        self.conv = _Conv(
-            batch=self.items,
-            channels=d,
-            length=tokens,
-            kernel=weights.conv_weight.shape[-1],
-            before=before,
-            after=chunk.after,
-            threads=torch.get_num_threads(),
-            isa=cpp._highest_isa,
-            x=_view(here[..., :d].mT, "bcl"),
-            weight=_view(weights.conv_weight.squeeze(1), "cl"),
-            bias=_view(weights.conv_bias, "c"),
-            y=_view(self.u.mT, "bcl"),
-        )
-        _run("causal_conv1d_forward", self.conv)
-        self.maps = self.buffer("maps", rank + 2 * n)
-        _linear(self.u, weights.x_proj, self.maps)
-        dt, B, C = self.maps.split([rank, n, n], dim=-1)
-        delta = self.buffer("delta", d)
-        _linear(dt, weights.dt_proj, delta)
-        self.scan = _arguments(
-            self.u.mT,
-            delta.mT,
-            weights.A,
-            B.mT,
-            C.mT,
-            weights.D,
-            here[..., d:].mT,
-            weights.dt_bias,
-            True,
-        )
-
-    def buffer(self, name: str, width: int, more_tokens: int = 0) -> Tensor:
-        """Memory for (items, tokens, width) that holds no value yet."""
-        shape = (self.items, self.tokens + more_tokens, width)
-        size = shape[0] * shape[1] * shape[2]
-        if name not in self.buffers or self.buffers[name].numel() < size:
-            self.buffers[name] = self.x.new_empty(size)
-        return self.buffers[name][:size].view(shape)
-
-
-class _Conv(ctypes.Structure):
-    """The arguments of causal_conv1d_*, in csrc/causal_conv1d.h's order."""
+class _Mixer(ctypes.Structure):
+    """The arguments of mamba_mixer_*, in csrc/mamba_mixer.h's order."""
 
     _fields_ = (
         *(
             (size, ctypes.c_int64)
-            for size in ("batch", "channels", "length", "kernel", "before", "after")
+            for size in ("batch", "length", "channels", "inner", "states", "rank", "taps")
         ),
+        *((size, ctypes.c_int64) for size in ("outputs", "chunk")),
         *((name, ctypes.c_int32) for name in ("threads", "isa")),
-        *((x, _View) for x in ("x", "weight", "bias", "y", "dy", "dx", "dweight", "dbias")),
+        *((name, _View) for name in ("x", "out")),
+        *((name, ctypes.c_void_p) for name in (*_Weights._fields, "saved")),
+        ("dx", _View),
+        *((f"d{name}", ctypes.c_void_p) for name in _Weights._fields),
     )
 
 
-def _rows(x: Tensor) -> Tensor:
-    return x.view(-1, x.shape[-1])
-
-
-def _linear(x: Tensor, weight: Tensor, out: Tensor) -> None:
-    torch.mm(_rows(x), weight.t(), out=_rows(out))
+def _arguments(x: Tensor, weights: _Weights, out: Tensor) -> tuple[_Mixer, _Weights]:
+    """The arguments of both passes; and the weights, that have to live as long as these."""
+    dense = _Weights(*(weight.contiguous() for weight in weights))
+    batch, length, channels = x.shape
+    (inner, states), taps = dense.A.shape, dense.conv_weight.shape[-1]
+    tokens = min(max(1, CHUNK // inner, taps - 1), length)
+    mixer = _Mixer(
+        batch=batch,
+        length=length,
+        channels=channels,
+        inner=inner,
+        states=states,
+        rank=dense.dt_proj.shape[1],
+        taps=taps,
+        outputs=dense.out_proj.shape[0],
+        chunk=(tokens + TILE - 1) // TILE * TILE,
+        threads=torch.get_num_threads(),
+        isa=cpp._highest_isa,
+        x=_view(x, "blc"),
+        out=_view(out, "blc"),
+        **{name: weight.data_ptr() for name, weight in dense._asdict().items()},
+    )
+    return mixer, dense

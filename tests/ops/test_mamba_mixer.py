@@ -82,13 +82,25 @@ def test_tokens_in_any_layout(batch):
 
 
 @needs_library
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_same_bits_twice(threads):
-    torch.set_num_threads(threads)
-    inputs = make_inputs(length=20_000)
-    first, second = (run(inputs, "cpp") for _ in range(2))
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
+@pytest.mark.parametrize("c", [1, 17, 32])
+@pytest.mark.parametrize("n", [1, 3, 16, 21])
+@pytest.mark.parametrize(("d", "rank", "out"), [(1, 1, 1), (15, 17, 33), (48, 3, 16)])
+def test_sizes_around_vectors(monkeypatch, isa, c, n, d, rank, out):
+    monkeypatch.setattr(mamba_mixer_cpp, "CHUNK", 1)
+    assert_equals_float64(make_inputs(2, 66, c, d, n, rank, out=out))
+
+
+@needs_library
+@pytest.mark.parametrize(("batch", "length"), [(1, 3000), (3, 1000), (5, 3)])
+def test_same_bits_whatever_the_threads(monkeypatch, batch, length):
+    monkeypatch.setattr(mamba_mixer_cpp, "CHUNK", 1)
+    inputs = make_inputs(batch, length, d=100)
+    torch.set_num_threads(1)
+    expected = run(inputs, "cpp")
+    for threads in (1, 2, 2, 5, 5):
+        torch.set_num_threads(threads)
+        for name, x in run(inputs, "cpp").items():
+            assert torch.equal(x, expected[name]), (threads, name)
 
 
 @needs_library
@@ -183,10 +195,10 @@ def test_whole_numbers_are_refused():
 @needs_library
 def test_library_refuses_a_size_of_zero():
     scan = ("batch", "channels", "groups", "height", "width", "states", "orders")
-    conv = ("batch", "channels", "length", "kernel")
+    mixer = ("batch", "length", "channels", "inner", "states", "rank", "taps", "outputs", "chunk")
     for functions, struct, sizes in (
         (("selective_scan_forward", "selective_scan_backward"), cpp._Scan, scan),
-        (("causal_conv1d_forward", "causal_conv1d_backward"), mamba_mixer_cpp._Conv, conv),
+        (("mamba_mixer_forward", "mamba_mixer_backward"), mamba_mixer_cpp._Mixer, mixer),
         (("layer_norm_forward",), layer_norm_module._LayerNorm, ("width",)),
     ):
         for function, zero in itertools.product(functions, sizes):

@@ -93,7 +93,7 @@ def test_random_calls(tmp_path: Path, sanitizer: str, seconds: int, record_prope
         (
             "address",
             "selective_scan-inl.h",
-            "std::fill(y, y + column.tokens * COLUMN, 0.0f);",
+            "std::fill(y, y + in.tokens * COLUMN, 0.0f);",
             "",
             "wrong result",
         ),

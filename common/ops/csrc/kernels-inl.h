@@ -6,14 +6,16 @@
 //
 // Without these, as when an editor reads it alone, a *-inl.h file is for the portable set.
 
-#undef TILES_INL_H  // what several of the files include, they include anew for each set
+#undef PRODUCTS_INL_H  // what several of the files include, they include anew for each set
+#undef SELECTIVE_SCAN_INL_H
+#undef TILES_INL_H
 #undef VECTOR_INL_H
 
-#include "causal_conv1d-inl.h"
 #include "depthwise_conv-inl.h"
 #include "group_norm-inl.h"
 #include "kernels.h"
 #include "layer_norm-inl.h"
+#include "mamba_mixer-inl.h"
 #include "selective_scan-inl.h"
 #include "vector-inl.h"
 
@@ -23,8 +25,8 @@ namespace INSTRUCTION_SET {
 constexpr Kernels kernels{W,
                           forward_task,
                           backward_task,
-                          conv_forward_task,
-                          conv_backward_task,
+                          mixer_forward_task,
+                          mixer_backward_task,
                           layer_norm_task,
                           group_norm_sums,
                           group_norm_normalise,

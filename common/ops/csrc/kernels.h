@@ -4,10 +4,10 @@
 #include <cstdint>
 
 #include "arena.h"
-#include "causal_conv1d.h"
 #include "depthwise_conv.h"
 #include "group_norm.h"
 #include "layer_norm.h"
+#include "mamba_mixer.h"
 #include "selective_scan.h"
 
 namespace {
@@ -16,8 +16,8 @@ struct Kernels {
     int width;  // W
     void (*forward)(const Plan&, const Task&, float* state, float* elapsed, Arena);
     void (*backward)(Plan&, const Task&, float* adjoint, float* elapsed, Arena);
-    void (*conv_forward)(const ConvPlan&, int64_t task, Arena);
-    void (*conv_backward)(ConvPlan&, int64_t task, Arena);
+    void (*mixer_forward)(MixerPlan&, int64_t task, Arena);
+    void (*mixer_backward)(MixerPlan&, int64_t task, Arena);
     void (*layer_norm)(const LayerNorm&, int64_t begin, int64_t end);
     void (*group_norm_sums)(GroupNormPlan&, int64_t task);
     void (*group_norm_normalise)(GroupNormPlan&, int64_t task);

@@ -71,4 +71,11 @@ void parallel(int64_t threads, int64_t team_size, int64_t scratch, int64_t count
     for (std::thread& thread : others) thread.join();
 }
 
+// Until tasks that were taken earlier have counted so far: these run, so it comes. Whoever has lost
+// its core to another process gets it back sooner from threads that yield theirs.
+inline void await(const std::atomic<int64_t>& counter, int64_t value) {
+    for (int i = 0; counter.load(std::memory_order_acquire) < value; ++i)
+        if (i > 1000) std::this_thread::yield();
+}
+
 }  // namespace

@@ -5,6 +5,9 @@
 // lanes without a channel are zero. Tensors whose channels are not next to each other are copied
 // there first; others are read and written where they are.
 
+#ifndef SELECTIVE_SCAN_INL_H
+#define SELECTIVE_SCAN_INL_H
+
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -150,71 +153,169 @@ struct Tile {
     Float* at(int token, int channel) const { return data + rows[token] + channel; }
 };
 
-// The inputs of one tile and column.
-struct Column {
-    const Scan& scan;
-    const Plan& plan;
-    const Task& task;
-    int64_t c0;                // first channel
-    int64_t p0;                // first channel, counted with the padding of groups
-    int tokens, channels, lanes;
-    Tile<const float> u;
-    float *delta, *x;          // [TILE][COLUMN]: step sizes, step sizes times u
+// One tile and column: parameters from its first channel on, inputs, and scratch memory.
+struct Inputs {
+    int tokens, lanes, n;
+    bool use_softplus;
+    const float *A, *A2, *D, *bias;  // A and A2: [lanes / W][n][W]
+    const float *B, *C;              // [TILE][n]
+    Tile<const float> u, raw;        // raw: step sizes before bias and softplus
+    float *delta, *x;                // [TILE][COLUMN]: step sizes, step sizes times u
 
-    Column(const Plan& plan, const Task& task, int tokens, int64_t c, Arena& arena)
-        : scan(plan.scan), plan(plan), task(task), tokens(tokens) {
-        c0 = task.group * plan.group_channels + c;
-        p0 = task.group * plan.group_padded + c;
-        channels = int(std::min<int64_t>({COLUMN, task.c1 - c, plan.group_channels - c}));
-        lanes = (channels + W - 1) / W * W;
-        delta = tile(arena), x = tile(arena);
-    }
-    static float* tile(Arena& arena) { return arena.take(TILE * COLUMN); }
-    bool in_place(const View& view) const { return view.c == 1 && channels == lanes; }
-
-    Tile<const float> read(const View& from, const Rows& rows, Arena& arena) const {
-        const float* x = from.at(task.batch, c0);
-        if (in_place(from)) return {x, rows.at};
-        float* to = tile(arena);
-        gather(x, from.c, rows, tokens, channels, lanes, to, COLUMN);
-        return {to, SCRATCH.at};
-    }
-    // Where to put an output; then, from there, to its tensor. What is added to is there already.
-    Tile<float> place(const View& to, const Rows& rows, bool adds, Arena& arena) const {
-        if (in_place(to)) return {to.at(task.batch, c0), rows.at};
-        float* scratch = tile(arena);
-        if (adds)
-            gather(to.at(task.batch, c0), to.c, rows, tokens, channels, lanes, scratch, COLUMN);
-        return {scratch, SCRATCH.at};
-    }
-    void write(const Tile<float>& from, const View& to, const Rows& rows) const {
-        if (!in_place(to))
-            scatter(from.data, COLUMN, tokens, channels, to.at(task.batch, c0), to.c, rows);
-    }
-    // f(token, channel, offset into scratch memory, channel counted with padding) for every vector
+    // f(token, channel, offset into scratch memory) for every vector
     template <class F>
     void each(F f) const {
         for (int c = 0; c < lanes; c += W)
-            for (int t = 0; t < tokens; ++t) f(t, c, t * COLUMN + c, p0 + c);
+            for (int t = 0; t < tokens; ++t) f(t, c, t * COLUMN + c);
     }
-    void read_inputs(const Tile<const float>& raw) const {
-        const bool use_softplus = scan.softplus;
-        each([&](int t, int c, int i, int64_t p) {
-            V d = load(raw.at(t, c)) + load(&plan.bias[p]);
+    void find_steps() const {
+        each([&](int t, int c, int i) {
+            V d = load(raw.at(t, c)) + load(bias + c);
             if (use_softplus) d = softplus(d);
             store(delta + i, d);
             store(x + i, d * load(u.at(t, c)));
         });
     }
-    void add_step_sizes(float* elapsed) const {
-        each([&](int, int, int i, int64_t p) {
-            store(elapsed + p, load(elapsed + p) + load(delta + i));
+    Lanes lanes_at(int c, int s, const float* dy) const {
+        const int64_t a = int64_t(c) * n + s * W;
+        return {tokens, n, delta + c, x + c, dy + c, B + s, C + s, A + a, A2 + a};
+    }
+};
+
+inline float* new_tile(Arena& arena) { return arena.take(TILE * COLUMN); }
+
+// From the state before the tile to that after it, and the output; y is scratch memory.
+inline void forward_column(const Inputs& in, float* state, float* y, const Tile<const float>& z,
+                           const Tile<float>& out, bool adds) {
+    std::fill(y, y + in.tokens * COLUMN, 0.0f);
+    for (int lane = 0; lane < in.lanes; lane += W)
+        for_states(in.n, [&](auto N, int s) {
+            forward_lanes<N, false>(in.lanes_at(lane, s, y), state + lane * in.n + s * W, y + lane,
+                                    nullptr, nullptr);
+        });
+    in.each([&](int t, int c, int i) {
+        V sum = load(y + i) + load(in.D + c) * load(in.u.at(t, c));
+        if (z.data) {
+            V gate = load(z.at(t, c));
+            sum *= gate * sigmoid(gate);
+        }
+        if (adds) sum += load(out.at(t, c));
+        store(out.at(t, c), sum);
+    });
+}
+
+// The gradients of a tile and column; y, where it is there, is the output again. What belongs to a
+// token may be where the same token of dy, z or raw is.
+struct Gradients {
+    Tile<float> du{}, ddelta{}, dz{}, y{};
+    float *dB, *dC;            // [TILE][n], added to
+    float *dA, *dD, *dbias;    // as A, D and bias, added to
+    float *dy_ungated, *ungated, *gB, *gA, *kept;  // scratch memory
+
+    explicit Gradients(Arena& arena) {
+        for (float** tile : {&dy_ungated, &ungated, &gB, &gA}) *tile = new_tile(arena);
+    }
+    void start(const Inputs& in, const Tile<const float>& dy, const Tile<const float>& z) const {
+        in.each([&](int t, int c, int i) {
+            V out = load(dy.at(t, c));
+            if (z.data) {
+                V gate = load(z.at(t, c));
+                out *= gate * sigmoid(gate);
+            }
+            store(dy_ungated + i, out);
+            for (float* sum : {ungated, gB, gA}) store(sum + i, V{});
         });
     }
-    Lanes lanes_at(int c, int s, const float* B, const float* C, const float* dy) const {
-        const int64_t a = (p0 + c) * scan.states + s * W;
-        return {tokens,     int(scan.states), delta + c, x + c, dy + c, B + s, C + s,
-                &plan.A[a], &plan.A2[a]};
+    // state: before the tile. adjoint: after it, then before it.
+    void find(const Inputs& in, const Tile<const float>& dy, const Tile<const float>& z,
+              const float* state, float* adjoint, bool adds) const {
+        const int n = in.n;
+        for (int lane = 0; lane < in.lanes; lane += W)
+            for_states(n, [&](auto N, int s) {
+                const int64_t at = lane * n + s * W;
+                float da[N * W] = {};  // of this tile alone: two levels of sums round less than one
+                backward_lanes<N>(in.lanes_at(lane, s, dy_ungated), state + at, adjoint + at,
+                                  ungated + lane, gB + lane, gA + lane, da, dB + s, dC + s, kept);
+                for (int i = 0; i < N; ++i)
+                    store(dA + at + i * W, load(dA + at + i * W) + load(da + i * W));
+            });
+        for (int lane = 0; lane < in.lanes; lane += W) {
+            V skip = load(in.D + lane), bias = load(in.bias + lane);
+            V sum_D = {}, sum_bias = {};
+            for (int t = 0; t < in.tokens; ++t) {
+                const int i = t * COLUMN + lane;
+                V out = load(dy_ungated + i), u = load(in.u.at(t, lane)), by_input = load(gB + i);
+                V sum = load(ungated + i) + skip * u;
+                V by_step = load(gA + i) + u * by_input;
+                if (in.use_softplus) by_step *= sigmoid(load(in.raw.at(t, lane)) + bias);
+                V by_u = load(in.delta + i) * by_input + skip * out;
+                if (adds) by_u += load(du.at(t, lane));
+                store(du.at(t, lane), by_u);
+                store(ddelta.at(t, lane), by_step);
+                sum_D += out * u;
+                sum_bias += by_step;
+                if (z.data) {
+                    V gate = load(z.at(t, lane)), s = sigmoid(gate);
+                    V slope = s * (1.0f + gate * (1.0f - s));
+                    store(dz.at(t, lane), load(dy.at(t, lane)) * sum * slope);
+                    sum *= gate * s;
+                }
+                if (y.data) store(y.at(t, lane), sum);
+            }
+            store(dD + lane, load(dD + lane) + sum_D);
+            store(dbias + lane, load(dbias + lane) + sum_bias);
+        }
+    }
+};
+
+// The same where the caller's tensors are.
+struct Column : Inputs {
+    const Scan& scan;
+    const Plan& plan;
+    const Task& task;
+    int64_t c0;  // first channel
+    int64_t p0;  // first channel, counted with the padding of groups
+    int channels;
+
+    Column(const Plan& plan, const Task& task, int tokens, int64_t c, const float* B,
+           const float* C, Arena& arena)
+        : scan(plan.scan), plan(plan), task(task) {
+        c0 = task.group * plan.group_channels + c;
+        p0 = task.group * plan.group_padded + c;
+        channels = int(std::min<int64_t>({COLUMN, task.c1 - c, plan.group_channels - c}));
+        this->tokens = tokens, lanes = (channels + W - 1) / W * W, n = int(scan.states);
+        use_softplus = scan.softplus;
+        A = &plan.A[p0 * n], A2 = &plan.A2[p0 * n], D = &plan.D[p0], bias = &plan.bias[p0];
+        this->B = B, this->C = C;
+        delta = new_tile(arena), x = new_tile(arena);
+    }
+    bool in_place(const View& view) const { return view.c == 1 && channels == lanes; }
+
+    Tile<const float> read(const View& from, const Rows& rows, Arena& arena) const {
+        if (!from.data) return {};
+        const float* first = from.at(task.batch, c0);
+        if (in_place(from)) return {first, rows.at};
+        float* to = new_tile(arena);
+        gather(first, from.c, rows, tokens, channels, lanes, to, COLUMN);
+        return {to, SCRATCH.at};
+    }
+    // Where to put an output; then, from there, to its tensor. What is added to is there already.
+    Tile<float> place(const View& to, const Rows& rows, bool adds, Arena& arena) const {
+        if (!to.data) return {};
+        if (in_place(to)) return {to.at(task.batch, c0), rows.at};
+        float* scratch = new_tile(arena);
+        if (adds)
+            gather(to.at(task.batch, c0), to.c, rows, tokens, channels, lanes, scratch, COLUMN);
+        return {scratch, SCRATCH.at};
+    }
+    void write(const Tile<float>& from, const View& to, const Rows& rows) const {
+        if (to.data && !in_place(to))
+            scatter(from.data, COLUMN, tokens, channels, to.at(task.batch, c0), to.c, rows);
+    }
+    void add_steps(float* elapsed) const {
+        each([&](int, int c, int i) {
+            store(elapsed + p0 + c, load(elapsed + p0 + c) + load(delta + i));
+        });
     }
 };
 
@@ -413,35 +514,26 @@ void forward_task(const Plan& plan, const Task& task, float* state, float* elaps
         maps.read(plan, task, t0, tokens);
         for (int64_t c = task.c0; c < task.c1; c += COLUMN) {
             Arena here = arena;
-            Column column(plan, task, tokens, c, here);
-            float *y = Column::tile(here), *h = state + column.p0 * n;
+            Column column(plan, task, tokens, c, maps.B, maps.C, here);
+            float *y = new_tile(here), *h = state + column.p0 * n;
             if (scan.saved.data && !ends_only)
                 std::memcpy(scan.saved.data + plan.saved_at(task.batch, t0, column.p0), h,
                             column.lanes * n * sizeof(float));
             column.u = column.read(scan.u, u_rows, here);
-            column.read_inputs(column.read(scan.delta, delta_rows, here));
-            std::fill(y, y + column.tokens * COLUMN, 0.0f);
-            for (int lane = 0; lane < column.lanes; lane += W)
-                for_states(n, [&](auto N, int s) {
-                    forward_lanes<N, false>(column.lanes_at(lane, s, maps.B, maps.C, y),
-                                            h + lane * n + s * W, y + lane, nullptr, nullptr);
-                });
+            column.raw = column.read(scan.delta, delta_rows, here);
+            column.find_steps();
             if (ends_only) {
-                column.add_step_sizes(elapsed);
+                std::fill(y, y + tokens * COLUMN, 0.0f);
+                for (int lane = 0; lane < column.lanes; lane += W)
+                    for_states(n, [&](auto N, int s) {
+                        forward_lanes<N, false>(column.lanes_at(lane, s, y), h + lane * n + s * W,
+                                                y + lane, nullptr, nullptr);
+                    });
+                column.add_steps(elapsed);
                 continue;
             }
             const Tile<float> out = column.place(scan.y, y_rows, scan.order, here);
-            Tile<const float> z = {};
-            if (scan.z.data) z = column.read(scan.z, z_rows, here);
-            column.each([&](int t, int c, int i, int64_t p) {
-                V sum = load(y + i) + load(&plan.D[p]) * load(column.u.at(t, c));
-                if (z.data) {
-                    V gate = load(z.at(t, c));
-                    sum *= gate * sigmoid(gate);
-                }
-                if (scan.order) sum += load(out.at(t, c));
-                store(out.at(t, c), sum);
-            });
+            forward_column(column, h, y, column.read(scan.z, z_rows, here), out, scan.order);
             column.write(out, scan.y, y_rows);
         }
     }
@@ -454,7 +546,7 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
     const Scan& scan = plan.scan;
     const bool ends_only = elapsed != nullptr;
     if (one_state(plan, {&scan.u, &scan.delta, &scan.dy, &scan.du, &scan.ddelta}) &&
-        !scan.z.data && !scan.y.data && !ends_only)
+        !scan.z.data && !ends_only)
         return backward_one_state(plan, task, adjoint, arena);
     const int n = int(scan.states);
     Maps maps(plan, arena);
@@ -465,91 +557,42 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
         const Rows u_rows(scan, scan.u, t0, tokens), delta_rows(scan, scan.delta, t0, tokens);
         const Rows dy_rows(scan, scan.dy, t0, tokens), z_rows(scan, scan.z, t0, tokens);
         const Rows du_rows(scan, scan.du, t0, tokens), dz_rows(scan, scan.dz, t0, tokens);
-        const Rows y_rows(scan, scan.y, t0, tokens);
         const Rows ddelta_rows(scan, scan.ddelta, t0, tokens);
         maps.read(plan, task, t0, tokens);
         std::fill(dB, dB + TILE * n, 0.0f);
         std::fill(dC, dC + TILE * n, 0.0f);
         for (int64_t c = task.c0; c < task.c1; c += COLUMN) {
             Arena here = arena;
-            Column column(plan, task, tokens, c, here);
-            const float* delta = column.delta;
-            float *dy_ungated = Column::tile(here), *y = Column::tile(here);
-            float *gB = Column::tile(here), *gA = Column::tile(here);
+            Column column(plan, task, tokens, c, maps.B, maps.C, here);
+            Gradients gradients(here);
             float* g = adjoint + column.p0 * n;
-            const Tile<const float> u = column.u = column.read(scan.u, u_rows, here);
-            const Tile<const float> raw = column.read(scan.delta, delta_rows, here);
+            column.u = column.read(scan.u, u_rows, here);
+            column.raw = column.read(scan.delta, delta_rows, here);
             const Tile<const float> dy = column.read(scan.dy, dy_rows, here);
-            Tile<const float> z = {};
-            if (scan.z.data) z = column.read(scan.z, z_rows, here);
-            column.read_inputs(raw);
-            column.each([&](int t, int c, int i, int64_t) {
-                V out = load(dy.at(t, c));
-                if (z.data) {
-                    V gate = load(z.at(t, c));
-                    out *= gate * sigmoid(gate);
-                }
-                store(dy_ungated + i, out);
-                for (float* sum : {y, gB, gA}) store(sum + i, V{});
-            });
+            const Tile<const float> z = column.read(scan.z, z_rows, here);
+            column.find_steps();
+            gradients.start(column, dy, z);
             if (ends_only) {
                 for (int lane = 0; lane < column.lanes; lane += W)
                     for_states(n, [&](auto N, int s) {
-                        adjoint_lanes<N>(column.lanes_at(lane, s, maps.B, maps.C, dy_ungated),
+                        adjoint_lanes<N>(column.lanes_at(lane, s, gradients.dy_ungated),
                                          g + lane * n + s * W);
                     });
-                column.add_step_sizes(elapsed);
+                column.add_steps(elapsed);
                 continue;
             }
-            const float* h = scan.saved.data + plan.saved_at(task.batch, t0, column.p0);
-            float* dA = plan.dA(task) + column.p0 * n;
-            for (int lane = 0; lane < column.lanes; lane += W)
-                for_states(n, [&](auto N, int s) {
-                    const int64_t at = lane * n + s * W;
-                    const Lanes in = column.lanes_at(lane, s, maps.B, maps.C, dy_ungated);
-                    float da[N * W] = {};  // of this tile alone: two levels of sums round less than one
-                    backward_lanes<N>(in, h + at, g + at, y + lane, gB + lane, gA + lane,
-                                      da, dB + s, dC + s, kept);
-                    for (int i = 0; i < N; ++i)
-                        store(dA + at + i * W, load(dA + at + i * W) + load(da + i * W));
-                });
-            const Tile<float> du = column.place(scan.du, du_rows, scan.order, here);
-            const Tile<float> ddelta = column.place(scan.ddelta, ddelta_rows, false, here);
-            Tile<float> dz = {};
-            if (z.data) dz = column.place(scan.dz, dz_rows, false, here);
-            Tile<float> out_again = {};
-            if (scan.y.data) out_again = column.place(scan.y, y_rows, false, here);
-            float *dD = plan.dD(task) + column.p0, *dbias = plan.dbias(task) + column.p0;
-            for (int lane = 0; lane < column.lanes; lane += W) {
-                V skip = load(&plan.D[column.p0 + lane]), bias = load(&plan.bias[column.p0 + lane]);
-                V sum_D = {}, sum_bias = {};
-                for (int t = 0; t < tokens; ++t) {
-                    const int i = t * COLUMN + lane;
-                    V out = load(dy_ungated + i), in = load(u.at(t, lane)), by_input = load(gB + i);
-                    V ungated = load(y + i) + skip * in;
-                    V by_step = load(gA + i) + in * by_input;
-                    if (scan.softplus) by_step *= sigmoid(load(raw.at(t, lane)) + bias);
-                    V by_u = load(delta + i) * by_input + skip * out;
-                    if (scan.order) by_u += load(du.at(t, lane));
-                    store(du.at(t, lane), by_u);
-                    store(ddelta.at(t, lane), by_step);
-                    sum_D += out * in;
-                    sum_bias += by_step;
-                    if (z.data) {
-                        V gate = load(z.at(t, lane)), s = sigmoid(gate);
-                        V slope = s * (1.0f + gate * (1.0f - s));
-                        store(dz.at(t, lane), load(dy.at(t, lane)) * ungated * slope);
-                        ungated *= gate * s;
-                    }
-                    if (out_again.data) store(out_again.at(t, lane), ungated);
-                }
-                store(dD + lane, load(dD + lane) + sum_D);
-                store(dbias + lane, load(dbias + lane) + sum_bias);
-            }
-            column.write(du, scan.du, du_rows);
-            column.write(ddelta, scan.ddelta, ddelta_rows);
-            if (z.data) column.write(dz, scan.dz, dz_rows);
-            if (out_again.data) column.write(out_again, scan.y, y_rows);
+            gradients.du = column.place(scan.du, du_rows, scan.order, here);
+            gradients.ddelta = column.place(scan.ddelta, ddelta_rows, false, here);
+            gradients.dz = column.place(scan.dz, dz_rows, false, here);
+            gradients.dA = plan.dA(task) + column.p0 * n;
+            gradients.dD = plan.dD(task) + column.p0;
+            gradients.dbias = plan.dbias(task) + column.p0;
+            gradients.dB = dB, gradients.dC = dC, gradients.kept = kept;
+            gradients.find(column, dy, z, scan.saved.data + plan.saved_at(task.batch, t0, column.p0),
+                           g, scan.order);
+            column.write(gradients.du, scan.du, du_rows);
+            column.write(gradients.ddelta, scan.ddelta, ddelta_rows);
+            column.write(gradients.dz, scan.dz, dz_rows);
         }
         if (!ends_only) {
             scatter(dB, n, tokens, n, plan.dB(task), 1, Rows(scan, scan.dB, t0, tokens));
@@ -560,3 +603,5 @@ void backward_task(Plan& plan, const Task& task, float* adjoint, float* elapsed,
 
 }  // namespace INSTRUCTION_SET
 }  // namespace
+
+#endif  // SELECTIVE_SCAN_INL_H

@@ -1,4 +1,4 @@
-// The library's entry points: the selective scan and the causal convolution before it, forward and
+// The library's entry points: the selective scan and the Mamba mixer around it, forward and
 // backward, float32, on a CPU; beside them layer and group norm and a depthwise convolution.
 //
 // No torch, no Python, no OpenMP: tensors come as pointers with strides.
@@ -12,13 +12,13 @@
 #include <vector>
 
 #include "arena.h"
-#include "causal_conv1d.h"
 #include "depthwise_conv.h"
 #include "group_norm.h"
 #include "huge_pages.h"
 #include "instruction_sets.h"
 #include "kernels.h"
 #include "layer_norm.h"
+#include "mamba_mixer.h"
 #include "parallel.h"
 #include "selective_scan.h"
 #include "sizes.h"
@@ -139,7 +139,6 @@ void forward(const Scan& call) {
     expect_writes(call.y.data, size);
     for (const Plan& plan : plans)
         expect_writes(plan.scan.saved.data, plan.saved_at(call.batch, 0, 0));
-    copy_states(plans[0], 0, call.first, true);
     if (plans[0].chunks > 1) {
         all_at_once(plans, [&](Plan& plan, const Task& task, Arena arena) {
             if (task.chunk + 1 < plan.chunks)
@@ -188,30 +187,46 @@ void backward(const Scan& call) {
     in_turn(plans, [&](Plan& plan, const Task& task, Arena arena) {
         kernels.backward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
     });
-    copy_states(plans[0], 0, call.dfirst, false);
     for (Plan& plan : plans) add_up(plan);
 }
 
-void conv_forward(const Conv& conv) {
-    const Kernels& kernels = kernels_for(conv.isa);
-    const ConvPlan plan(conv);
-    parallel(plan.threads, conv.threads, plan.scratch_floats(), plan.tasks(),
-             [&](int64_t i, Arena arena) { kernels.conv_forward(plan, i, arena); });
+void mixer_forward(const Mixer& mixer) {
+    const Kernels& kernels = kernels_for(mixer.isa);
+    MixerPlan plan(mixer, kernels.width, false);
+    expect_writes(mixer.out.data, mixer.batch * mixer.length * mixer.outputs);
+    if (mixer.saved) expect_writes(mixer.saved, plan.saved_at(mixer.batch, 0, 0) - mixer.saved);
+    parallel(plan.threads, mixer.threads, plan.scratch_floats(false), mixer.batch * plan.chunks,
+             [&](int64_t i, Arena arena) { kernels.mixer_forward(plan, i, arena); });
 }
 
-void conv_backward(const Conv& conv) {
-    const Kernels& kernels = kernels_for(conv.isa);
-    ConvPlan plan(conv);
-    plan.sums.resize(plan.sums_at(plan.tasks()));
-    parallel(plan.threads, conv.threads, plan.scratch_floats(), plan.tasks(),
-             [&](int64_t i, Arena arena) { kernels.conv_backward(plan, i, arena); });
-    for (int64_t d = 0; d < conv.channels; ++d)
-        for (int64_t j = 0; j <= conv.kernel; ++j) {
-            float total = 0;
-            for (int64_t i = 0; i < plan.tasks(); ++i)
-                total += plan.sums[plan.sums_at(i) + j * plan.padded + d];
-            (j < conv.kernel ? conv.dweight.at(0, d)[j * conv.dweight.l] : *conv.dbias.at(0, d)) = total;
-        }
+void mixer_backward(const Mixer& mixer) {
+    const Kernels& kernels = kernels_for(mixer.isa);
+    MixerPlan plan(mixer, kernels.width, true);
+    expect_writes(mixer.dx.data, mixer.batch * mixer.length * mixer.channels);
+    parallel(plan.threads, mixer.threads, plan.scratch_floats(true), mixer.batch * plan.chunks,
+             [&](int64_t i, Arena arena) { kernels.mixer_backward(plan, i, arena); });
+    const MixerSums& sums = plan.sums;
+    float* total = plan.slot(0);
+    for (int64_t k = 1; k < std::min(MixerPlan::SLOTS, mixer.batch * plan.chunks); ++k)
+        for (int64_t i = 0; i < sums.floats; ++i) total[i] += plan.slot(k)[i];
+    auto write = [&](int64_t from, int64_t rows, int64_t columns, int64_t row, float* to, int64_t by_row,
+                     int64_t by_column) {
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t j = 0; j < columns; ++j)
+                to[i * by_row + j * by_column] = total[from + i * row + j];
+    };
+    const int64_t inner = mixer.inner, c = mixer.channels, n = mixer.states, rank = mixer.rank;
+    write(sums.from_x, inner, c, plan.c, mixer.din_proj, c, 1);
+    write(sums.from_x_gate, inner, c, plan.c, mixer.din_proj + inner * c, c, 1);
+    write(sums.maps, rank + 2 * n, inner, plan.d, mixer.dx_proj, inner, 1);
+    write(sums.dt, rank, inner, plan.d, mixer.ddt_proj, 1, rank);
+    write(sums.out, mixer.outputs, inner, plan.d, mixer.dout_proj, inner, 1);
+    write(sums.taps, mixer.taps, inner, plan.d, mixer.dconv_weight, 1, mixer.taps);
+    write(sums.taps + mixer.taps * plan.d, 1, inner, plan.d, mixer.dconv_bias, 0, 1);
+    write(sums.D, 1, inner, plan.d, mixer.dD, 0, 1);
+    write(sums.bias, 1, inner, plan.d, mixer.ddt_bias, 0, 1);
+    for (int64_t p = 0; p < inner; ++p)
+        for (int64_t s = 0; s < n; ++s) mixer.dA[p * n + s] = total[sums.A + plan.state_at(p, s)];
 }
 
 void layer_norm(const LayerNorm& norm) {
@@ -288,8 +303,8 @@ int guarded(void (*run)(const Arguments&), const Arguments* arguments) {
 extern "C" int selective_scan_forward(const Scan* scan) { return guarded(forward, scan); }
 extern "C" int selective_scan_backward(const Scan* scan) { return guarded(backward, scan); }
 
-extern "C" int causal_conv1d_forward(const Conv* conv) { return guarded(conv_forward, conv); }
-extern "C" int causal_conv1d_backward(const Conv* conv) { return guarded(conv_backward, conv); }
+extern "C" int mamba_mixer_forward(const Mixer* mixer) { return guarded(mixer_forward, mixer); }
+extern "C" int mamba_mixer_backward(const Mixer* mixer) { return guarded(mixer_backward, mixer); }
 
 extern "C" int layer_norm_forward(const LayerNorm* norm) { return guarded(layer_norm, norm); }
 

@@ -30,11 +30,10 @@ struct Scan {
     int32_t isa;  // the highest that may be used: 0 portable, 1 AVX2, 2 AVX-512
     int32_t unused;
     View u, delta, A, B, C, D, z, bias;
-    View y, last;  // backward writes y again, unless null
+    View y, last;
     View saved;  // forward writes, backward reads, see Plan::saved_at; not there: not wanted
     View dy, dlast;
     View du, ddelta, dA, dB, dC, dD, dz, dbias;  // dB and dC: an order's are contiguous
-    View first, dfirst;  // the state before the first token, null for 0; its gradient
     int64_t length() const { return height * width; }
 };
 }

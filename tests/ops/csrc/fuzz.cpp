@@ -259,12 +259,12 @@ void scan_case(int32_t threads, int32_t isa) {
     call.softplus = chance(0.7);
     const bool extreme = chance(0.2), gated = call.orders == 1 && chance(0.5);
     const bool skip = chance(0.7), biased = chance(0.7);
-    const bool from_state = call.orders == 1 && chance(0.3), backward = chance(0.7);
+    const bool backward = chance(0.7);
     describe(
         "scan: b %d, d %d in %d groups, %d orders of %d x %d, n %d, softplus %d, D %d, z %d, "
-        "bias %d, first state %d, backward %d, extreme %d",
+        "bias %d, backward %d, extreme %d",
         int(call.batch), int(call.channels), int(call.groups), call.orders, int(call.height),
-        int(call.width), int(call.states), call.softplus, skip, gated, biased, from_state, backward,
+        int(call.width), int(call.states), call.softplus, skip, gated, biased, backward,
         extreme);
 
     const int64_t K = call.orders, d = call.channels, n = call.states;
@@ -283,9 +283,8 @@ void scan_case(int32_t threads, int32_t isa) {
     Tensor D = if_asked(skip, channels), z = if_asked(gated, tokens);
     Tensor bias;  // positive, as step sizes are, where there is no softplus
     if (biased) bias = input(channels, [&] { return call.softplus ? any_value() : uniform(0, 2); });
-    Tensor first = if_asked(from_state, states);
     Tensor dy = input(tokens), dlast = if_asked(call.orders == 1 && chance(0.5), states);
-    if (chance(0.1)) poison({&u, &delta, &A, &B, &C, &D, &z, &bias, &first, &dy, &dlast});
+    if (chance(0.1)) poison({&u, &delta, &A, &B, &C, &D, &z, &bias, &dy, &dlast});
 
     Tensor y = output(tokens), last = call.orders == 1 ? output(states) : Tensor(), saved;
     const int64_t padded = call.groups * ceil_div(group_channels, PAD) * PAD;
@@ -295,32 +294,30 @@ void scan_case(int32_t threads, int32_t isa) {
     }
     call.u = u.view(), call.delta = delta.view(), call.A = A.view(), call.B = B.view(),
     call.C = C.view();
-    call.D = D.view(), call.z = z.view(), call.bias = bias.view(), call.first = first.view();
+    call.D = D.view(), call.z = z.view(), call.bias = bias.view();
     call.y = y.view(), call.last = last.view(), call.saved = saved.view();
     if (selective_scan_forward(&call)) fail("selective_scan_forward failed");
 
     const std::array<int, 6> map_axes =
         chance(0.5) ? std::array<int, 6>{5, 4, 3, 2, 0, 1} : std::array<int, 6>{5, 2, 4, 3, 0, 1};
-    Tensor du, ddelta, dA, dB, dC, dD, dz, dbias, dfirst, y_again;
+    Tensor du, ddelta, dA, dB, dC, dD, dz, dbias;
     if (backward) {
         du = output(tokens), ddelta = output(steps), dA = output(rates);
         dB = dense(maps, map_axes), dC = dense(maps, map_axes);
         if (skip) dD = output(channels);
         if (gated) dz = output(tokens);
         if (biased) dbias = output(channels);
-        if (call.orders == 1 && chance(0.5)) dfirst = output(states);
-        if (call.orders == 1 && chance(0.5)) y_again = output(tokens);
-        call.y = y_again.view(), call.last = View{};
+        call.y = call.last = View{};
         call.dy = dy.view(), call.dlast = dlast.view(), call.du = du.view(),
         call.ddelta = ddelta.view();
         call.dA = dA.view(), call.dB = dB.view(), call.dC = dC.view(), call.dD = dD.view();
-        call.dz = dz.view(), call.dbias = dbias.view(), call.dfirst = dfirst.view();
+        call.dz = dz.view(), call.dbias = dbias.view();
         if (selective_scan_backward(&call)) fail("selective_scan_backward failed");
     }
 
     Numbers right_y(tokens), right_last(states), right_du(tokens), right_ddelta(steps);
     Numbers right_dA(rates), right_dB(maps), right_dC(maps), right_dD(channels), right_dz(tokens);
-    Numbers right_dbias(channels), right_dfirst(states);
+    Numbers right_dbias(channels);
     const int64_t T = H * L;
     std::vector<Number> h((T + 1) * n), decay(T * n), size(T), raw(T), ungated(T), g(n);
     for (int64_t b = 0; b < call.batch; ++b)
@@ -331,7 +328,7 @@ void scan_case(int32_t threads, int32_t isa) {
                     const int64_t i = k >= 2 ? T - 1 - t : t;
                     return k % 2 ? std::pair(i % H, i / H) : std::pair(i / L, i % L);
                 };
-                for (int64_t s = 0; s < n; ++s) h[s] = first ? first.at({b, 0, c, 0, 0, s}) : 0.0f;
+                for (int64_t s = 0; s < n; ++s) h[s] = 0.0f;
                 for (int64_t t = 0; t < T; ++t) {
                     const auto [i, j] = site(t);
                     const Number in = u.at({b, 0, c, i, j, 0});
@@ -386,84 +383,179 @@ void scan_case(int32_t threads, int32_t isa) {
                     right_du[{b, 0, c, i, j, 0}] += by_u;
                     right_dD[{0, k, c, 0, 0, 0}] += out * in;
                 }
-                for (int64_t s = 0; s < n; ++s) right_dfirst[{b, 0, c, 0, 0, s}] = g[s];
             }
 
-    check("y", y, right_y), check("last", last, right_last), check("y again", y_again, right_y);
+    check("y", y, right_y), check("last", last, right_last);
     check("du", du, right_du), check("ddelta", ddelta, right_ddelta), check("dA", dA, right_dA);
     check("dB", dB, right_dB), check("dC", dC, right_dC), check("dD", dD, right_dD);
     check("dz", dz, right_dz), check("dbias", dbias, right_dbias);
-    check("dfirst", dfirst, right_dfirst);
-    for (const Tensor* x : {&u, &delta, &A, &B, &C, &D, &z, &bias, &first, &dy, &dlast})
+    for (const Tensor* x : {&u, &delta, &A, &B, &C, &D, &z, &bias, &dy, &dlast})
         check_memory("an input", *x, false);
 }
 
-// ---- the causal convolution --------------------------------------------------------------------
+// ---- the Mamba mixer ---------------------------------------------------------------------------
 
-void conv_case(int32_t threads, int32_t isa) {
-    Conv call{};
+void mixer_case(int32_t threads, int32_t isa) {
+    Mixer call{};
     call.threads = threads, call.isa = isa;
     call.batch = between(1, 3);
-    call.kernel = chance(0.5) ? 4 : between(1, 9);
-    call.length = chance(0.2) ? between(200, 4000) : between(1, 200);
-    call.channels =
-        std::min(chance(0.2) ? 16 * between(1, 5) : between(1, 70), 1 + 8000 / call.length);
-    call.before = between(0, call.kernel + 1), call.after = between(0, call.kernel + 1);
+    call.length = chance(0.4) ? between(65, 400) : between(1, 70);
+    auto size = [](int64_t most) { return chance(0.2) ? 16 * between(1, most / 16) : between(1, most); };
+    call.inner = std::min<int64_t>(size(80), 1 + 3000 / call.length);
+    call.channels = size(48), call.outputs = size(48), call.states = size(20), call.rank = size(20);
+    call.taps = chance(0.5) ? 4 : between(1, 9);
+    call.chunk = TILE * (chance(0.7) ? 1 : between(2, 3));
     const bool backward = chance(0.7);
-    describe("conv: b %d, d %d, l %d, k %d, before %d, after %d, backward %d", int(call.batch),
-             int(call.channels), int(call.length), int(call.kernel), int(call.before),
-             int(call.after), backward);
+    describe("mixer: b %d, l %d, c %d, d %d, n %d, rank %d, %d taps, c' %d, chunk %d, backward %d",
+             int(call.batch), int(call.length), int(call.channels), int(call.inner),
+             int(call.states), int(call.rank), int(call.taps), int(call.outputs), int(call.chunk),
+             backward);
 
-    const int64_t d = call.channels, L = call.length, k = call.kernel, end = L + call.after;
-    const Index tokens{call.batch, 1, d, 1, L, 1},
-        around{call.batch, 1, d, 1, call.before + end, 1};
-    Tensor x = input(around), weight = input({1, 1, d, 1, k, 1}), bias = input({1, 1, d, 1, 1, 1});
-    Tensor dy = input({call.batch, 1, d, 1, end, 1});
-    if (chance(0.1)) poison({&x, &weight, &bias, &dy});
-    Tensor y = output(tokens), dx, dweight, dbias;
-    call.x = x.view(), call.weight = weight.view(), call.bias = bias.view(), call.y = y.view();
-    call.x.data += call.before * call.x.l;
-    if (causal_conv1d_forward(&call)) fail("causal_conv1d_forward failed");
+    const int64_t L = call.length, c = call.channels, d = call.inner, n = call.states;
+    const int64_t r = call.rank, k = call.taps, o = call.outputs, m = r + 2 * n;
+    auto matrix = [](int64_t rows, int64_t columns) { return Index{1, 1, 1, 1, rows, columns}; };
+    Tensor x = input({call.batch, 1, c, 1, L, 1}), dout = input({call.batch, 1, o, 1, L, 1});
+    Tensor weights[] = {filled(matrix(2 * d, c)), filled(matrix(d, k)), filled(matrix(1, d)),
+                        filled(matrix(m, d)),     filled(matrix(d, r)), filled(matrix(1, d)),
+                        filled(matrix(d, n)),     filled(matrix(1, d)), filled(matrix(o, d))};
+    auto& [in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj] = weights;
+    for (int64_t i = 0; i < A.floats; ++i)
+        A.memory[i] = A.before[i] = -std::abs(A.memory[i]);
+    for (Tensor* w : {&in_proj, &x_proj, &dt_proj, &out_proj})  // the chain stays near 1
+        for (int64_t i = 0; i < w->floats; ++i)
+            w->memory[i] = w->before[i] = w->memory[i] / float(std::sqrt(double(w->size[5])));
+    if (chance(0.1)) {
+        if (chance(0.5)) poison({&x, &dout});
+        else poison({&in_proj, &conv_weight, &conv_bias, &x_proj, &dt_proj, &dt_bias, &A, &D, &out_proj});
+    }
+    Tensor out = output(dout.size), dx = output(x.size), grads[std::size(weights)];
+    for (size_t i = 0; i < std::size(weights); ++i) grads[i] = dense(weights[i].size);
+    Tensor saved = dense(matrix(call.batch * ceil_div(L, TILE), ceil_div(d, PAD) * PAD * n));
+    call.x = x.view(), call.out = out.view();
+    const float** given[] = {&call.in_proj, &call.conv_weight, &call.conv_bias,
+                             &call.x_proj,  &call.dt_proj,     &call.dt_bias,
+                             &call.A,       &call.D,           &call.out_proj};
+    float** wanted[] = {&call.din_proj, &call.dconv_weight, &call.dconv_bias,
+                        &call.dx_proj,  &call.ddt_proj,     &call.ddt_bias,
+                        &call.dA,       &call.dD,           &call.dout_proj};
+    for (size_t i = 0; i < std::size(weights); ++i)
+        *given[i] = weights[i].memory.get(), *wanted[i] = grads[i].memory.get();
+    if (backward) call.saved = saved.memory.get();
+    if (mamba_mixer_forward(&call)) fail("mamba_mixer_forward failed");
     if (backward) {
-        dx = output(tokens), dweight = output(weight.size), dbias = output(bias.size);
-        call.dy = dy.view(), call.dx = dx.view(), call.dweight = dweight.view(),
-        call.dbias = dbias.view();
-        if (causal_conv1d_backward(&call)) fail("causal_conv1d_backward failed");
+        call.out = dout.view(), call.dx = dx.view();
+        if (mamba_mixer_backward(&call)) fail("mamba_mixer_backward failed");
     }
 
-    Numbers right_y(tokens), right_dx(tokens), right_dweight(weight.size), right_dbias(bias.size);
-    std::vector<Number> g(end);
-    for (int64_t b = 0; b < call.batch; ++b)
-        for (int64_t c = 0; c < d; ++c) {
-            auto x_at = [&](int64_t t, int64_t last) {  // outside of what can be read, 0
-                return t < -call.before || t >= last ? 0.0f
-                                                     : x.at({b, 0, c, 0, t + call.before, 0});
-            };
-            auto sum = [&](int64_t t, int64_t last) {
-                Number total = bias.at({0, 0, c, 0, 0, 0});
+    auto at = [](const Tensor& w, int64_t row, int64_t column) {
+        return Number(w.memory[row * w.size[5] + column]);
+    };
+    Numbers right_out(out.size), right_dx(x.size);
+    std::vector<Numbers> right;
+    for (const Tensor& w : weights) right.emplace_back(w.size);
+    auto grad = [&](size_t i, int64_t row, int64_t column) -> Number& {
+        return right[i][{0, 0, 0, 0, row, column}];
+    };
+    auto rows = [&](int64_t width) {
+        return std::vector<std::vector<Number>>(L, std::vector<Number>(width));
+    };
+    for (int64_t b = 0; b < call.batch; ++b) {
+        auto xz = rows(2 * d), sum = rows(d), u = rows(d), maps = rows(m), raw = rows(d), step = rows(d);
+        auto h = rows(d * n), ungated = rows(d), y = rows(d);
+        auto value = [&](const Tensor& of, int64_t t, int64_t i) { return Number(of.at({b, 0, i, 0, t, 0})); };
+        for (int64_t t = 0; t < L; ++t) {
+            for (int64_t i = 0; i < 2 * d; ++i)
+                for (int64_t j = 0; j < c; ++j) xz[t][i] += at(in_proj, i, j) * value(x, t, j);
+            for (int64_t i = 0; i < d; ++i) {
+                sum[t][i] = at(conv_bias, 0, i);
                 for (int64_t j = 0; j < k; ++j)
-                    total += Number(weight.at({0, 0, c, 0, j, 0})) * x_at(t - k + 1 + j, last);
-                return total;
-            };
-            for (int64_t t = 0; t < L; ++t) {
-                const Number total = sum(t, L);
-                right_y[{b, 0, c, 0, t, 0}] = total * sigmoid_of(total);
+                    sum[t][i] += at(conv_weight, i, j) *
+                                 (t - k + 1 + j < 0 ? Number() : xz[t - k + 1 + j][i]);
+                u[t][i] = sum[t][i] * sigmoid_of(sum[t][i]);
             }
-            for (int64_t t = 0; t < end; ++t) {
-                const Number total = sum(t, end);
-                g[t] = Number(dy.at({b, 0, c, 0, t, 0})) * silu_slope(total, sigmoid_of(total));
-                for (int64_t j = 0; j < k; ++j) {
-                    const int64_t source = t - k + 1 + j;
-                    if (source >= 0 && source < L)
-                        right_dx[{b, 0, c, 0, source, 0}] += g[t] * weight.at({0, 0, c, 0, j, 0});
-                    if (t < L) right_dweight[{0, 0, c, 0, j, 0}] += g[t] * x_at(source, end);
+            for (int64_t i = 0; i < m; ++i)
+                for (int64_t j = 0; j < d; ++j) maps[t][i] += at(x_proj, i, j) * u[t][j];
+            for (int64_t i = 0; i < d; ++i) {
+                for (int64_t j = 0; j < r; ++j) raw[t][i] += at(dt_proj, i, j) * maps[t][j];
+                raw[t][i] += at(dt_bias, 0, i);
+                step[t][i] = softplus_of(raw[t][i]);
+                for (int64_t s = 0; s < n; ++s) {
+                    Number& now = h[t][i * n + s];
+                    now = step[t][i] * u[t][i] * maps[t][r + s];
+                    now += exp_of(step[t][i] * at(A, i, s)) * (t ? h[t - 1][i * n + s] : Number());
+                    ungated[t][i] += now * maps[t][r + n + s];
                 }
-                if (t < L) right_dbias[{0, 0, c, 0, 0, 0}] += g[t];
+                ungated[t][i] += at(D, 0, i) * u[t][i];
+                const Number gate = xz[t][d + i];
+                y[t][i] = ungated[t][i] * (gate * sigmoid_of(gate));
+            }
+            for (int64_t i = 0; i < o; ++i)
+                for (int64_t j = 0; j < d; ++j)
+                    right_out[{b, 0, i, 0, t, 0}] += at(out_proj, i, j) * y[t][j];
+        }
+        if (!backward) continue;
+        auto dxz = rows(2 * d);
+        std::vector<Number> g(d * n), du(d), ddelta(d), dmaps(m);
+        for (int64_t t = L - 1; t >= 0; --t) {
+            std::fill(dmaps.begin(), dmaps.end(), Number());
+            for (int64_t i = 0; i < d; ++i) {
+                Number dy, by_input, by_step;
+                for (int64_t j = 0; j < o; ++j) {
+                    dy += at(out_proj, j, i) * value(dout, t, j);
+                    grad(8, j, i) += value(dout, t, j) * y[t][i];
+                }
+                const Number gate = xz[t][d + i], sig = sigmoid_of(gate);
+                dxz[t][d + i] = dy * ungated[t][i] * silu_slope(gate, sig);
+                dy = dy * (gate * sig);
+                for (int64_t s = 0; s < n; ++s) {
+                    Number& back = g[i * n + s];
+                    const Number now = back + dy * maps[t][r + n + s];
+                    dmaps[r + n + s] += dy * h[t][i * n + s];
+                    dmaps[r + s] += now * (step[t][i] * u[t][i]);
+                    by_input += now * maps[t][r + s];
+                    back = now * exp_of(step[t][i] * at(A, i, s));
+                    const Number q = back * (t ? h[t - 1][i * n + s] : Number());
+                    grad(6, i, s) += q * step[t][i];
+                    by_step += q * at(A, i, s);
+                }
+                by_step += u[t][i] * by_input;
+                ddelta[i] = by_step * sigmoid_of(raw[t][i]);
+                du[i] = step[t][i] * by_input + at(D, 0, i) * dy;
+                grad(7, 0, i) += dy * u[t][i];
+                grad(5, 0, i) += ddelta[i];
+                for (int64_t j = 0; j < r; ++j) {
+                    dmaps[j] += at(dt_proj, i, j) * ddelta[i];
+                    grad(4, i, j) += ddelta[i] * maps[t][j];
+                }
+            }
+            for (int64_t i = 0; i < d; ++i) {
+                for (int64_t j = 0; j < m; ++j) {
+                    du[i] += at(x_proj, j, i) * dmaps[j];
+                    grad(3, j, i) += dmaps[j] * u[t][i];
+                }
+                const Number slope = du[i] * silu_slope(sum[t][i], sigmoid_of(sum[t][i]));
+                grad(2, 0, i) += slope;
+                for (int64_t j = 0; j < k; ++j) {
+                    const int64_t from = t - k + 1 + j;
+                    grad(1, i, j) += slope * (from < 0 ? Number() : xz[from][i]);
+                    if (from >= 0) dxz[from][i] += slope * at(conv_weight, i, j);
+                }
             }
         }
-    check("y", y, right_y), check("dx", dx, right_dx);
-    check("dweight", dweight, right_dweight), check("dbias", dbias, right_dbias);
-    for (const Tensor* t : {&x, &weight, &bias, &dy}) check_memory("an input", *t, false);
+        for (int64_t t = 0; t < L; ++t)
+            for (int64_t i = 0; i < 2 * d; ++i)
+                for (int64_t j = 0; j < c; ++j) {
+                    right_dx[{b, 0, j, 0, t, 0}] += at(in_proj, i, j) * dxz[t][i];
+                    grad(0, i, j) += dxz[t][i] * value(x, t, j);
+                }
+    }
+    check("out", out, right_out);
+    const char* names[] = {"din_proj", "dconv_weight", "dconv_bias", "dx_proj", "ddt_proj",
+                           "ddt_bias", "dA",           "dD",         "dout_proj"};
+    if (backward) check("dx", dx, right_dx);
+    for (size_t i = 0; i < std::size(weights) && backward; ++i) check(names[i], grads[i], right[i]);
+    for (const Tensor& w : weights) check_memory("a weight", w, false);
+    check_memory("x", x, false), check_memory("dout", dout, false);
 }
 
 // ---- the layer norm ----------------------------------------------------------------------------
@@ -657,7 +749,7 @@ struct Entry {
     void (*run)(int32_t threads, int32_t isa);
 };
 const Entry ENTRIES[] = {{"scan", scan_case},
-                         {"conv", conv_case},
+                         {"mixer", mixer_case},
                          {"layer norm", layer_norm_case},
                          {"group norm", group_norm_case},
                          {"depthwise convolution", depthwise_conv_case}};
