@@ -347,7 +347,7 @@ def test_the_bundle_predicts_what_nnunet_predicts(tmp_path: Path):
         "nnUNet_extTrainer": f"{tmp_path / 'short'}{os.pathsep}{trainers_folder()}",
         "nnUNet_compile": "f",
         "nnUNet_def_n_proc": "1",
-        "nnUNet_n_proc_DA": "0",  # in this process, whose seed it is
+        "nnUNet_n_proc_DA": "1",
         "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{REPOSITORY / 'tests/cpu_torchvision'}",
         "OMP_NUM_THREADS": "2",
     }
@@ -364,6 +364,7 @@ def test_the_bundle_predicts_what_nnunet_predicts(tmp_path: Path):
     plans = json.loads(path.read_text())
     plans["configurations"]["3d_fullres"]["patch_size"] = [24, 32, 32]  # of 24 x 32 x 40 voxels
     path.write_text(json.dumps(plans))
+    environment["nnUNet_n_proc_DA"] = "0"  # in the training's own process, whose seed it is
     nnunet("train", "4", "3d_fullres", "0", "-tr", "ShortTrainer", "-device", "cpu")
     images, masks = tmp_path / "raw/Dataset004_Balls/imagesTs", tmp_path / "masks"
     which = ["-d", "4", "-c", "3d_fullres", "-tr", "ShortTrainer", "-f", "0", "-device", "cpu"]
