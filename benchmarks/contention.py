@@ -24,7 +24,6 @@ from . import networks
 from .measure import Failed, in_own_process, machine, say, table
 
 STEPS = {"forward": networks.forward, "training": networks.train}
-PRELOAD = ["monai.losses", "monai.networks.nets", "common.networks"]
 
 
 def main() -> None:
@@ -50,7 +49,7 @@ def main() -> None:
             try:
                 cost = in_own_process(
                     STEPS[step], name, options.size, options.batch, "cpu", options.threads,
-                    preload=PRELOAD,
+                    preload=networks.PRELOAD,
                 )  # fmt: skip
             except Failed as failure:
                 failures[step, name] = str(failure)

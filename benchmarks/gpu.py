@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.losses import DiceCELoss
 from torch import Tensor, nn
 
 from common.blocks import Mamba
@@ -44,7 +43,6 @@ from .measure import machine, median_seconds, peak_memory, say
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"causal_conv1d": "causal-conv1d", "mamba_ssm": "mamba-ssm"}
-PARTS = ("tests", "scans", "maps", "blocks", "networks")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUDGET = 0.3  # seconds for a median
 GIB = 2**30
@@ -57,7 +55,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("gpu.json"))
     parser.add_argument("--sources", type=Path, nargs="*", default=[], help="of the two packages")
     parser.add_argument("--wheels", type=Path, help="a folder for what is built of them")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--quick", action="store_true", help="small shapes, to see that it runs")
     options = parser.parse_args()
     if not torch.cuda.is_available():
@@ -73,17 +71,16 @@ def main() -> None:
             for module, package in PACKAGES.items()
         }
         found: dict[str, Any] = {"machine": machine("cuda", 1)}
-        for part in PARTS:
+        for part, measure in PARTS.items():
             if part not in options.only:
                 continue
             if part != "tests" and "packages" not in found:
                 found["packages"] = installed(building)
             say(f"\n## {part}, {time.strftime('%H:%M:%S')}\n")
             found[part] = []
-            for row in globals()[f"measure_{part}"](options.quick):
+            for row in measure(options.quick):
                 found[part].append(row)
                 write_json(options.output, found)
-            write_json(options.output, found)  # with the last ratio
             say(markdown(found[part]))
         found["packages"] = installed(building)
         write_json(options.output, found)
@@ -176,7 +173,8 @@ def measure_scans(quick: bool) -> Iterator[Row]:
         for name in names:
             row = {"scan": case.name, "b d l n": f"{case.batch} {case.d} {case.length} {case.n}"}
             row = rows[name] = attempt(row | {"backend": name}, partial(scan_row, case, name))
-            ratio(rows["triton"], "mamba-ssm/", row if name == "mamba-ssm" else {})
+            if name == "mamba-ssm":
+                ratio(rows["triton"], "mamba-ssm/", row)
             yield row
 
 
@@ -362,39 +360,24 @@ def step_row(name: str, size: list[int], batch: int, dtype: str) -> Row:
     torch.manual_seed(0)
     network = networks.NETWORKS[name](size).cuda()
     image = torch.randn(batch, 1, *size, device="cuda")
-    label = torch.randint(networks.CLASSES, image.shape, device="cuda")
-    loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
-    optimiser = torch.optim.AdamW(network.parameters())
-    scaler = torch.amp.GradScaler("cuda", enabled=dtype == "float16")
-    losses: list[Tensor] = []
-
-    def logits(precision: str = dtype) -> Tensor:
-        with torch.autocast("cuda", DTYPES[precision], enabled=precision != "float32"):
-            output = network(image)
-        return output if isinstance(output, Tensor) else output[0]
-
-    def step() -> None:
-        optimiser.zero_grad()
-        loss = loss_of(logits().float(), label)
-        scaler.scale(loss).backward()
-        scaler.step(optimiser)
-        scaler.update()
-        losses.append(loss.detach())
+    precision = DTYPES[dtype]
+    step = networks.training_step(network, image, precision)
 
     def forward() -> None:
         with torch.no_grad():
-            logits()
+            networks.logits(network, image, precision)
 
     network.eval()
     with torch.no_grad():
-        exact = logits("float32")
-        moved = float((logits().float() - exact).abs().max() / exact.abs().max())
-        del exact
+        exact = networks.logits(network, image)
+        found = networks.logits(network, image, precision).float()
+        moved = float((found - exact).abs().max() / exact.abs().max())
+        del exact, found
     seconds = median_seconds(forward, "cuda", BUDGET)
     network.train()
-    step()
+    losses = [step()]
     memory = peak_memory(step, "cuda")
-    seconds_of_step = median_seconds(step, "cuda", BUDGET)
+    seconds_of_step = median_seconds(lambda: losses.append(step()), "cuda", BUDGET)
     if not all(bool(loss.isfinite()) for loss in losses):
         raise RuntimeError("a loss is not finite")
     return {
@@ -416,6 +399,15 @@ def shown(value: object) -> str:
     if value is None:
         return ""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+PARTS: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "tests": measure_tests,
+    "scans": measure_scans,
+    "maps": measure_maps,
+    "blocks": measure_blocks,
+    "networks": measure_networks,
+}
 
 
 if __name__ == "__main__":

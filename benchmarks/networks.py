@@ -30,6 +30,7 @@ from .measure import Failed, in_own_process, machine, median_seconds, peak_memor
 
 CLASSES = 3
 BASELINE = "SegResNet"
+PRELOAD = ["monai.losses", "monai.networks.nets", "common.networks"]
 
 
 def _of(dims: int, build: Callable[[], nn.Module]) -> Callable[[list[int]], nn.Module]:
@@ -132,7 +133,7 @@ class Run:
                 step,
                 name,
                 *self.arguments,
-                preload=["monai.losses", "monai.networks.nets", "common.networks"],
+                preload=PRELOAD,
             )
         except Failed as failure:
             self.failures[step, name] = str(failure)
@@ -219,20 +220,37 @@ def forward(name: str, size: list[int], batch: int, device: str, threads: int) -
 def train(name: str, size: list[int], batch: int, device: str, threads: int) -> Cost:
     def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
         network.train()
-        label = torch.randint(CLASSES, image.shape, device=device)
-        loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
-        optimiser = torch.optim.AdamW(network.parameters())
-
-        def run() -> None:
-            optimiser.zero_grad()
-            output = network(image)
-            finest = output if isinstance(output, Tensor) else output[0]
-            loss_of(finest, label).backward()
-            optimiser.step()
-
-        return run
+        return training_step(network, image)
 
     return _cost(prepare, name, size, batch, device, threads)
+
+
+def training_step(
+    network: nn.Module, image: Tensor, precision: torch.dtype = torch.float32
+) -> Callable[[], Tensor]:
+    """What does a training step of random labels, and returns its loss."""
+    device = image.device.type
+    label = torch.randint(CLASSES, image.shape, device=device)
+    loss_of = DiceCELoss(to_onehot_y=True, softmax=True)
+    optimiser = torch.optim.AdamW(network.parameters())
+    scaler = torch.amp.GradScaler(device, enabled=precision == torch.float16)
+
+    def run() -> Tensor:
+        optimiser.zero_grad()
+        loss = loss_of(logits(network, image, precision).float(), label)
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        return loss.detach()
+
+    return run
+
+
+def logits(network: nn.Module, image: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
+    """The finest, under autocast to a precision below float32."""
+    with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
+        output = network(image)
+    return output if isinstance(output, Tensor) else output[0]
 
 
 def _cost(

@@ -66,9 +66,13 @@ def _to_single(u: Tensor, **others: Tensor | None) -> tuple[list[Tensor | None],
         raise ValueError(
             f"u has dtype {u.dtype}; allowed for backend 'cpp' are float32, float16, bfloat16."
         )
-    given = [x for x in tensors.values() if x is not None]
-    needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return [None if x is None else x.float() for x in tensors.values()], needs_grad
+    single = [None if x is None else x.float() for x in tensors.values()]
+    return single, needs_grad(*tensors.values())
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors asks for a gradient."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 @torch.library.custom_op("monai_mamba::selective_scan_cpp", mutates_args=(), device_types="cpu")

@@ -36,7 +36,7 @@ def mamba_mixer(
         y = out_proj selective_scan(u, delta, A, B, C, D, z, dt_bias, delta_softplus=True)
 
     Differentiable in every tensor argument. This composition is the definition. Backend "cpp" does
-    it for a few thousand tokens at a time, so that what lies between stays in the processor's
+    it for a few hundred tokens at a time, so that what lies between stays in the processor's
     cache; x_proj needs all channels of a token, so convolution and scan are two passes. Backend
     "triton" keeps only x for the backward pass. "mamba_ssm" convolves by the package
     causal-conv1d, where it is installed and k is 2 to 4.

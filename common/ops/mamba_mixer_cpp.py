@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import cpp
-from .cpp import TILE, _run, _states_between, _View, _view
+from .cpp import TILE, _run, _states_between, _View, _view, needs_grad
 from .forward_mode import refuse_tangents
 
 # Elements of a chunk's u, that is tokens times channels: some ten such tensors fit a core's cache.
@@ -39,8 +39,7 @@ def mamba_mixer_cpp(x: Tensor, *weights: Tensor) -> Tensor:
         )
     refuse_tangents("cpp", x=x, **_Weights(*weights)._asdict())
     single = [tensor.float() for tensor in (x, *weights)]
-    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in single)
-    return _mamba_mixer_cpp(*single, needs_grad)[0].to(x.dtype)
+    return _mamba_mixer_cpp(*single, needs_grad(*single))[0].to(x.dtype)
 
 
 @torch.library.custom_op("monai_mamba::mamba_mixer_cpp", mutates_args=(), device_types="cpu")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .cpp import _like
+from .cpp import _like, needs_grad
 from .forward_mode import refuse_tangents
 
 OLDEST = (3, 5)  # earlier compilers do not take the kernels
@@ -74,8 +74,7 @@ def selective_scan_triton(
     """
     check_served(u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
     tensors = (u, delta, A, B, C, D, z, delta_bias)
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, last, _ = _selective_scan_triton(*tensors, delta_softplus, needs_grad)
+    y, last, _ = _selective_scan_triton(*tensors, delta_softplus, needs_grad(*tensors))
     return y, last
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .cpp import needs_grad
 from .forward_mode import refuse_tangents
 from .triton_scan import _dense, _power_of_two, check_served
 
@@ -42,8 +43,7 @@ def selective_scan_2d_triton(
     """
     check_served(u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     tensors = (u, delta, A, B, C, D, delta_bias)
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
-    y, _ = _selective_scan_2d_triton(*tensors, delta_softplus, needs_grad)
+    y, _ = _selective_scan_2d_triton(*tensors, delta_softplus, needs_grad(*tensors))
     return y
 
 

@@ -42,7 +42,7 @@ void carry(const Plan& plan, const float* elapsed, const float* from, float* to)
 }
 
 // between a tensor (b, d, n), where there is one, and what is carried to or from a chunk
-void copy_states(Plan& plan, int64_t chunk, const View& view, bool from_view) {
+void copy_states(Plan& plan, const View& view, bool from_view) {
     if (!view.data) return;
     const Scan& scan = plan.scan;
     for (int64_t b = 0; b < scan.batch; ++b)
@@ -50,7 +50,7 @@ void copy_states(Plan& plan, int64_t chunk, const View& view, bool from_view) {
             for (int64_t s = 0; s < scan.states; ++s) {
                 float& theirs = view.at(b, d)[s * view.n];
                 float& ours =
-                    plan.carried_at(b, chunk)[plan.state_at(plan.with_padding(d), s)];
+                    plan.carried_at(b, plan.chunks - 1)[plan.state_at(plan.with_padding(d), s)];
                 from_view ? ours = theirs : theirs = ours;
             }
 }
@@ -154,7 +154,7 @@ void forward(const Scan& call) {
     in_turn(plans, [&](Plan& plan, const Task& task, Arena arena) {
         kernels.forward(plan, task, plan.carried_at(task.batch, task.chunk), nullptr, arena);
     });
-    copy_states(plans[0], plans[0].chunks - 1, call.last, false);
+    copy_states(plans[0], call.last, false);
 }
 
 void backward(const Scan& call) {
@@ -171,7 +171,7 @@ void backward(const Scan& call) {
             for (float* x : {plan.sums_B.get(), plan.sums_C.get()})
                 expect_writes(x, (plan.parts - 1) * plan.map_size());
     }
-    copy_states(plans[0], plans[0].chunks - 1, call.dlast, true);
+    copy_states(plans[0], call.dlast, true);
     if (plans[0].chunks > 1) {
         all_at_once(plans, [&](Plan& plan, const Task& task, Arena arena) {
             if (task.chunk > 0)
