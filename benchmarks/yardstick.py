@@ -2,11 +2,12 @@
 
     python -m benchmarks.yardstick --data ../shared/data/hippocampus_mr --work DIR
         [--minutes 30] [--fold 0] [--only bundle-lightm nnunet] [--cases N] [--iterations 25]
-        [--modality MR] [--seed 0]
+        [--modality MR] [--seed 0] [--overrides '{"batch_size": 2, "learning_rate": 0.001}']
 
 The data set has imagesTr and labelsTr, NIfTI files of the same names. The four:
 
-- bundle-lightm: the bundle liver_ct_lightm_unet_segmentation, with nnU-Net's plan;
+- bundle-lightm: the bundle liver_ct_lightm_unet_segmentation, with nnU-Net's plan, and what
+  --overrides says of its train.json (results.json has it);
 - bundle-segresnet: the same with SegResNet, by configs/networks/segresnet.json;
 - nnunet: nnU-Net's 3d_fullres as it is;
 - nnunet-lightm: LightM-UNet inside nnU-Net, by this package's trainer.
@@ -63,6 +64,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=25, help="of an epoch of a bundle's")
     parser.add_argument("--modality", default="MR")
     parser.add_argument("--seed", type=int, default=0, help="of the bundles' trainings")
+    parser.add_argument("--overrides", type=json.loads, default={}, help="of bundle-lightm, JSON")
     options = parser.parse_args()
 
     work = options.work.absolute()
@@ -71,6 +73,7 @@ def main() -> None:
         "machine": machine("cpu", os.cpu_count() or 1),
         "minutes": options.minutes,
         "fold": options.fold,
+        "overrides": options.overrides,
         "test": test,
     }
     if any(name in TRAINERS for name in options.only):
@@ -204,7 +207,8 @@ def run_bundle(name: str, work: Path, folder: Path, options: argparse.Namespace)
     files = [BUNDLE / "configs/train.json", plan]
     if name == "bundle-segresnet":
         files.append(BUNDLE / "configs/networks/segresnet.json")
-    given = {
+    given = options.overrides if name == "bundle-lightm" else {}
+    given = given | {
         "dataset_dir": raw,
         "split": split,
         "cache_num": training,
