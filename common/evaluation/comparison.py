@@ -280,8 +280,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     if 0 < most < needed:
         after = " after Holm" if len(tested) > 1 else ""
         notes.append(
-            f"with {most} cases that differ, no p below 0.05{after} is possible; needed are "
-            f"{needed}."
+            f"where {most} case{'s differ' if most > 1 else ' differs'}, no p below 0.05{after} is "
+            f"possible; needed are {needed}."
         )
     return notes
 
@@ -292,9 +292,10 @@ def _methods_table(found: Mapping[str, Any]) -> list[str]:
     for name in ranked or found["methods"]:
         own, rank = found["methods"][name], ["-", "-", "-"]
         if name in ranked:
+            rank[0] = str(ranked[name]["rank"])
+        if name in ranked and ranked[name]["rank_ci"]:
             low, high = ranked[name]["rank_ci"]
-            first = f"{100 * ranked[name]['first']:.0f} %"
-            rank = [str(ranked[name]["rank"]), f"{low} to {high}", first]
+            rank[1:] = [f"{low} to {high}", f"{100 * ranked[name]['first']:.0f} %"]
         mean = f"{_text(own['mean'])} ± {_text(own['sd'])}"
         rows.append([*rank, name, mean, _span(own["ci"]), str(own["n"])])
     return _aligned(rows)

@@ -139,9 +139,10 @@ def _ranking(
 ) -> list[dict[str, Any]]:
     """Methods by their means over cases, (methods, cases), the best first.
 
-    Stability is over resamples (Wiesenfarth et al., 2021).
+    Stability is over resamples (Wiesenfarth et al., 2021); of one case there is none.
     """
-    if better is None or not np.isfinite(values[0]).any():
+    cases = int(np.isfinite(values[0]).sum())
+    if better is None or not cases:
         return []
     sign = -1 if better == "larger" else 1
     means = np.round(_nanmean(values, axis=1), _DECIMALS)
@@ -155,8 +156,8 @@ def _ranking(
         {
             "method": methods[index],
             "rank": int(ranks[index]),
-            "rank_ci": [int(low[index]), int(high[index])],
-            "first": float(first[index]),
+            "rank_ci": [int(low[index]), int(high[index])] if cases > 1 else None,
+            "first": float(first[index]) if cases > 1 else None,
         }
         for index in np.argsort(ranks, kind="stable")
     ]

@@ -112,13 +112,44 @@ def test_what_cannot_be_concluded_is_said(tmp_path: Path):
     assert "dice, liver: A and B are equal in all of 2 cases, so p is 1." in notes
     assert "dice, tumour: A and C have no case in which both have a value." in notes
     assert (
-        "dice, liver: with 2 cases that differ, no p below 0.05 after Holm is possible; needed are "
+        "dice, liver: where 2 cases differ, no p below 0.05 after Holm is possible; needed are "
         "7." in notes
     )
     notes = compare({"A": folders["A"], "C": folders["C"]}, tmp_path / "out")["notes"]
-    assert (
-        "dice, liver: with 2 cases that differ, no p below 0.05 is possible; needed are 6." in notes
-    )
+    assert "dice, liver: where 2 cases differ, no p below 0.05 is possible; needed are 6." in notes
+
+
+def test_a_single_case(tmp_path: Path):
+    for name, dice in (("A", 0.5), ("B", 0.6)):
+        row = {"case": "case_0", "class": 1, "name": "lung", "dice": dice}
+        write(tmp_path / name / "cases.csv", COLUMNS, [row])
+    found = compare({"A": tmp_path / "A", "B": tmp_path / "B"}, tmp_path)
+    assert [line.split() for line in comparison_lines(found)] == [
+        ["dice,", "lung"],
+        ["rank", "(95", "%)", "first", "method", "mean", "±", "sd", "95", "%", "CI", "cases"],
+        ["1", "-", "-", "B", "0.6000", "±", "-", "-", "1"],
+        ["2", "-", "-", "A", "0.5000", "±", "-", "-", "1"],
+        ["pair", "difference", "95", "%", "CI", "p", "p", "(Holm)", "effect", "cases"],
+        ["A", "-", "B", "-0.1000", "-", "1", "1", "-1.0000", "1"],
+        [],
+        [
+            "dice,",
+            "lung:",
+            "where",
+            "1",
+            "case",
+            "differs,",
+            "no",
+            "p",
+            "below",
+            "0.05",
+            "is",
+            "possible;",
+            "needed",
+            "are",
+            "6.",
+        ],
+    ]
 
 
 def lesion(case: str, number: int, diameter: float, dice: object, kind: str = "found") -> dict:
