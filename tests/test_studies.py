@@ -19,7 +19,8 @@ from common.files import read_json
 from .conftest import REPOSITORY, shared
 
 STUDIES = sorted((REPOSITORY / "studies").glob("*/*.json"))
-KEYS = ["title", "data", "budget", "rows", "metrics", "classes", "paper", "notes", "missing"]
+KEYS = ["title", "data", "budget", "rows", "metrics", "classes", "evaluation", "paper", "notes"]
+KEYS += ["missing"]
 PAPERS = {
     "codebook_mamba_unet": "papers/2_codebook_mamba.txt",
     "elanres_msca_unet": "papers/4_elanres_msca_unet.txt",
@@ -62,7 +63,11 @@ def test_every_table_and_figure_is_there(paper: str):
 
 
 def test_all_say_the_same_things(study: dict[str, Any]):
-    assert list(study) == KEYS
+    lesions = LESION_DICE in study["metrics"]
+    assert list(study) == [key for key in KEYS if lesions or key != "evaluation"]
+    if lesions:
+        assert set(study["evaluation"]["lesions"]) <= set(study["classes"])
+        assert len(study["data"]["seeds"]) == 1, "lesions of several seeds are not averaged"
     data = study["data"]
     assert data["dataset_dir"] == "$REQUIRED"
     assert set(data) <= {"dataset_dir", "folds", "seeds", "split", "split_seed"}

@@ -292,10 +292,10 @@ def _methods_table(found: Mapping[str, Any]) -> list[str]:
     for name in ranked or found["methods"]:
         own, rank = found["methods"][name], ["-", "-", "-"]
         if name in ranked:
-            rank[0] = str(ranked[name]["rank"])
-        if name in ranked and ranked[name]["rank_ci"]:
             low, high = ranked[name]["rank_ci"]
-            rank[1:] = [f"{low} to {high}", f"{100 * ranked[name]['first']:.0f} %"]
+            rank[0] = str(ranked[name]["rank"])
+            if low is not None:
+                rank[1:] = [f"{low} to {high}", f"{100 * ranked[name]['first']:.0f} %"]
         mean = f"{_text(own['mean'])} ± {_text(own['sd'])}"
         rows.append([*rank, name, mean, _span(own["ci"]), str(own["n"])])
     return _aligned(rows)

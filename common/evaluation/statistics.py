@@ -156,7 +156,7 @@ def _ranking(
         {
             "method": methods[index],
             "rank": int(ranks[index]),
-            "rank_ci": [int(low[index]), int(high[index])] if cases > 1 else None,
+            "rank_ci": [int(low[index]), int(high[index])] if cases > 1 else [None, None],
             "first": float(first[index]) if cases > 1 else None,
         }
         for index in np.argsort(ranks, kind="stable")

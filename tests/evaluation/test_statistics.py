@@ -161,7 +161,8 @@ def test_a_single_case_has_no_spread():
     pair = found["pairs"][0]
     assert (pair["p"], pair["ci"], pair["n"]) == (1, None, 1)
     assert pair["difference"] == pytest.approx(0.1)
-    assert found["ranking"][0] == {"method": "A", "rank": 1, "rank_ci": None, "first": None}
+    (first, _) = found["ranking"]
+    assert first == {"method": "A", "rank": 1, "rank_ci": [None, None], "first": None}
 
 
 def test_cases_without_a_value_are_left_out_of_their_pairs():
