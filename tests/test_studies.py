@@ -127,13 +127,17 @@ def test_means_of_classes_are_those_of_their_numbers(study: dict[str, Any]):
 
 
 def test_rows_build_their_networks_and_losses(study: dict[str, Any]):
+    label_maps = []
     for row in study["rows"].values():
         own = {key: value for key, value in row.items() if key not in ("bundle", "configs")}
-        build(row["bundle"], tuple(row.get("configs", ())), json.dumps(study["budget"] | own))
+        settings = json.dumps(study["budget"] | own)
+        label_maps.append(built(row["bundle"], tuple(row.get("configs", ())), settings))
+    assert all(one == label_maps[0] for one in label_maps), "rows are compared by the same labels"
 
 
 @cache
-def build(bundle: str, configs: tuple[str, ...], settings: str) -> None:
+def built(bundle: str, configs: tuple[str, ...], settings: str) -> dict[str, int] | None:
+    """The label_map of a training whose network and loss can be built."""
     folder = REPOSITORY / "bundles" / bundle / "configs"
     parsed = ConfigParser()
     parsed.read_config([str(folder / file) for file in ("train.json", *configs)])
@@ -148,3 +152,5 @@ def build(bundle: str, configs: tuple[str, ...], settings: str) -> None:
     assert callable(parsed.get_parsed_content("loss"))
     assert parsed.get_parsed_content("max_epochs") > 0
     assert parsed["augmentation"] in parsed["augmentations"]
+    label_map: dict[str, int] | None = parsed["label_map"]
+    return label_map
