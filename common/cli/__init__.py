@@ -11,6 +11,7 @@ from typing import Any
 
 import fire
 from fire.decorators import SetParseFn, SetParseFns
+from fire.parser import DefaultParseValue
 
 from ..errors import InputError, check_switches, input_error_in
 from .check import check
@@ -48,10 +49,11 @@ def _typed(verb: Callable) -> Callable:
     """
     parameters = inspect.signature(verb).parameters.values()
     texts = [p for p in parameters if p.annotation in ("str", "str | None")]
+    parse = {p.name: str if p in texts else DefaultParseValue for p in parameters}
+    parse |= {p.name: partial(_switch, p.name) for p in parameters if p.annotation == "bool"}
     if any(p.kind is p.VAR_POSITIONAL for p in texts):
         SetParseFn(str)(verb)  # names in a row have no name of their own
-    switches = {p.name: partial(_switch, p.name) for p in parameters if p.annotation == "bool"}
-    return SetParseFns(**dict.fromkeys((p.name for p in texts), str), **switches)(verb)
+    return SetParseFns(**parse)(verb)
 
 
 def _switch(name: str, text: str) -> bool:

@@ -127,11 +127,13 @@ def _signed_rank(differences: _Floats) -> dict[str, Any]:
 
 
 def _holm(p: Sequence[float]) -> list[float]:
+    if len(p) < 2:
+        return list(p)
     try:
         from statsmodels.stats.multitest import multipletests
     except ImportError as error:
         raise InputError(f"compare needs statsmodels: {how_to_install('study')}.") from error
-    return multipletests(p, method="holm")[1].tolist() if p else []
+    return multipletests(p, method="holm")[1].tolist()
 
 
 def _ranking(

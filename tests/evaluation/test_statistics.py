@@ -214,4 +214,4 @@ def test_fewer_cases_cannot_be_significant(pairs: int):
 def test_statsmodels_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "statsmodels.stats.multitest", None)
     with pytest.raises(InputError, match=r"compare needs statsmodels: pip install \"\.\[study\]\""):
-        compared([1, 2], [3, 4])
+        compared([1, 2], [3, 4], [5, 6])
