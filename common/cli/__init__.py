@@ -11,12 +11,13 @@ from typing import Any
 
 import fire
 from fire.decorators import SetParseFn, SetParseFns
+from fire.parser import DefaultParseValue
 
 from ..errors import InputError, check_switches, input_error_in
 from .check import check
 from .checkpoints import convert, export, join, settings
 from .data import ircadb, phantom
-from .results import codebook, overlay, repeat
+from .results import codebook, compare, overlay, repeat
 from .setup import doctor, nnunet, plan
 from .zoo import zoo_index, zoo_install, zoo_pack, zoo_push, zoo_verify
 
@@ -26,7 +27,7 @@ __all__ = ["main"]
 def main() -> None:
     try:
         before = (phantom, ircadb, check, plan, nnunet, doctor)
-        after = (overlay, settings, convert, join, codebook, export, repeat)
+        after = (overlay, compare, settings, convert, join, codebook, export, repeat)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}
         verbs = {verb.__name__: _typed(verb) for verb in (*before, *after)}
@@ -48,10 +49,11 @@ def _typed(verb: Callable) -> Callable:
     """
     parameters = inspect.signature(verb).parameters.values()
     texts = [p for p in parameters if p.annotation in ("str", "str | None")]
+    parse = {p.name: str if p in texts else DefaultParseValue for p in parameters}
+    parse |= {p.name: partial(_switch, p.name) for p in parameters if p.annotation == "bool"}
     if any(p.kind is p.VAR_POSITIONAL for p in texts):
         SetParseFn(str)(verb)  # names in a row have no name of their own
-    switches = {p.name: partial(_switch, p.name) for p in parameters if p.annotation == "bool"}
-    return SetParseFns(**dict.fromkeys((p.name for p in texts), str), **switches)(verb)
+    return SetParseFns(**parse)(verb)
 
 
 def _switch(name: str, text: str) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
@@ -65,6 +67,45 @@ def codebook(
     say(f"perplexity: {usage.perplexity:.1f} of {len(usage.histogram)} prototypes")
     say(f"unused:     {', '.join(map(str, usage.dead)) or 'none'}")
     say(f"picture:    {picture}")
+
+
+def compare(
+    *methods: str, output: str, metrics: str = "dice", strata: str = "20,50", seed: int = 0
+) -> None:
+    """Compare methods over the cases that they share: tests, intervals, effect sizes, ranks.
+
+    METHODS are folders into which evaluate wrote, or NAME=FOLDER. Metrics are columns of cases.csv,
+    or lesion_dice, which is compared in strata of the lesions' diameters in mm.
+    """
+    from ..evaluation import compare as compare_methods
+    from ..evaluation import comparison_lines
+
+    try:
+        edges = [float(edge) for edge in strata.split(",")]
+    except ValueError:
+        raise InputError(
+            f"strata are {strata!r}; allowed are numbers, as in --strata 20,50."
+        ) from None
+    found = compare_methods(_named(methods), output, metrics.split(","), edges, seed)
+    for line in comparison_lines(found):
+        say(line)
+    say(f"comparison: {Path(output) / 'comparison.json'}")
+
+
+def _named(words: Sequence[str]) -> dict[str, str]:
+    """Folders by the names before their =, or by their own."""
+    folders: dict[str, str] = {}
+    for word in words:
+        name, _, folder = word.partition("=")
+        if not (name and folder) or Path(word).is_dir():  # a folder's name may have a =
+            name, folder = Path(word).resolve().name, word
+        if name in folders:
+            raise InputError(
+                f"{folders[name]} and {folder} are both named {name}; allowed are different names, "
+                "as in NAME=FOLDER."
+            )
+        folders[name] = folder
+    return folders
 
 
 def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None:

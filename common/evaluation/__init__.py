@@ -1,6 +1,7 @@
 """Metrics and pictures of results."""
 
 from .codebook import draw_prototypes, write_code_maps
+from .comparison import compare, comparison_lines
 from .metrics import (
     ConfusionRate,
     FBetaScore,
@@ -28,6 +29,8 @@ __all__ = [
     "Spread",
     "SurfaceDistanceInMM",
     "VolumeOverlapError",
+    "compare",
+    "comparison_lines",
     "dice_per_class",
     "draw_overlay",
     "draw_prototypes",

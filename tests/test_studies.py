@@ -1,0 +1,156 @@
+"""The studies of the five papers: that each can be run, and says what its paper prints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from monai.bundle import ConfigParser
+
+from common.evaluation.comparison import BETTER, LESION_DICE
+from common.files import read_json
+
+from .conftest import REPOSITORY, shared
+
+STUDIES = sorted((REPOSITORY / "studies").glob("*/*.json"))
+KEYS = ["title", "data", "budget", "rows", "metrics", "classes", "evaluation", "paper", "notes"]
+KEYS += ["missing"]
+PAPERS = {
+    "codebook_mamba_unet": "papers/2_codebook_mamba.txt",
+    "elanres_msca_unet": "papers/4_elanres_msca_unet.txt",
+    "lcmambanet": "papers/1_lcmambanet.txt",
+    "lightm_unet": "papers/5_lightm_unet.txt",
+    "mambaclinix": "papers/3_mambaclinix.txt",
+}
+TITLES = {  # of every table with numbers, and of the figures that are drawn of such
+    "lightm_unet": ["table 1 and figure 1 (a)", "table 2 and figure 1 (b)", "table 3"],
+    "mambaclinix": ["table 3", "table 4", "table 5", "figure 5 (a)"],
+    "lcmambanet": [f"table {number}" for number in range(1, 8)],
+    "codebook_mamba_unet": [
+        *(f"table {number}" for number in range(1, 6)),
+        *(f"figure {number}" for number in range(6, 12)),
+    ],
+    "elanres_msca_unet": [
+        *("table 2", "tables 3 and 4", "table 5", "table 6", "tables 7 and 8", "table 9"),
+    ],
+}
+COSTS = "parameters|flops|seconds_forward|seconds_volume|peak_memory_bytes"
+OF_COSTS = re.compile(rf"({COSTS})( at batch \d+)?(, (M|G|MB|ms|s))?")
+OF_STRATA = "( < 20 mm| 20 to 50 mm| >= 50 mm)?"
+OF_SPREAD = "( sd| ci low| ci high)?(, (%|mm))?"
+
+
+@pytest.fixture(params=STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def study(request: pytest.FixtureRequest) -> dict[str, Any]:
+    return read_json(request.param)
+
+
+@pytest.mark.parametrize("paper", TITLES)
+def test_every_table_and_figure_is_there(paper: str):
+    titles = [read_json(path)["title"] for path in STUDIES if path.parent.name == paper]
+    for wanted in TITLES[paper]:
+        assert any(re.match(f"[^,]+, {re.escape(wanted)}:", title) for title in titles), wanted
+    for title in titles:
+        name = re.match("[^,]+, ([^:]+):", title)
+        assert name is not None, title
+        assert name[1] in TITLES[paper]
+
+
+def test_all_say_the_same_things(study: dict[str, Any]):
+    lesions = LESION_DICE in study["metrics"]
+    assert list(study) == [key for key in KEYS if lesions or key != "evaluation"]
+    if lesions:
+        assert set(study["evaluation"]["lesions"]) <= set(study["classes"])
+        assert len(study["data"]["seeds"]) == 1, "lesions of several seeds are not averaged"
+    data = study["data"]
+    assert data["dataset_dir"] == "$REQUIRED"
+    assert set(data) <= {"dataset_dir", "folds", "seeds", "split", "split_seed"}
+    assert set(study["budget"]) == {"max_epochs", "epoch_length"}
+    assert study["rows"]
+    for name, row in study["rows"].items():
+        assert not set(name) & set('/\\,#:*?"<>|'), f"{name} is to be a folder"
+        assert "split" not in row
+    for metric in study["metrics"]:
+        assert metric in BETTER or metric == LESION_DICE
+    for values in study["classes"].values():
+        assert values
+        assert all(isinstance(value, int) and value > 0 for value in values)
+    assert all(note.endswith(".") for note in study["notes"])
+    assert not set(study["missing"]) & set(study["rows"])
+
+
+def numbers(study: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    for row, cells in study["paper"].items():
+        for key, value in cells.items():
+            yield row, key, value
+
+
+def test_the_papers_numbers_are_those_of_its_metrics(study: dict[str, Any]):
+    classes = "|".join([*map(re.escape, study["classes"]), "mean"])
+    metrics = "|".join(study["metrics"]) or "none"
+    pattern = re.compile(f"({classes}){OF_STRATA} ({metrics}){OF_SPREAD}")
+    axes = re.compile(f"({classes}) major axis where dice < 0.6, mm")
+    for row, key, value in numbers(study):
+        assert row in study["rows"] or row in study["missing"]
+        assert pattern.fullmatch(key) or OF_COSTS.fullmatch(key) or axes.fullmatch(key), key
+        assert isinstance(value, (int, float))
+        if key.endswith((" dice", " iou", " recall", " precision")):
+            assert 0 < value < 1, key
+        if key.endswith(", %"):
+            assert 0 < value < 100, key
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_the_papers_numbers_are_printed_there(path: Path):
+    text = shared(PAPERS[path.parent.name]).read_text(encoding="utf-8")
+    printed = {float(x.replace(",", "")) for x in re.findall(r"\d[\d,]*\.?\d*", text) if x != ","}
+    for row, key, value in numbers(read_json(path)):
+        assert float(value) in printed, f"{row}: {key} is {value}"
+
+
+def test_means_of_classes_are_those_of_their_numbers(study: dict[str, Any]):
+    """Averages that papers print: an error of copying one number would show in them."""
+    for row, cells in study["paper"].items():
+        for key, mean in cells.items():
+            rest = key.removeprefix("mean ")
+            own = [
+                cells[f"{name} {rest}"] for name in study["classes"] if f"{name} {rest}" in cells
+            ]
+            if rest != key and own:
+                assert mean == pytest.approx(sum(own) / len(own), abs=0.0101), f"{row}: {key}"
+
+
+def test_rows_build_their_networks_and_losses(study: dict[str, Any]):
+    label_maps = []
+    for row in study["rows"].values():
+        own = {key: value for key, value in row.items() if key not in ("bundle", "configs")}
+        settings = json.dumps(study["budget"] | own)
+        label_maps.append(built(row["bundle"], tuple(row.get("configs", ())), settings))
+    assert all(one == label_maps[0] for one in label_maps), "rows are compared by the same labels"
+
+
+@cache
+def built(bundle: str, configs: tuple[str, ...], settings: str) -> dict[str, int] | None:
+    """The label_map of a training whose network and loss can be built."""
+    folder = REPOSITORY / "bundles" / bundle / "configs"
+    parsed = ConfigParser()
+    parsed.read_config([str(folder / file) for file in ("train.json", *configs)])
+    parsed.update({"bundle_root": ".", "device": "cpu"})
+    for key, value in json.loads(settings).items():
+        parent = key.rpartition("#")[0]
+        # What is not there is an argument, of which building tells whether there is such a one.
+        assert key in parsed or "_target_" in parsed[parent], f"{bundle} has no {key}"
+        parsed[key] = value
+    with torch.device("meta"):  # shapes without numbers
+        assert isinstance(parsed.get_parsed_content("network_def"), torch.nn.Module)
+    assert callable(parsed.get_parsed_content("loss"))
+    assert parsed.get_parsed_content("max_epochs") > 0
+    assert parsed["augmentation"] in parsed["augmentations"]
+    label_map: dict[str, int] | None = parsed["label_map"]
+    return label_map
