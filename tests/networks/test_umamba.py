@@ -21,6 +21,7 @@ KINDS = [
     {"variant": "encoder", "release": 2, "input_size": (32, 24, 8)},
 ]
 BY_CHANNEL = {"variant": "encoder", "release": 2, "input_size": (8, 12, 8)}  # 12 sites, 16 channels
+ONE_BLOCK = {"blocks_per_stage": (1, 1, 1), "blocks_per_decoder_stage": (1, 1)}  # traced sooner
 
 
 def build(dims: int = 3, **arguments: Any) -> UMamba:
@@ -239,7 +240,7 @@ def test_mixers(kind: dict, mixer: str):
 )
 def test_scripted_equals_eager_at_every_size(kind: dict, mixer: str):
     # In double: the two run different backends in float32.
-    network = build(**kind, mixer=mixer).double().eval()
+    network = build(**kind, **ONE_BLOCK, mixer=mixer).double().eval()
     scripted = torch.jit.script(network)
     with torch.no_grad():
         for size in ((8, 16, 8), (5, 11, 9)):
@@ -259,18 +260,18 @@ def test_scripted_of_one_size():
         scripted(x.mT)
 
 
-@pytest.mark.parametrize("kind", [KINDS[0], KINDS[2], BY_CHANNEL], ids=str)
+@pytest.mark.parametrize("kind", [KINDS[0], BY_CHANNEL], ids=str)
 def test_compiles_into_one_graph(kind: dict):
-    network = build(**kind).eval()
+    network = build(**kind, **ONE_BLOCK).eval()
     compiled = torch.compile(network, fullgraph=True, backend="eager")
     x = torch.randn(1, 1, 8, 12, 8)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x), network(x))
 
 
-@pytest.mark.parametrize(("kind", "dims"), [(KINDS[0], 3), (KINDS[2], 2), (BY_CHANNEL, 3)], ids=str)
+@pytest.mark.parametrize(("kind", "dims"), [(KINDS[0], 3), (BY_CHANNEL, 2)], ids=str)
 def test_exports_without_compiled_operators(kind: dict, dims: int):
-    network = build(dims, **kind).eval()
+    network = build(dims, **kind, **ONE_BLOCK).eval()
     x = torch.randn(1, 1, *(8, 12, 8)[:dims])
     program = torch.export.export(network, (x,))
     assert not any("cpp" in str(node.target) for node in program.graph.nodes)
