@@ -15,7 +15,7 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,20 @@ from common import networks
 from .measure import machine, say, table
 
 CLASSES = 3
+
+
+def _umamba(variant: Literal["bottleneck", "encoder"], release: Literal[1, 2]) -> nn.Module:
+    """With the kernels and strides of its paper's plan for CT."""
+    return networks.UMamba(
+        3,
+        1,
+        CLASSES,
+        variant,
+        release,
+        features=(4, 8, 16, 32, 40, 40),
+        kernel_sizes=[[1, 3, 3], *[[3, 3, 3]] * 5],
+        strides=[[1, 1, 1], [1, 2, 2], *[[2, 2, 2]] * 3, [1, 2, 2]],
+    )
 
 
 class Case(NamedTuple):
@@ -52,6 +66,9 @@ CASES = {
     "ELANResMSCAUNet": Case(
         lambda: networks.ELANResMSCAUNet(1, CLASSES, (4, 8, 16, 32, 64)), (128, 128, 64)
     ),
+    "UMambaBot": Case(lambda: _umamba("bottleneck", 2), (40, 224, 192)),
+    # Release 2's takes one size.
+    "UMambaEnc-1": Case(lambda: _umamba("encoder", 1), (40, 224, 192)),
 }
 
 

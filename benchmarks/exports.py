@@ -32,6 +32,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "LCMambaNet": lambda: networks.LCMambaNet("T", 1, 3),
     "CodebookMambaUNet": lambda: networks.CodebookMambaUNet(1, 2),
     "ELANResMSCAUNet": lambda: networks.ELANResMSCAUNet(1, 1),
+    "UMambaBot": lambda: networks.UMamba(3, 1, 14),
+    "UMambaEnc-1": lambda: networks.UMamba(3, 1, 14, "encoder", release=1),
 }
 _2D = ("LightMUNet-2D", "LCMambaNet")
 

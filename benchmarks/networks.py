@@ -51,6 +51,8 @@ COLLECTION: dict[str, Callable[[list[int]], nn.Module]] = {
     "MambaClinix": _of(3, lambda: networks.MambaClinix(1, CLASSES)),
     "CodebookMambaUNet": _of(3, lambda: networks.CodebookMambaUNet(1, CLASSES)),
     "ELANResMSCAUNet": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES)),
+    "UMambaBot": lambda size: networks.UMamba(len(size), 1, CLASSES),
+    "UMambaEnc": lambda size: networks.UMamba(len(size), 1, CLASSES, "encoder", input_size=size),
     "ELANResMSCAUNetFolded": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES).reparameterize()),
 }
 MONAI: dict[str, Callable[[list[int]], nn.Module]] = {

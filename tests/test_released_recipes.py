@@ -18,7 +18,7 @@ from monai.transforms import Resize
 from PIL import Image
 from torch import Tensor, nn
 
-from common.checkpoints import check_setting, load_settings
+from common.checkpoints import build_setting, check_setting, load_settings
 from common.cli.checkpoints import convert
 from common.errors import InputError
 from common.networks import LightMUNet, MambaClinix
@@ -402,6 +402,45 @@ def test_converted_mambaclinix_has_its_plans_strides(tmp_path: Path):
     with torch.no_grad():
         logits = network.double().eval()(case.vectors["x"])
     assert (logits - case.vectors["y0"]).abs().max() <= case.tolerance
+
+
+@pytest.mark.parametrize(
+    "name", ["umamba_bot_3d", "umamba_enc_3d", "umamba_v1_bot_3d", "umamba_v1_enc_3d"]
+)
+def test_converted_umamba_is_described(tmp_path: Path, name: str):
+    """By its weights, and what the plan of its training says."""
+    case = GoldenCase(name)
+    torch.save({"network_weights": case.state_dict}, tmp_path / "theirs.pth")
+    where = [str(tmp_path / "theirs.pth"), "umamba", str(tmp_path / "model.pt")]
+    plan = {"spacing": [2.5, 0.8, 0.8], "patch_size": list(case.vectors["x"].shape[2:])}
+    plan |= {"intensity": [-160, 240, 83.2, 136.0]}
+    with pytest.raises(InputError, match="strides is None; needed are three numbers above 0 for"):
+        convert(*where, **plan)
+    convert(*where, **plan, strides=case.arguments["strides"])
+    settings = load_settings(tmp_path / "model.pt")
+    found = settings["network_def"]
+    assert found["variant"] == ("bottleneck" if "_bot_" in name else "encoder")
+    assert found["release"] == (1 if "_v1_" in name else 2)
+    assert found["blocks_per_stage"] == ([2, 2, 2, 2] if "_v1_" in name else [2, 2, 1, 1])
+    assert found["blocks_per_decoder_stage"] == ([2, 2, 2] if "_v1_" in name else [2, 2, 1])
+    assert {"axcodes": "SPL", "in_channels": 1, "num_classes": 3}.items() <= settings.items()
+    network = build_setting("network_def", found)
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    network.load_state_dict(weights, strict=True)
+    with torch.no_grad():
+        logits = network.double().eval()(case.vectors["x"])
+    assert (logits - case.vectors["y0"]).abs().max() <= case.tolerance
+
+
+def test_converted_umamba_in_2d_has_no_settings(tmp_path: Path):
+    """Since no bundle has it."""
+    case = GoldenCase("umamba_enc_2d")
+    torch.save({"network_weights": case.state_dict}, tmp_path / "theirs.pth")
+    where = [str(tmp_path / "theirs.pth"), "umamba", str(tmp_path / "model.pt")]
+    with pytest.raises(InputError, match=r"spacing is .*a checkpoint of umamba like this one"):
+        convert(*where, spacing=[1, 1])
+    convert(*where)
+    assert load_settings(tmp_path / "model.pt") == {}
 
 
 def test_converted_radiographs_lie_as_in_the_release(

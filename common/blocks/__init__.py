@@ -1,8 +1,16 @@
 """Building blocks that two networks or more share."""
 
 from .codebook import Codebook
-from .mamba import Mamba
-from .norms import BatchNorm2d, BatchNorm3d, ChannelNorm, GroupNorm, InstanceNorm3d
+from .mamba import Mamba, Mixer
+from .norms import (
+    BatchNorm2d,
+    BatchNorm3d,
+    ChannelNorm,
+    GroupNorm,
+    InstanceNorm2d,
+    InstanceNorm3d,
+)
+from .residual import ConvNorm, ResidualBlock, init_convolution, pooled_skip
 from .ss2d import SS2D, VSSBlock
 
 __all__ = [
@@ -11,8 +19,14 @@ __all__ = [
     "BatchNorm3d",
     "ChannelNorm",
     "Codebook",
+    "ConvNorm",
     "GroupNorm",
+    "InstanceNorm2d",
     "InstanceNorm3d",
     "Mamba",
+    "Mixer",
+    "ResidualBlock",
     "VSSBlock",
+    "init_convolution",
+    "pooled_skip",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from ..ops import (
     mamba_mixer_chunked,
     without_autocast,
 )
+
+# What mixes the tokens of a network: Mamba, or in its place what an ablation compares it with.
+Mixer = Literal["mamba", "identity", "attention", "conv"]
 
 
 class Mamba(nn.Module):

@@ -37,9 +37,7 @@ class GroupNorm(nn.GroupNorm):
             return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, self.relu)
 
 
-class InstanceNorm3d(nn.InstanceNorm3d):
-    """Instance norm of volumes (b, channels, d, h, w); one voxel becomes the bias."""
-
+class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
     def __init__(self, channels: int) -> None:
         super().__init__(channels, affine=True)
 
@@ -50,6 +48,14 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             )
         else:
             return instance_norm(x, self.weight, self.bias, self.eps)
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """Instance norm of maps (b, channels, h, w); one site becomes the bias."""
+
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """Instance norm of volumes (b, channels, d, h, w); one voxel becomes the bias."""
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -19,8 +19,8 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
             `load_state_dict`, such as nnU-Net's ``network_weights``. Prefixes of
             DistributedDataParallel and torch.compile are removed.
         network: "lightm_unet"; "mambaclinix"; "rma_mamba" for LCMambaNet, whose attention its code
-            released; or "vmamba" for an ImageNet classifier into VMambaEncoder: the classifier
-            lacks the encoder's output norms, the encoder its head.
+            released; "umamba", of either release; or "vmamba" for an ImageNet classifier into
+            VMambaEncoder: the classifier lacks the encoder's output norms, the encoder its head.
 
     Raises:
         InputError: the network is unknown, or a parameter is none that its released code has.
@@ -98,19 +98,57 @@ _MAMBACLINIX: _Rules = [
 ]
 
 
-def _mambaclinix(state_dict: Mapping[str, Tensor]) -> StateDict:
-    # The released code registers its encoder and each convolution twice.
-    once = {
+def _once(state_dict: Mapping[str, Tensor]) -> StateDict:
+    """Without the second names of what releases inside nnU-Net register twice."""
+    return {
         name: x
         for name, x in state_dict.items()
         if ".all_modules." not in name and not name.startswith("decoder.encoder.")
     }
+
+
+def _mambaclinix(state_dict: Mapping[str, Tensor]) -> StateDict:
+    once = _once(state_dict)
     gated = [int(found[1]) for name in once if (found := re.match(r".*\.(\d+)\.gamma1$", name))]
     # One norm for the whole encoder, used before the last HGCN: there it stands in ours.
     norm = (r"encoder\.LayerNorm\.", f"encoder.{max(gated, default=0)}.norm.")
     renamed = _renamed(once, [norm, *_MAMBACLINIX], "MambaClinix")
     leaves = {"gamma": "weight", "beta": "bias"}
     return {re.sub(r"(gamma|beta)$", lambda m: leaves[m[1]], k): x for k, x in renamed.items()}
+
+
+# Of both releases; the first alone says "blocks" and "convs".
+_UMAMBA: _Rules = [
+    (r"encoder\.stem\.(?:convs\.)?(\d+)\.(?=(conv|norm))", r"stem.\1."),
+    (
+        r"(encoder|decoder)\.stages\.(\d+)\.(?:blocks\.)?(\d+)\.(?=(conv|norm|skip\.)\d\.)",
+        r"\1.\2.blocks.\3.",
+    ),
+    (r"encoder\.mamba_layers\.(\d+)\.norm\.", r"encoder.\1.layer.norm."),
+    (r"encoder\.mamba_layers\.(\d+)\.mamba\.", r"encoder.\1.layer.mixer."),
+    (r"decoder\.(?:transpconvs|upsample_layers)\.(\d+)\.(?:conv\.)?", r"decoder.\1.up.conv."),
+    (r"decoder\.seg_layers\.(\d+)\.", r"heads.\1."),
+]
+
+
+def _umamba(state_dict: Mapping[str, Tensor]) -> StateDict:
+    once = _once(state_dict)
+    counted = (re.match(r"encoder\.stages\.(\d+)\.", name) for name in once)
+    deepest = max((int(found[1]) for found in counted if found), default=0)
+    bottleneck = f"encoder.{deepest}.layer."
+    rules: _Rules = [
+        (r"(mamba_layer\.norm|ln)\.", f"{bottleneck}norm."),
+        (r"(mamba_layer\.)?mamba\.", f"{bottleneck}mixer."),
+        *_UMAMBA,
+    ]
+    converted = {}
+    for name, x in _renamed(once, rules, "U-Mamba").items():
+        # Release 2 has the layers of a stage's first block beside each other; release 1 counts the
+        # layers of a residual that there are.
+        name = re.sub(r"\.(conv|norm)([12])\.(weight|bias)$", r".conv\2.\1.\3", name)
+        name = name.replace(".conv3.", ".skip.").replace(".skip.0.", ".skip.1.")
+        converted[name] = x
+    return converted
 
 
 _VMAMBA: _Rules = [
@@ -182,5 +220,6 @@ _CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {
     "lightm_unet": _lightm_unet,
     "mambaclinix": _mambaclinix,
     "rma_mamba": _rma_mamba,
+    "umamba": _umamba,
     "vmamba": _vmamba,
 }

@@ -1,14 +1,15 @@
 """How images have to lie for the weights of a release, as settings that go with them.
 
-The releases of LightM-UNet and MambaClinix are inside nnU-Net. Their axes are its (z, y, x), or
-(y, x), and their tokens are in that order: of images that lie otherwise, or with strides of other
-axes, the masks would be wrong, and nothing would say so. Nor of intensities that are others' than
-those of their training.
+The releases of LightM-UNet, MambaClinix and U-Mamba are inside nnU-Net. Their axes are its
+(z, y, x), or (y, x), and their tokens are in that order: of images that lie otherwise, or with
+strides of other axes, the masks would be wrong, and nothing would say so. Nor of intensities that
+are others' than those of their training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -20,11 +21,13 @@ from .intensity import ct_intensity, z_score_intensity
 _PLANNED = {
     "lightm_unet": ["spacing", "patch_size", "intensity"],
     "mambaclinix": ["spacing", "patch_size", "intensity", "strides"],
+    "umamba": ["spacing", "patch_size", "intensity", "strides"],
 }
-# The first convolution, its axis of the image's channels, and the last one.
+# The first convolution, by release, its axis of the image's channels, and the last one.
 _ENDS = {
-    "lightm_unet": ("stem.depthwise.weight", 0, "head.conv.pointwise.weight"),
-    "mambaclinix": ("stem.conv.weight", 1, "heads.0.weight"),
+    "lightm_unet": (("stem.depthwise.weight",), 0, "head.conv.pointwise.weight"),
+    "mambaclinix": (("stem.conv.weight",), 1, "heads.0.weight"),
+    "umamba": (("stem.0.conv.weight", "stem.0.conv1.conv.weight"), 1, "heads.0.weight"),
 }
 
 _Z_SCORES = {"z-score": False, "nonzero z-score": True}  # and whether 0 is left out
@@ -37,11 +40,13 @@ def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) 
         weights: of that function.
         network: as there.
         plan: of volumes, as it stands in the nnU-Net plan of the checkpoint's training, (z, y, x):
-            ``spacing``, ``patch_size``, and of MambaClinix ``strides``, three for each stage.
+            ``spacing``, ``patch_size``, and of MambaClinix and U-Mamba ``strides``, three for each
+            stage.
             ``intensity`` is, of CT, percentiles 0.5 and 99.5, mean and standard deviation of the
             foreground, in HU; else "z-score", or "nonzero z-score" of voxels that are not 0.
             ``axcodes`` is where these axes point to, by default SPL, which is (z, y, x) of a file
-            in LPS, as most from DICOM are. None of them for other networks.
+            in LPS, as most from DICOM are. None of them for other networks, nor for U-Mamba in 2D,
+            which no bundle has.
 
     Raises:
         InputError: one is missing, is not as above, or is given where it has no use.
@@ -55,16 +60,17 @@ def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) 
                 f"{name} is {value}, for which a checkpoint of {network} like this one has no use; "
                 "allowed is none."
             )
-    if network not in _PLANNED:
+    if network not in _PLANNED or (network == "umamba" and not volumes):
         return {}
-    first, axis, last = _ENDS[network]
+    names, axis, last = _ENDS[network]
+    first = next(name for name in names if name in weights)
     settings: dict[str, Any] = {
         "in_channels": weights[first].shape[axis],
         "num_classes": weights[last].shape[0],
     }
     if not volumes:
         return settings | {"axes": [0, 2, 1]}
-    stages = sum(name.endswith(".block.conv1.conv.weight") for name in weights)
+    stages = _number(weights, r"encoder\.(\d+)\.")
     for name in needed:
         value = given.get(name)
         if name == "intensity":
@@ -78,13 +84,14 @@ def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) 
                 "nnU-Net plan of the checkpoint's training, (z, y, x)."
             )
     settings |= {"axcodes": "SPL"} | given
-    if network == "mambaclinix":
+    if network in _ARGUMENTS:
+        target, arguments = _ARGUMENTS[network]
         settings["network_def"] = {
-            "_target_": "common.networks.MambaClinix",
+            "_target_": target,
             "in_channels": settings["in_channels"],
             "out_channels": settings["num_classes"],
             "strides": settings.pop("strides"),
-            **_stages(weights, stages),
+            **arguments(weights, stages, settings["patch_size"]),
         }
     return settings
 
@@ -112,17 +119,50 @@ def _are_triples(rows: Any, number: int) -> bool:
     )
 
 
-def _stages(weights: Mapping[str, Tensor], stages: int) -> dict[str, list]:
+def _number(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """How many different things are counted where names begin with a pattern."""
+    return len({found[1] for name in weights if (found := re.match(pattern, name))})
+
+
+def _stages(weights: Mapping[str, Tensor], stages: int, block: str) -> dict[str, list]:
+    """Channels and kernels of each stage."""
+    shapes = [weights[f"encoder.{s}.{block}.conv1.conv.weight"].shape for s in range(stages)]
+    return {
+        "features": [width for width, *_ in shapes],
+        "kernel_sizes": [list(kernel) for _, _, *kernel in shapes],
+    }
+
+
+def _mambaclinix(weights: Mapping[str, Tensor], stages: int, _: list[int]) -> dict[str, Any]:
     """The arguments of MambaClinix that its weights show."""
-    found: dict[str, list] = {"features": [], "kernel_sizes": [], "layers": []}
+    layers: list[Any] = []
     for s in range(stages):
-        width, _, *kernel = weights[f"encoder.{s}.block.conv1.conv.weight"].shape
-        found["features"].append(width)
-        found["kernel_sizes"].append(kernel)
         layer = f"encoder.{s}.layer."
         order = None
         if f"{layer}scale" in weights:
-            widened = (f"{layer}gated.widen.{i}.weight" in weights for i in range(len(weights)))
-            order = 1 + sum(widened)
-        found["layers"].append("mamba" if f"{layer}mamba.D" in weights else order)
-    return found
+            order = 1 + _number(weights, rf"encoder\.{s}\.layer\.gated\.widen\.(\d+)\.")
+        layers.append("mamba" if f"{layer}mamba.D" in weights else order)
+    return {**_stages(weights, stages, "block"), "layers": layers}
+
+
+def _umamba(weights: Mapping[str, Tensor], stages: int, patch_size: list[int]) -> dict[str, Any]:
+    """The arguments of UMamba in 3D that its weights, and the patch of their training, show."""
+    layers = _number(weights, r"encoder\.(\d+)\.layer\.")
+    down = [_number(weights, rf"encoder\.{s}\.blocks\.(\d+)\.") for s in range(stages)]
+    up = [_number(weights, rf"decoder\.{i}\.blocks\.(\d+)\.") for i in range(stages - 1)]
+    return {
+        "spatial_dims": 3,
+        "variant": "encoder" if layers > 1 else "bottleneck",
+        "release": 1 if "stem.0.conv.weight" in weights else 2,
+        **_stages(weights, stages, "blocks.0"),
+        "blocks_per_stage": down,
+        "blocks_per_decoder_stage": up,
+        "input_size": list(patch_size),
+        "deep_supervision": True,
+    }
+
+
+_ARGUMENTS: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
+    "mambaclinix": ("common.networks.MambaClinix", _mambaclinix),
+    "umamba": ("common.networks.UMamba", _umamba),
+}

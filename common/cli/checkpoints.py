@@ -23,11 +23,12 @@ def convert(
 ) -> None:
     """Rename a checkpoint of a paper's released code for the network of that name here.
 
-    Of LightM-UNet in 3D and MambaClinix give --spacing and --patch_size of the nnU-Net plan that it
-    was trained with, as they stand there, (z, y, x), and of MambaClinix --strides; --axcodes tells
-    where these axes point to, by default SPL. --intensity is of the same plan: of CT, "[percentile
-    0.5, percentile 99.5, mean, standard deviation]" of the foreground; else z-score, or "nonzero
-    z-score" where its use_mask_for_norm is true. The bundles read it from the checkpoint.
+    Of LightM-UNet and U-Mamba in 3D and MambaClinix give --spacing and --patch_size of the nnU-Net
+    plan that it was trained with, as they stand there, (z, y, x), and of the latter two --strides;
+    --axcodes tells where these axes point to, by default SPL. --intensity is of the same plan: of
+    CT, "[percentile 0.5, percentile 99.5, mean, standard deviation]" of the foreground; else
+    z-score, or "nonzero z-score" where its use_mask_for_norm is true. The bundles read it from the
+    checkpoint.
 
     With --network nnunet, the checkpoint of a training inside nnU-Net becomes a bundle's, with its
     plan's settings; --axcodes tells where nnU-Net's axes point to, if that cannot be found.

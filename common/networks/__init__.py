@@ -7,6 +7,7 @@ from .elanres_msca_unet import ELANResMSCAUNet
 from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
 from .mambaclinix import MambaClinix
+from .umamba import UMamba
 from .vmamba import VMambaEncoder
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "MambaClinix",
     "ResEncUNet",
     "SegResNetVAE",
+    "UMamba",
     "VMambaEncoder",
 ]

@@ -8,14 +8,13 @@ channels, dropout after the stem) this follows the code, so that its checkpoints
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import Tensor, nn
 
-from ..blocks import GroupNorm, Mamba
+from ..blocks import GroupNorm, Mamba, Mixer
 from ..ops import (
     Backend,
     depthwise_conv,
@@ -26,8 +25,6 @@ from ..ops import (
 )
 
 _GROUPS = 8  # of every group norm
-
-Mixer = Literal["mamba", "conv", "attention"]
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -173,6 +170,13 @@ class AttentionLayer(_Ablation):
         return self.mixer(tokens, tokens, tokens, need_weights=False)[0]
 
 
+class IdentityLayer(_Ablation):
+    """Ablation: nothing in Mamba's place; what is left of the layer works on each site alone."""
+
+    def build_mixer(self, spatial_dims: int, channels: int, backend: Backend) -> nn.Module:
+        return nn.Identity()
+
+
 class EncoderBlock(nn.Module):
     """Two layers, each after group norm and ReLU, around a residual."""
 
@@ -262,7 +266,8 @@ class LightMUNet(nn.Module):
         blocks_up: decoder blocks per level, from the deepest, one level fewer than the encoder's.
         dropout: probability that a channel is dropped after the stem, in training.
         mixer: "mamba"; or as table 3's ablations, "conv" in every layer, or "attention" in the
-            bottleneck's layers (all others would need memory in the square of the voxels).
+            bottleneck's layers (all others would need memory in the square of the voxels); or
+            "identity", nothing in any layer.
         residual: False drops the residual of equation 1 (table 3).
         skip_scale: False makes that residual's learnable factor 1 (table 3).
         backend: backend of the selective scan.
@@ -301,13 +306,17 @@ class LightMUNet(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
-        if mixer not in ("mamba", "conv", "attention"):
-            raise ValueError(f"mixer is {mixer!r}; allowed are 'mamba', 'conv' and 'attention'.")
+        if mixer not in ("mamba", "identity", "attention", "conv"):
+            raise ValueError(
+                f"mixer is {mixer!r}; allowed are 'mamba', 'identity', 'attention' and 'conv'."
+            )
 
         def layer(channels: int, out: int, level: int) -> nn.Module:
             kind = MambaLayer
             if mixer == "conv":
                 kind = ConvLayer
+            elif mixer == "identity":
+                kind = IdentityLayer
             elif mixer == "attention" and level == len(blocks_down) - 1 and channels == out:
                 kind = AttentionLayer
             return kind(spatial_dims, channels, out, residual, skip_scale, backend)

@@ -16,29 +16,17 @@ import torch.nn.functional as F
 from monai.networks.layers import DropPath
 from torch import Tensor, nn
 
-from ..blocks import ChannelNorm, InstanceNorm3d, Mamba
+from ..blocks import (
+    ChannelNorm,
+    ConvNorm,
+    Mamba,
+    ResidualBlock,
+    init_convolution,
+    pooled_skip,
+)
 from ..ops import Backend, without_autocast
 
 StageLayer = int | Literal["mamba", "residual"] | None
-
-
-class ConvNorm(nn.Module):
-    """Convolution, then instance norm."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: Sequence[int],
-        stride: Sequence[int] = (1, 1, 1),
-        bias: bool = True,
-    ) -> None:
-        super().__init__()
-        self.conv = _conv(in_channels, out_channels, kernel, stride, bias=bias)
-        self.norm = InstanceNorm3d(out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(self.conv(x))
 
 
 class HighOrderConv(nn.Module):
@@ -119,27 +107,6 @@ class MambaLayer(nn.Module):
         return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
-class ResidualBlock(nn.Module):
-    """Two convolutions with instance norm around a residual that `skip` brings to size."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel: Sequence[int],
-        skip: nn.Module,
-        stride: Sequence[int] = (1, 1, 1),
-    ) -> None:
-        super().__init__()
-        self.conv1 = ConvNorm(in_channels, out_channels, kernel, stride)
-        self.conv2 = ConvNorm(out_channels, out_channels, kernel)
-        self.skip = skip
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.conv2(F.leaky_relu(self.conv1(x)))
-        return F.leaky_relu(y + self.skip(x))
-
-
 class EncoderStage(nn.Module):
     """Residual block with the stage's stride, then a norm (or none) and the stage's layer."""
 
@@ -153,12 +120,7 @@ class EncoderStage(nn.Module):
         layer: nn.Module,
     ) -> None:
         super().__init__()
-        # Odd sizes are rounded up, as by the strided convolution.
-        pool = nn.AvgPool3d(_triple(stride), ceil_mode=True) if max(stride) > 1 else nn.Identity()
-        project: nn.Module = nn.Identity()
-        if in_channels != channels:
-            project = ConvNorm(in_channels, channels, (1, 1, 1), bias=False)
-        skip = nn.Sequential(pool, project)
+        skip = pooled_skip(in_channels, channels, stride)
         self.block = ResidualBlock(in_channels, channels, kernel, skip, stride)
         self.norm = norm
         self.layer = layer
@@ -273,7 +235,7 @@ class MambaClinix(nn.Module):
         self.heads = nn.ModuleList(
             nn.Conv3d(features[s], out_channels, 1) for s in reversed(range(stages - 1))
         )
-        self.apply(_initialise)
+        self.apply(init_convolution)
 
     def encode(self, x: Tensor) -> list[Tensor]:
         """The map after each stage, finest first."""
@@ -314,41 +276,11 @@ class MambaClinix(nn.Module):
             )
 
 
-def _initialise(module: nn.Module) -> None:
-    """As the released code, and nnU-Net: He et al. 2015 for leaky ReLU, in 3D convolutions alone.
-
-    The 1D ones are Mamba's, which has its own.
-    """
-    if isinstance(module, (nn.Conv3d, nn.ConvTranspose3d)):
-        nn.init.kaiming_normal_(module.weight, a=1e-2)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-
-
-def _triple(x: Sequence[int]) -> tuple[int, int, int]:
-    a, b, c = x
-    return a, b, c
-
-
-def _conv(
-    in_channels: int,
-    out_channels: int,
-    kernel: Sequence[int],
-    stride: Sequence[int] = (1, 1, 1),
-    groups: int = 1,
-    bias: bool = True,
-) -> nn.Conv3d:
-    """Convolution that keeps the size, but for its stride."""
-    padding = _triple([k // 2 for k in kernel])
-    return nn.Conv3d(
-        in_channels,
-        out_channels,
-        _triple(kernel),
-        _triple(stride),
-        padding,
-        groups=groups,
-        bias=bias,
-    )
+def _conv(in_channels: int, out_channels: int, kernel: Sequence[int], groups: int = 1) -> nn.Conv3d:
+    """Convolution that keeps the size."""
+    k, m, n = kernel
+    padding = (k // 2, m // 2, n // 2)
+    return nn.Conv3d(in_channels, out_channels, (k, m, n), padding=padding, groups=groups)
 
 
 def _check(

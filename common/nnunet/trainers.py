@@ -233,6 +233,64 @@ class MambaClinixTrainer(BundleTrainer):
         return self._of_labels(WeightedDeepSupervisionLoss(loss))
 
 
+class UMambaBotTrainer(BundleTrainer):
+    """U-Mamba with Mamba in the bottleneck, of release 2, its stages from the plan: 1000 epochs.
+
+    The recipe is its released trainer's, which is nnU-Net's own: SGD, deep supervision, nnU-Net's
+    loss of classes or regions.
+    """
+
+    target = "common.networks.UMamba"
+    regions = True
+    epochs = 1000
+    rate = 1e-2
+    decay = 3e-5
+
+    @staticmethod
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
+        planned = configuration.network_arch_init_kwargs
+        return {
+            "spatial_dims": len(configuration.patch_size),
+            "variant": "bottleneck",
+            "release": 2,
+            "features": planned["features_per_stage"],
+            "kernel_sizes": planned["kernel_sizes"],
+            "strides": planned["strides"],
+            "deep_supervision": True,
+        }
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.network.parameters(),
+            self.initial_lr,
+            momentum=0.99,
+            weight_decay=self.weight_decay,
+            nesterov=True,
+        )
+
+    def _build_loss(self) -> nn.Module:
+        return _AtEachScale(super()._build_loss())
+
+
+class UMambaEncTrainer(UMambaBotTrainer):
+    """The same with Mamba after the encoder's stages, for the plan's patch."""
+
+    @staticmethod
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
+        return {
+            **UMambaBotTrainer.arguments(configuration),
+            "variant": "encoder",
+            "input_size": list(configuration.patch_size),
+        }
+
+
+class _AtEachScale(WeightedDeepSupervisionLoss):
+    """nnU-Net's loss at each scale, with its weights and the labels as it brings them there."""
+
+    def forward(self, output: Tensor | list[Tensor], target: Tensor) -> Tensor:
+        return super().forward(output, target.float())  # whole numbers are not interpolated
+
+
 class LCMambaNetTrainer(BundleTrainer):
     """LCMambaNet of variant T, in 2D, from scratch: Adam, the rate divided at plateaus."""
 

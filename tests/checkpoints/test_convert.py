@@ -9,7 +9,13 @@ from ..conftest import GoldenCase
 
 
 @pytest.mark.parametrize(
-    ("case", "network"), [("lightm_unet_2d", "lightm_unet"), ("mambaclinix", "mambaclinix")]
+    ("case", "network"),
+    [
+        ("lightm_unet_2d", "lightm_unet"),
+        ("mambaclinix", "mambaclinix"),
+        ("umamba_bot_2d", "umamba"),
+        ("umamba_v1_enc_3d", "umamba"),
+    ],
 )
 @pytest.mark.parametrize(
     "wrap",
@@ -28,7 +34,8 @@ def test_wrapped_checkpoints_are_unwrapped(wrap, case: str, network: str):
 
 
 @pytest.mark.parametrize(
-    ("network", "name"), [("lightm_unet", "LightM-UNet"), ("mambaclinix", "MambaClinix")]
+    ("network", "name"),
+    [("lightm_unet", "LightM-UNet"), ("mambaclinix", "MambaClinix"), ("umamba", "U-Mamba")],
 )
 def test_foreign_parameters_are_refused(network: str, name: str):
     message = rf"has a parameter 'encoder\.layers\.0\.weight', which {name}'s released code"

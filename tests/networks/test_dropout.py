@@ -13,6 +13,7 @@ from common.networks import (
     LCMambaNet,
     LightMUNet,
     MambaClinix,
+    UMamba,
     lcmambanet,
 )
 
@@ -44,7 +45,11 @@ def lc_mamba(**arguments: Any) -> nn.Module:
     return LCMambaNet("T", 1, 3, **arguments)
 
 
-@pytest.fixture(params=[light_m, mamba_clinix, codebook, elan_res, lc_mamba])
+def u_mamba(**arguments: Any) -> nn.Module:
+    return UMamba(3, 1, 3, features=(8, 16, 16), **arguments)
+
+
+@pytest.fixture(params=[light_m, mamba_clinix, codebook, elan_res, lc_mamba, u_mamba])
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Build:
     # One block per stage, without stochastic depth: dropout alone is random.
     monkeypatch.setattr(lcmambanet, "_DEPTHS", {"T": (1, 1, 1, 1)})

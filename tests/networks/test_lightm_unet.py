@@ -3,7 +3,7 @@ import torch
 
 from common.checkpoints import convert_checkpoint
 from common.networks import LightMUNet
-from common.networks.lightm_unet import AttentionLayer, ConvLayer, MambaLayer
+from common.networks.lightm_unet import AttentionLayer, ConvLayer, IdentityLayer, MambaLayer
 
 from ..conftest import GoldenCase
 
@@ -49,6 +49,7 @@ def test_gradients_reach_every_parameter():
     [
         ("mamba", {MambaLayer: 21}),
         ("conv", {ConvLayer: 21}),
+        ("identity", {IdentityLayer: 21}),
         ("attention", {MambaLayer: 13, AttentionLayer: 8}),
     ],
 )
@@ -88,7 +89,7 @@ def test_dropout_in_training_only():
     assert torch.equal(network(x), network(x))
 
 
-@pytest.mark.parametrize("mixer", ["mamba", "conv", "attention"])
+@pytest.mark.parametrize("mixer", ["mamba", "identity", "conv", "attention"])
 def test_scripted_equals_eager_at_every_size(mixer: str):
     # In double: the two run different backends in float32, and the network amplifies rounding.
     network = LightMUNet(**SMALL, mixer=mixer).double().eval()

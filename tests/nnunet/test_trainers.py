@@ -26,6 +26,8 @@ from .. import preloaded
 NAMES = (
     "LightMUNetTrainer",
     "MambaClinixTrainer",
+    "UMambaBotTrainer",
+    "UMambaEncTrainer",
     "LCMambaNetTrainer",
     "CodebookMambaUNetTrainer",
     "ELANResMSCAUNetTrainer",
@@ -139,6 +141,10 @@ def check_training(trainer: Any) -> None:
         ("LightMUNetTrainer", 2),
         ("LightMUNetTrainer", 3),
         ("MambaClinixTrainer", 3),
+        ("UMambaBotTrainer", 2),
+        ("UMambaBotTrainer", 3),
+        ("UMambaEncTrainer", 2),
+        ("UMambaEncTrainer", 3),
         ("LCMambaNetTrainer", 2),
         ("CodebookMambaUNetTrainer", 3),
         ("ELANResMSCAUNetTrainer", 3),
@@ -164,9 +170,10 @@ def test_the_codebooks_loss_is_the_papers_for_nested_regions(build: Callable[...
     assert torch.equal(trainer.loss(output, target), CodebookMambaLoss()(output, target.float()))
 
 
-def test_ignored_voxels_have_no_part_in_the_loss(build: Callable[..., Any]):
+@pytest.mark.parametrize("name", ["MambaClinixTrainer", "UMambaBotTrainer"])
+def test_ignored_voxels_have_no_part_in_the_loss(build: Callable[..., Any], name: str):
     """Whatever the network says of them."""
-    trainer = build("MambaClinixTrainer", 3, labels={**LABELS, "ignore": 3})
+    trainer = build(name, 3, labels={**LABELS, "ignore": 3})
     target = batch(trainer)["target"]
     target[..., :4] = 3
     logits = torch.randn(2, 3, 16, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -179,6 +186,7 @@ def test_ignored_voxels_have_no_part_in_the_loss(build: Callable[..., Any]):
 RECIPES = {
     "LightMUNetTrainer": (torch.optim.Adam, 1e-5, 100, 1e-4, 1e-4 * 0.5**0.9, 1e-4 * 0.01**0.9),
     "MambaClinixTrainer": (torch.optim.Adam, 1e-5, 1000, 1e-4, 1e-4 * 0.5**0.9, 1e-4 * 0.001**0.9),
+    "UMambaBotTrainer": (torch.optim.SGD, 3e-5, 1000, 1e-2, 1e-2 * 0.5**0.9, 1e-2 * 0.001**0.9),
     "CodebookMambaUNetTrainer": (torch.optim.Adam, 0, 160, 1e-3, 1e-3 * 0.5**0.9, 1e-3 / 160**0.9),
     "ELANResMSCAUNetTrainer": (torch.optim.Adam, 0, 300, 1e-4, 1e-4 * 0.8**5, 1e-4 * 0.8**9),
     "SegResNetTrainer": (torch.optim.Adam, 1e-5, 100, 1e-4, 1e-4 * 0.5**0.9, 1e-4 * 0.01**0.9),
@@ -196,8 +204,12 @@ def test_recipes(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, nam
     trainer = build(name, 3)
     assert type(trainer.optimizer) is kind
     assert trainer.optimizer.defaults["weight_decay"] == decay
-    eps = 1e-5 if name in ("LightMUNetTrainer", "MambaClinixTrainer") else 1e-8
-    assert trainer.optimizer.defaults["eps"] == eps
+    if kind is torch.optim.SGD:
+        assert trainer.optimizer.defaults["momentum"] == 0.99
+        assert trainer.optimizer.defaults["nesterov"]
+    else:
+        eps = 1e-5 if name in ("LightMUNetTrainer", "MambaClinixTrainer") else 1e-8
+        assert trainer.optimizer.defaults["eps"] == eps
     assert trainer.num_epochs == epochs
     assert trainer.num_iterations_per_epoch == 250
     for epoch, rate in zip((0, epochs // 2, epochs - 1), rates, strict=True):
@@ -244,6 +256,40 @@ def test_mambaclinix_is_the_plans(build: Callable[..., Any]):
     assert weight.std().item() == pytest.approx(expected, rel=0.05)
     assert not trainer.network.bottleneck.conv1.conv.bias.any()
     assert list(trainer.loss.loss.loss.tversky.regions_per_axis) == [8, 8, 14]
+
+
+def test_umamba_is_the_plans(build: Callable[..., Any]):
+    trainer = build("UMambaEncTrainer", 3, size=(8, 12, 8))
+    assert [stage.blocks[0].conv1.conv.out_channels for stage in trainer.network.encoder] == [
+        *(8, 16, 16)
+    ]
+    channel_tokens = [stage.layer.channel_tokens for stage in trainer.network.encoder]
+    assert channel_tokens == [False, False, True]
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["classes", "regions"])
+def test_scales_of_umamba_weigh_as_nnunets(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, labels: dict
+):
+    """Its own wrapper, of labels that its own transform has brought to each scale."""
+    from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import (
+        DownsampleSegForDSTransform,
+    )
+    from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+
+    monkeypatch.setattr(
+        trainers.UMambaBotTrainer, "build_network_architecture", staticmethod(build_small)
+    )
+    trainer = build("UMambaBotTrainer", 3, labels=labels)
+    target = batch(trainer)["target"]
+    classes = trainer.label_manager.num_segmentation_heads
+    generator = torch.Generator().manual_seed(1)
+    scales = [torch.randn(2, classes, *[n] * 3, generator=generator) for n in (16, 8, 4)]
+    downsample = DownsampleSegForDSTransform([[1] * 3, [0.5] * 3, [0.25] * 3])
+    pairs = [downsample(segmentation=label)["segmentation"] for label in target]
+    targets = [torch.stack(labels) for labels in zip(*pairs, strict=True)]
+    theirs = DeepSupervisionWrapper(trainer.loss.loss, [2 / 3, 1 / 3, 0])
+    torch.testing.assert_close(trainer.loss(scales, target), theirs(scales, targets))
 
 
 def test_weights_are_as_the_ranks_were_given_them(
