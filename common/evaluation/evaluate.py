@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ..data import check_output_folder, label_names
 from ..data.formats import allowed_endings, format_of, is_lossy, name_of
-from ..data.geometry import SAME_PLACE, apart, described
+from ..data.geometry import SAME_PLACE, apart, described, spacing_of
 from ..data.label_values import LabelValues, count_values
 from ..data.layouts import told_apart
 from ..data.layouts.names import lits_image, without_mask
@@ -59,10 +59,7 @@ class _Map(NamedTuple):
 
     @property
     def spacing(self) -> list[float] | None:
-        if self.affine is None:
-            return None
-        axes = self.affine[:-1, : self.values.ndim]
-        return [float(length) for length in np.linalg.norm(axes, axis=0)]
+        return None if self.affine is None else spacing_of(self.affine, self.values.ndim)
 
     def mask(self, values: Sequence[int]) -> NDArray[np.bool_]:
         return np.isin(self.values, values)

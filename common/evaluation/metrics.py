@@ -25,6 +25,7 @@ from monai.utils import MetaKeys, string_list_all_gather
 from torch import Tensor
 
 from ..data.formats import format_of, name_of
+from ..data.geometry import spacing_of
 from ..data.layouts import told_apart
 from ..data.layouts.names import without_first_channel
 from ..errors import check_choice
@@ -235,7 +236,7 @@ class CasesSaver:
             found = format_of(file)
             picture = found is not None and found.spatial_dims == 2
             label: MetaTensor = item["label"]
-            spacing = None if picture else label.pixdim.tolist()[: label.ndim - 1]
+            spacing = None if picture else spacing_of(label.affine, label.ndim - 1)
             masks = (x.as_subclass(Tensor)[1 - self.num_classes :] for x in (item["pred"], label))
             measures = [
                 measure(
