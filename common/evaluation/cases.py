@@ -76,7 +76,7 @@ def write_results(
         header = [*_OF_A_CLASS, *Lesion._fields]
         _write(folder / LESIONS, lambda path: _write_csv(path, header, lesion_rows))
     else:
-        (folder / LESIONS).unlink(missing_ok=True)
+        _write(folder / LESIONS, lambda path: path.unlink(missing_ok=True))
     _write(folder / SUMMARY, lambda path: write_json(path, summary))
     return summary
 

@@ -355,8 +355,9 @@ def _named(classes: Any) -> dict[str, list[int]]:
     return named
 
 
-def _looked_at(lesions: str | Iterable[str] | None, classes: Iterable[str]) -> list[str]:
-    wanted = [lesions] if isinstance(lesions, str) else list(lesions or ())
+def _looked_at(lesions: Any, classes: Iterable[str]) -> list[str]:
+    several = isinstance(lesions, (list, tuple))
+    wanted = list(lesions) if several else [] if lesions is None else [lesions]
     for name in wanted:
         if name not in (allowed := list(classes)):
             raise InputError(f"lesions has {name!r}; allowed are classes: {', '.join(allowed)}.")
