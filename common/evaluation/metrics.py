@@ -266,7 +266,7 @@ class CasesSaver:
             for name, (_, _, of_case) in zip(names, measured, strict=True)
         ]
         settings = {
-            "classes": classes,
+            "classes": {name: [i] for i, name in enumerate(classes, start=1)},
             "empty": self.empty,
             "unit": "pixels" if measured[0][1] else "mm",
             "tolerance_mm": self.tolerance_mm,
