@@ -112,13 +112,14 @@ def evaluate(
     _check_number("lesion_overlap", lesion_overlap, 1)
     label_values = LabelValues(None, label_map, ignore_label)
     named = None if classes is None else _named(classes)
-    pairs, skipped = _pairs(Path(predictions), Path(labels))
+    pairs, unpaired = _pairs(Path(predictions), Path(labels))
     if named is None:
         named = _found_classes(Path(labels), [pair.label for pair in pairs.values()], label_values)
     looked_at = _looked_at(lesions, named)
     check_output_folder(output)
 
     cases = []
+    skipped: dict[str, str] = {}
     for name, pair in tqdm(pairs.items(), desc="cases", disable=None):
         try:
             prediction, label = _read_pair(pair, label_values, named, closed=classes is None)
@@ -132,8 +133,10 @@ def evaluate(
             if class_name in looked_at:
                 parts[class_name] = find_lesions(*masks, label.spacing, lesion_overlap)
         cases.append(CaseResult(name, measures, parts))
+    skipped |= unpaired
     if not cases:
-        raise InputError(f"No case can be evaluated: {listed(skipped.values(), 3)}")
+        sentences = listed((sentence.rstrip(".") for sentence in skipped.values()), 3)
+        raise InputError(f"No case can be evaluated: {sentences}.")
     settings = {
         "classes": named,
         "empty": empty,

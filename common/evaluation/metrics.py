@@ -21,7 +21,7 @@ from monai.data import MetaTensor
 from monai.handlers import IgniteMetricHandler, write_metrics_reports
 from monai.metrics import CumulativeIterationMetric
 from monai.metrics.utils import ignore_background
-from monai.utils import MetaKeys, string_list_all_gather
+from monai.utils import ImageMetaKey, string_list_all_gather
 from torch import Tensor
 
 from ..data.formats import format_of, name_of
@@ -232,7 +232,7 @@ class CasesSaver:
 
     def _measure(self, engine: Engine) -> None:
         for item in engine.state.output:
-            file = str(item["image"].meta[MetaKeys.FILENAME_OR_OBJ])
+            file = str(item["image"].meta[ImageMetaKey.FILENAME_OR_OBJ])
             found = format_of(file)
             picture = found is not None and found.spatial_dims == 2
             label: MetaTensor = item["label"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from monai.metrics.utils import get_edge_surface_distance
+from monai.metrics.utils import get_mask_edges, get_surface_distance
 from torch import Tensor
 
 
@@ -15,7 +15,7 @@ def surface_distances(
     """Distances of each surface voxel of a mask to the nearest of the other, there and back.
 
     On the surface is a voxel that shares a face with one outside of the mask, or with the outside
-    of the image. Distances are those of voxels' centres. (MONAI's `get_edge_surface_distance`.)
+    of the image. Distances are those of voxels' centres. (MONAI's, as its metrics have them.)
 
     Args:
         prediction, label: masks of one shape, of bool, neither of them empty.
@@ -24,11 +24,12 @@ def surface_distances(
     Returns:
         From the prediction's surface, and from the label's.
     """
-    _, distances, _ = get_edge_surface_distance(
-        prediction, label, spacing=list(spacing), symmetric=True
+    found, true = get_mask_edges(prediction, label)
+    there, back = (
+        get_surface_distance(*edges, spacing=list(spacing)).double()
+        for edges in ((found, true), (true, found))
     )
-    there, back = distances
-    return there.double(), back.double()
+    return there, back
 
 
 def average_distance(there: Tensor, back: Tensor) -> float:
