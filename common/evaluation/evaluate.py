@@ -293,12 +293,12 @@ def _read(what: str, file: Path, allowed: LabelValues) -> _Map:
         values = values[..., 0]
     if values.ndim not in (2, 3):
         raise InputError(f"The {what} {file} has {values.ndim} axes; allowed are 2 and 3.")
-    if problem := allowed.problem(list(count_values(values))):
+    present = list(count_values(values))
+    if problem := allowed.problem(present):
         raise InputError(f"The {what} {file} {problem}")
-    classes = allowed.apply(values)
     return _Map(
-        classes.to(torch.int32).numpy(),
-        {round(value) for value in count_values(classes)},
+        allowed.apply(values).to(torch.int32).numpy(),
+        {int(value) for value in allowed.apply(torch.tensor(present))},
         None if picture else np.asarray(meta[MetaKeys.AFFINE], np.float64),
     )
 
