@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import gpu, measure, networks, whole_scan, yardstick
+from benchmarks import evaluate, gpu, measure, networks, whole_scan, yardstick
 from common.ops import BACKENDS, fastest_backend, selective_scan_2d, why_not
 from common.ops.reference import selective_scan_reference
 from common.ops.selective_scan_2d import _in_order
@@ -66,6 +66,19 @@ def test_memory():
     for chain in ("bounded", "MONAI's"):
         assert float(cells(text, "3", chain)[2]) > 0
     assert cells(text, "3", "MONAI's")[-1] == "0", "voxels that differ"
+
+
+def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    words = ["evaluate", "--cases", "4", "--size", "40", "40", "20", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(
+        evaluate, "in_own_process", lambda run, *arguments, preload: run(*arguments)
+    )
+    evaluate.main()
+    text = capsys.readouterr().out
+    for cases in ("1", "2", "4"):
+        assert float(cells(text, cases)[1]) > 0
+        assert len(cells(text, cases)) == 4
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from common.data.phantom import write_phantom
+from common.evaluation import evaluate
+from common.evaluation.measures import METRICS
 from common.losses import DiceBCELoss, InclusionLoss
 from common.networks import CodebookMambaUNet
 
@@ -63,18 +65,28 @@ def test_tumour_within_the_liver_on_every_grid(trained: Path, dataset: Path, tmp
 
 
 @pytest.mark.slow
-def test_evaluation_by_the_challenges_metrics(trained: Path, dataset: Path, tmp_path: Path):
-    options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path}
+def test_evaluation_is_that_of_the_masks(trained: Path, dataset: Path, tmp_path: Path):
+    """Of the whole liver and the tumour, as regions in memory or as values in files."""
+    options = {"bundle_root": trained, "dataset_dir": dataset, "output_dir": tmp_path / "eval"}
     succeed(command(["train", "evaluate"], **options, **SHORT), launcher=FRESH)
-    with open(tmp_path / "metrics.csv", newline="") as file:
+    with open(tmp_path / "eval/metrics.csv", newline="") as file:
         metrics = {name: float(value) for name, value in csv.reader(file)}
-    for name in ("dice", "iou", "voe", "rvd", "rvd_abs", "asd", "hd95"):
+    for name in METRICS:
         assert {f"val_{name}_class_1", f"val_{name}_class_2"} <= metrics.keys()
-        header, *rows = (tmp_path / f"val_{name}_raw.csv").read_text().splitlines()
-        assert header == "filename,class_1,class_2,mean"
-        assert len(rows) == 1  # one test case of six
     assert metrics["val_voe_class_1"] == pytest.approx(1 - metrics["val_iou_class_1"])
     assert 0 < metrics["val_asd_class_1"] < metrics["val_hd95_class_1"] < 500
+    header, *rows = (tmp_path / "eval/cases.csv").read_text().splitlines()
+    assert len(rows) == 2  # two classes of one test case of six
+
+    case = rows[0].split(",")[0]
+    image = dataset / f"imagesTr/{case}.nii.gz"
+    options |= {"dataset_dir": image, "output_dir": tmp_path / "masks"}
+    succeed(command("inference", **options, **SMALL))
+    labels = tmp_path / "labels"
+    labels.mkdir()
+    (labels / image.name).symlink_to(dataset / "labelsTr" / image.name)
+    evaluate(tmp_path / "masks", labels, tmp_path / "out", {"liver": [1, 2], "tumour": 2})
+    assert (tmp_path / "out/cases.csv").read_text().splitlines() == [header, *rows]
 
 
 @pytest.mark.parametrize("clip", [True, False])

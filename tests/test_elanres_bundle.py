@@ -116,9 +116,9 @@ def test_evaluation_by_the_papers_metrics(trained: dict[str, Path], dataset: Pat
         metrics = {name: float(value) for name, value in csv.reader(file)}
     for name in ("dice", "asd", "rvd", "rvd_abs", "precision", "recall"):
         assert {f"val_{name}_class_1", f"val_{name}_class_2"} <= metrics.keys()
-        header, *rows = (tmp_path / f"val_{name}_raw.csv").read_text().splitlines()
-        assert header == "filename,class_1,class_2,mean"
-        assert len(rows) == 2
+    with open(tmp_path / "cases.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == ["liver", "tumour"] * 2  # two test cases
 
 
 @pytest.mark.slow

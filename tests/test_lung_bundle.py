@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -96,6 +97,9 @@ def test_evaluation_writes_tables(trained: Path, dataset: Path, tmp_path: Path):
         header, *rows = (tmp_path / f"val_{metric}_raw.csv").read_text().splitlines()
         assert header == "filename,class_1,mean"
         assert len(rows) == 2  # two test cases of ten
+    assert len((tmp_path / "cases.csv").read_text().splitlines()) == 3
+    settings = json.loads((tmp_path / "summary.json").read_text())["settings"]
+    assert settings["unit"] == "pixels"
 
 
 class Threshold(torch.nn.Module):

@@ -123,6 +123,9 @@ def test_brain_tumours_in_four_channels(tmp_path: Path):
     succeed(command(files, **options, **SMALL))
     (_, scores) = (root / "eval/val_dice_raw.csv").read_text().splitlines()
     assert len(scores.split(",")) == 1 + 3 + 1  # the whole tumour, its core, what enhances; mean
+    rows = (root / "eval/cases.csv").read_text().splitlines()[1:]
+    names = ["whole tumour", "tumour core", "enhancing tumour"]
+    assert [row.split(",")[2] for row in rows] == names
     options["dataset_dir"] = data / "imagesTr"
     del options["split"]
     succeed(command(["inference", "brain_tumor_mr"], **options, **SMALL))

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import as_typed
-from .output import say
+from .output import quieten_monai, say
 
 
 def overlay(
@@ -106,6 +106,57 @@ def _named(words: Sequence[str]) -> dict[str, str]:
             )
         folders[name] = folder
     return folders
+
+
+def evaluate(
+    predictions: str,
+    labels: str,
+    output: str,
+    classes: Any = None,
+    lesions: Any = None,
+    lesion_overlap: float = 0.1,
+    empty: str = "nnunet",
+    tolerance_mm: float = 2.0,
+    label_map: Any = None,
+    ignore_label: int | None = None,
+) -> None:
+    """Measure a folder of predicted label maps against one of labels; write tables to --output.
+
+    Classes are values of the label maps, or several: --classes "{'liver': [1,2], 'tumour': 2}". Of
+    those in --lesions, tumour, each connected component is looked at. docs/evaluation.md says what
+    the metrics are, and what counts where a mask is empty (--empty). Where a case cannot be
+    evaluated the exit code is 1, and the others are in the tables.
+    """
+    from ..evaluation import evaluate as evaluate_folders
+
+    quieten_monai()
+    done = evaluate_folders(
+        *(predictions, labels, output, classes, lesions, lesion_overlap, empty, tolerance_mm),
+        *(label_map, ignore_label),
+    )
+    found = done.summary["classes"]
+    metrics = ("dice", "iou", "precision", "recall", "asd", "hd95", "nsd")
+    width = max(5, *map(len, found))
+    head = [f"{'class':{width}}", *(f"{metric:>9}" for metric in metrics), "n", "missed", "false"]
+    say("  ".join(head))
+    for name, of_class in found.items():
+        means = [of_class[metric]["mean"] for metric in metrics]
+        shown = ["        -" if mean is None else f"{mean:9.4f}" for mean in means]
+        n, missed, false = (of_class["dice"][count] for count in ("n", "missed", "false"))
+        say("  ".join([f"{name:{width}}", *shown, f"{n}", f"{missed:6}", f"{false:5}"]))
+    for name, of_class in done.summary["lesions"].items():
+        say(
+            f"lesions of {name}: {of_class['found']} found, {of_class['missed']} missed, "
+            f"{of_class['false']} false"
+        )
+    say(f"distances are in {done.summary['settings']['unit']}; tables are in {output}")
+    for sentence in done.skipped.values():
+        say(f"left out: {sentence}")
+    if done.skipped:
+        several = "s are" if len(done.skipped) > 1 else " is"
+        raise InputError(
+            f"{len(done.skipped)} case{several} left out of the tables in {output}, as said above."
+        )
 
 
 def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None:

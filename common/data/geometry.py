@@ -46,6 +46,12 @@ def apart(affine: ArrayLike, other: ArrayLike, size: Sequence[int]) -> float:
     return float(np.linalg.norm(moved[:-1], axis=0).max())
 
 
+def spacing_of(affine: ArrayLike, dims: int) -> list[float]:
+    """How long a voxel is along each of its first `dims` axes, wherever they point."""
+    axes = np.asarray(affine, np.float64)[:-1, :dims]
+    return [float(length) for length in np.linalg.norm(axes, axis=0)]
+
+
 def described(affine: ArrayLike) -> str:
     """The rows of an affine but the last, for a sentence."""
     rows = np.asarray(affine, np.float64)[:-1]

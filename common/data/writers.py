@@ -15,6 +15,7 @@ import torch
 from monai.data import NibabelWriter, PILWriter
 from monai.data.utils import to_affine_nd
 from monai.utils import MetaKeys, convert_to_tensor
+from numpy.typing import NDArray
 
 from .. import scratch
 from ..errors import InputError
@@ -114,7 +115,7 @@ class AtomicPILWriter(PILWriter):
         if not 2 <= num_classes <= 256:
             raise ValueError(f"num_classes is {num_classes}; allowed are 2 to 256.")
         super().__init__(**kwargs)
-        self.levels = np.linspace(0, 255, num_classes).round().astype(np.uint8)
+        self.levels = grey_levels(num_classes)
 
     def write(self, filename: str | PathLike, verbose: bool = False, **kwargs: object) -> None:
         self.data_obj = self.levels[np.asarray(self.data_obj, np.int64)]
@@ -122,6 +123,11 @@ class AtomicPILWriter(PILWriter):
             super().write(partial, **kwargs)
         if verbose:
             _logger.info("The mask is in %s", filename)
+
+
+def grey_levels(num_classes: int) -> NDArray[np.uint8]:
+    """What classes, of at most 256, are in a picture: spread evenly from 0 to 255."""
+    return np.linspace(0, 255, num_classes).round().astype(np.uint8)
 
 
 def _place(meta: Mapping[Any, Any], affine: Any, size: tuple[int, ...]) -> nib.Nifti1Header | None:

@@ -1,41 +1,48 @@
-"""Metrics and pictures of results."""
+"""Metrics, tables and pictures of results."""
 
+from .cases import CaseResult, summarise, write_results
 from .codebook import draw_prototypes, write_code_maps
 from .comparison import compare, comparison_lines
+from .evaluate import Evaluation, evaluate
+from .lesions import Lesion, find_lesions
+from .measures import BETTER, EMPTY_RULES, Measures, measure
 from .metrics import (
-    ConfusionRate,
-    FBetaScore,
-    HausdorffDistanceInMM,
+    CasesSaver,
     MeanDice,
     MeanIoUHandler,
     MetricsSaver,
+    OverlapMetric,
     PerClassMetric,
-    RelativeVolumeDifference,
-    SurfaceDistanceInMM,
-    VolumeOverlapError,
 )
 from .overlay import dice_per_class, draw_overlay
 from .repeats import Spread, read_metrics, spread_over_seeds, write_spread
 
 __all__ = [
-    "ConfusionRate",
-    "FBetaScore",
-    "HausdorffDistanceInMM",
+    "BETTER",
+    "EMPTY_RULES",
+    "CaseResult",
+    "CasesSaver",
+    "Evaluation",
+    "Lesion",
     "MeanDice",
     "MeanIoUHandler",
+    "Measures",
     "MetricsSaver",
+    "OverlapMetric",
     "PerClassMetric",
-    "RelativeVolumeDifference",
     "Spread",
-    "SurfaceDistanceInMM",
-    "VolumeOverlapError",
     "compare",
     "comparison_lines",
     "dice_per_class",
     "draw_overlay",
     "draw_prototypes",
+    "evaluate",
+    "find_lesions",
+    "measure",
     "read_metrics",
     "spread_over_seeds",
+    "summarise",
     "write_code_maps",
+    "write_results",
     "write_spread",
 ]

@@ -14,24 +14,9 @@ import numpy as np
 from ..data import check_output_folder
 from ..errors import InputError, check_choice, first_line, listed
 from ..files import write_json
+from .measures import BETTER
 from .statistics import RULES, compare_values, fewest_cases
 
-# A copy of evaluate.py's, until that is here.
-BETTER: Mapping[str, str | None] = {
-    "dice": "larger",
-    "iou": "larger",
-    "voe": "smaller",
-    "rvd": None,
-    "rvd_abs": "smaller",
-    "precision": "larger",
-    "recall": "larger",
-    "f2": "larger",
-    "asd": "smaller",
-    "hd95": "smaller",
-    "nsd": "larger",
-    "volume_ml": None,
-    "reference_ml": None,
-}
 LESION_DICE = "lesion_dice"  # of lesions.csv, all others are columns of cases.csv
 
 _BETTER = {**BETTER, LESION_DICE: "larger"}

@@ -7,14 +7,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
-from monai.metrics import compute_dice
-from monai.networks import one_hot
 from numpy.typing import NDArray
 from PIL import Image
 
 from ..data.formats import format_of, is_lossy
 from ..errors import InputError
 from ..files import replacing
+from .overlap import OVERLAP, confusion
 
 _COLOURS = ("tab:green", "tab:red", "tab:blue", "tab:orange", "tab:purple", "tab:cyan")
 _AXES = ("sagittal", "coronal", "axial")
@@ -30,14 +29,11 @@ def dice_per_class(prediction: str | Path, label: str | Path) -> dict[int, float
     """
     loaded = {path: _load(path) for path in (prediction, label)}
     _same_grid(prediction, loaded[prediction], label, loaded[label])
-    maps = [
-        torch.from_numpy(_classes(path, loaded[path]))[None, None] for path in (prediction, label)
-    ]
-    classes = int(max(x.max() for x in maps)) + 1
-    found, true = (one_hot(x, classes) for x in maps)
-    scores = compute_dice(found, true, include_background=False)[0]
-    missing = found[0, 1:].flatten(1).any(1) & scores.isnan()  # in the label, MONAI's rule
-    return dict(enumerate(scores.masked_fill(missing, 0.0).tolist(), start=1))
+    found, true = (torch.from_numpy(_classes(path, loaded[path])) for path in (prediction, label))
+    return {
+        value: float(OVERLAP["dice"](confusion(found == value, true == value)))
+        for value in range(1, int(max(found.max(), true.max())) + 1)
+    }
 
 
 def draw_overlay(

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ..data.formats import format_of, is_lossy
 from ..data.geometry import SAME_PLACE, apart, grid_problem
+from ..data.label_values import LabelValues, count_values
 from ..errors import InputError, by_axis
-from .labels import LabelValues, count_values
 from .naming import image_name
 
 _logger = logging.getLogger(__name__)

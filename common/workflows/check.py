@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ..data import find_cases, split_cases
 from ..data.formats import format_of, name_of
+from ..data.label_values import LabelValues, count_values
 from ..data.layouts import SPLITS, Case, Split, distinct_names, told_apart
 from ..errors import InputError, by_axis, first_line, input_error_in
 from ..files import replacing
@@ -40,7 +41,6 @@ from ..transforms.checks import (
     label_problems,
     orientation,
 )
-from ..transforms.labels import LabelValues, count_values
 from ..transforms.naming import file_names
 
 PATCH_VOXELS = {2: 512**2, 3: 128**3}  # what the bundles' patches have

@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 from ..checkpoints import ct_intensity, z_score_intensity
 from ..data import check_output_folder, find_cases
+from ..data.label_values import count_values
 from ..data.layouts import Case, DataSet
 from ..errors import InputError, first_line, how_to_install, input_error_in, listed
 from ..files import read_json, write_json
-from ..transforms.labels import count_values
 
 _NAME = "Dataset001_Planned"
 _STEPS = "train#preprocessing#transforms"

@@ -7,6 +7,7 @@ from monai.data import MetaTensor
 from monai.metrics import DiceMetric, HausdorffDistanceMetric
 from monai.transforms import AsDiscreted, Compose
 
+from common.data.label_values import LabelValues, count_values
 from common.errors import InputError
 from common.ignored import IGNORED
 from common.transforms import (
@@ -19,7 +20,6 @@ from common.transforms import (
     RegionLabelsd,
     region_values,
 )
-from common.transforms.labels import LabelValues, count_values
 
 from .conftest import check, scan, write
 

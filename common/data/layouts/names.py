@@ -26,6 +26,7 @@ _NOTES = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".html", ".log", ".bva
 FIRST_CHANNEL = "0000"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
 _MASK = re.compile(r"[-_](mask|seg|label)$", re.IGNORECASE)
+_LITS = re.compile(r"^segmentation(?=-\d+$)", re.IGNORECASE)
 
 
 def images_of(folder: Path, spatial_dims: int | None = None, ending: str = "") -> list[Path]:
@@ -86,6 +87,11 @@ def without_first_channel(name: str) -> str:
 def without_mask(name: str) -> str:
     """A label may be called CASE_mask, CASE_seg or CASE_label."""
     return _MASK.sub("", name)
+
+
+def lits_image(name: str) -> str:
+    """LiTS's segmentation-N is of the image volume-N."""
+    return _LITS.sub("volume", name)
 
 
 def case_names(case: Case) -> list[str]:

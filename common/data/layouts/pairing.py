@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -16,13 +15,12 @@ from .names import (
     by_label,
     by_name,
     images_of,
+    lits_image,
     without_channel,
     without_mask,
 )
 from .refusals import refuse_unlabelled
 from .types import Case, Image
-
-_LITS = re.compile(r"^segmentation(?=-\d+$)", re.IGNORECASE)
 
 
 def grouped(files: Iterable[Path], names: Collection[str] | None = None) -> dict[str, list[Path]]:
@@ -88,7 +86,7 @@ def paired(images: Path, labels: Path, notes: list[str], ending: str = "") -> li
 
     def labelled(label: Path) -> str:
         stem = name_of(label)
-        spellings = (stem, without_mask(stem), _LITS.sub("volume", stem))
+        spellings = (stem, without_mask(stem), lits_image(stem))
         return next((name for name in spellings if name in stems), stem)
 
     label_of = by_name(masks, labelled)
