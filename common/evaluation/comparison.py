@@ -127,7 +127,7 @@ def _check(
         raise InputError(f"seed is {seed!r}; allowed are whole numbers from 0.")
 
 
-def _check_paired(keys: Mapping[str, Mapping[tuple[str, ...], Any]]) -> None:
+def _check_paired(keys: Mapping[str, Mapping[Any, Any]]) -> None:
     """See that methods have the same cases and classes, or lesions."""
     (first, known), *others = keys.items()
     for name, own in others:
