@@ -1,7 +1,8 @@
-"""What drives a bundle: checks, plans, runs over several seeds, its trained network, exports."""
+"""What drives a bundle: checks, plans, costs, runs over several seeds, its network, exports."""
 
 from .best import SaveBest, ValidateLast
 from .check import CaseReport, DatasetReport, check_dataset
+from .costs import Costs, cost_rows, profile
 from .curves import LearningCurves
 from .export import FORMS, export_network
 from .finite import CheckFinite
@@ -17,6 +18,7 @@ __all__ = [
     "FORMS",
     "CaseReport",
     "CheckFinite",
+    "Costs",
     "DatasetReport",
     "LearningCurves",
     "SaveBest",
@@ -27,9 +29,11 @@ __all__ = [
     "check_dataset",
     "check_precision",
     "convert_nnunet",
+    "cost_rows",
     "export_network",
     "load_for_export",
     "load_trained",
+    "profile",
     "read_settings",
     "run_with_seeds",
     "running_settings",
