@@ -1,6 +1,6 @@
 """Metrics and pictures of results."""
 
-from .codebook import draw_prototypes, write_code_maps
+from .codebook import draw_prototypes, prototypes_figure, write_code_maps
 from .metrics import (
     ConfusionRate,
     FBetaScore,
@@ -31,6 +31,7 @@ __all__ = [
     "dice_per_class",
     "draw_overlay",
     "draw_prototypes",
+    "prototypes_figure",
     "read_metrics",
     "spread_over_seeds",
     "write_code_maps",

@@ -9,6 +9,7 @@ from .finite import CheckFinite
 from .nnunet import convert_nnunet
 from .plan import write_plan
 from .precision import check_precision
+from .prototypes import CodebookStatistics
 from .repeat import run_with_seeds
 from .resume import Stopped, TrainingState
 from .settings import as_trained, read_settings, running_settings, with_settings, write_settings
@@ -18,6 +19,7 @@ __all__ = [
     "FORMS",
     "CaseReport",
     "CheckFinite",
+    "CodebookStatistics",
     "Costs",
     "DatasetReport",
     "LearningCurves",
