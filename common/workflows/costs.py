@@ -68,8 +68,8 @@ class Costs:
         training_batch: patches of a training step, as train.json has it.
         seconds_training_step: of forward pass, loss, backward pass and the optimiser's step of
             MONAI's trainer; the batch is on the device.
-        volume: what `seconds_volume` is of: size and, of one that is made up, spacing in mm, or
-            file; and the precision, by inference.json.
+        volume: what `seconds_volume` is of: the file's name; or the size, and spacing in mm, of one
+            that is made up; and the precision, by inference.json.
         seconds_volume: from the image's file to the mask's, by inference.json.
         repeats: each time is the median of so many, after one that warms up.
         base_memory_bytes: what Python and its packages take, of each of the next three on a CPU.
@@ -532,7 +532,7 @@ def _make_files(job: _Job, folder: str) -> None:
             for name, x in weights.items():
                 if name.endswith("num_batches_trained"):
                     x.fill_(1)  # a cascade refuses a network that was never trained
-            weights.settings = parser.get_parsed_content("settings")
+            weights.settings = parser.get_parsed_content("settings")  # as of a training
             save_checkpoint(weights, _checkpoint(job, folder))
 
 
@@ -582,7 +582,7 @@ def _infer(job: _Job, folder: str) -> dict[str, Any]:
         )
         config.update(options)
         precision = config.get_parsed_content("precision")
-    volume: dict[str, Any] = {"file": str(image)}
+    volume: dict[str, Any] = {"file": image.name}
     if isinstance(job.volume, list):
         volume = {"size": job.volume}
         if len(job.volume) == 3:

@@ -309,7 +309,7 @@ def test_an_image_that_is_given(tmp_path: Path):
     file = tmp_path / "image.nii.gz"
     costs._write_image(file, [40, 36, 20], channels=1)
     found = costs._segment(job(LIVER, volume=str(file), overrides=SMALL_OF[LIVER.name]))
-    assert found["volume"] == {"file": str(file), "precision": "float32"}
+    assert found["volume"] == {"file": "image.nii.gz", "precision": "float32"}
     file.write_bytes(b"no image")
     with pytest.raises(Failed, match=r"image\.nii\.gz cannot be read"):
         costs._segment(job(LIVER, volume=str(file), overrides=SMALL_OF[LIVER.name]))
