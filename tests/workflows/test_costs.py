@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ import torch
 from monai.networks.nets import SegResNet
 from torch import nn
 
+from common.cli import main
 from common.errors import InputError
 from common.measure import Failed
 from common.networks import LightMUNet
 from common.ops import count_flops
 from common.workflows import Costs, cost_rows, costs, profile
 
-from .. import preloaded
 from ..conftest import REPOSITORY
 
 BUNDLES = REPOSITORY / "bundles"
@@ -241,7 +242,7 @@ def test_networks_that_the_meta_device_cannot_run(monkeypatch: pytest.MonkeyPatc
 
 
 SMALL_OF: dict[str, dict[str, Any]] = {
-    LIVER.name: SMALL | {"patch_size": [16, 16, 16]},
+    LIVER.name: SMALL | {"patch_size": [32, 32, 16]},
     CODEBOOK.name: {
         "network_def#widths": [2, 2, 2, 2],
         "network_def#prototype_dim": 8,
@@ -315,23 +316,29 @@ def test_an_image_that_is_given(tmp_path: Path):
         costs._segment(job(LIVER, volume=str(file), overrides=SMALL_OF[LIVER.name]))
 
 
-def test_command_line(tmp_path: Path):
-    words = ["profile", "--bundle", LUNG, "--output", tmp_path / "1e3", "--repeats", 1]
-    words += ["--device", "cpu", "--batch", 3]
-    for name, value in SMALL_LUNG.items():
-        words += [f"--{name}", str(value)]
-    done = preloaded.run("common", *words)
-    assert done.returncode == 0, done.stderr
+def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    words = ["--bundle", str(LUNG), "--device", "cpu", "--output", "1e3", "--repeats", "1"]
+    words += [f"--{name}={value}" for name, value in SMALL_LUNG.items()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["common", "profile", *words, "--batch", "3"])
+    main()
     written = json.loads((tmp_path / "1e3/costs.json").read_text())
     assert written["batch"] == 3
     assert written["seconds_volume"] is None
-    first, _, header, _, row, last = done.stdout.splitlines()
+    first, _, header, _, row, last = capsys.readouterr().out.splitlines()
     assert first.startswith(written["machine"])
     assert header.startswith("network  ")
     assert row.split()[:4] == [LUNG.name, "32", "x", "24"]
-    assert last == f"costs: {tmp_path}/1e3"
+    assert last == "costs: 1e3"
 
-    done = preloaded.run("common", "profile", "--bundle", LUNG, "--networks", "unet")
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: networks has 'unet'; allowed are those of ")
-    assert done.stderr.count("\n") == 1
+    def measure(job: costs._Job, found: Costs) -> None:
+        assert job.volume == tmp_path / "1e3"
+        found.not_measured["seconds_forward"] = "too large"
+
+    monkeypatch.setattr(costs, "_measure", measure)
+    monkeypatch.setattr(sys, "argv", ["common", "profile", *words, "--volume", "1e3"])
+    with pytest.raises(SystemExit) as failed:
+        main()
+    assert LUNG.name in capsys.readouterr().out  # its table
+    why = f"Not measured: {LUNG.name}'s seconds_forward (too large)."
+    assert str(failed.value) == f"error: {why}"
