@@ -39,7 +39,8 @@ def count_flops(network: nn.Module, shape: Shape) -> int:
     network = copy.deepcopy(network).eval().to("meta")
     for module in network.modules():
         if getattr(module, "backend", None) in BACKENDS:
-            module.backend = "auto"  # others take no such tensors, or do what has no formula
+            # Others take no such tensors, or do what has no formula.
+            module.backend = "auto"  # type: ignore[assignment]
     counter = FlopCounterMode(display=False, custom_mapping=flop_formulas())
     with torch.no_grad(), counter:
         network(torch.empty(tuple(shape), device="meta"))

@@ -269,7 +269,7 @@ def _volume(volume: Sequence[int] | str | Path | None) -> list[int] | Path | Non
         if not path.exists():
             raise InputError(f"There is no image {path}; allowed are a file and a size in voxels.")
         return path
-    size = list(volume) if isinstance(volume, (list, tuple)) else [volume]
+    size: list[Any] = list(volume) if isinstance(volume, (list, tuple)) else [volume]
     if len(size) not in (2, 3) or any(type(n) is not int or n < 1 for n in size):
         raise InputError(
             f"volume is {volume}; allowed are an image's file, and two or three whole numbers "

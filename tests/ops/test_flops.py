@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from monai.networks.nets import SegResNet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,6 +19,7 @@ from common.networks import (
     LCMambaNet,
     LightMUNet,
     MambaClinix,
+    VMambaEncoder,
 )
 from common.ops import (
     count_flops,
@@ -161,6 +163,24 @@ def test_networks_count_the_same_when_computed(network: nn.Module, shape: tuple[
     flops = count_flops(network, shape)
     assert flops == measured(network, shape)
     assert flops > sum(p.numel() for p in network.parameters())
+
+
+LEVELS = {"blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1)}
+
+
+@pytest.mark.parametrize(
+    ("network", "shape", "paper", "within"),
+    [
+        (lambda: SegResNet(3, 32, 1, 3, **LEVELS), (1, 1, 128, 128, 128), 1158.30, 1e-5),
+        (lambda: CodebookMambaUNet(1, 2), (1, 1, 256, 256, 48), 113.87, 0.02),
+        (VMambaEncoder, (1, 3, 224, 224), 2 * 4.9, 0.03),
+    ],
+    ids=["LightM-UNet's table 1", "Codebook's figure 8", "VMamba's multiply-adds, classifier too"],
+)
+def test_gigaflops_of_the_papers(
+    network: Callable[[], nn.Module], shape: tuple[int, ...], paper: float, within: float
+):
+    assert count_flops(network(), shape) / 1e9 == pytest.approx(paper, rel=within)
 
 
 def test_the_network_stays_as_it_is():
