@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import networks
-
-from .measure import machine, say, table
+from common.cli.output import say, table
+from common.measure import machine
 
 CLASSES = 3
 

@@ -20,8 +20,10 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
+from common.cli.output import say, table
+from common.measure import Failed, in_own_process, machine
+
 from . import networks
-from .measure import Failed, in_own_process, machine, say, table
 
 STEPS = {"forward": networks.forward, "training": networks.train}
 

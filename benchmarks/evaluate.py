@@ -21,9 +21,9 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from common.cli.output import say, table
 from common.evaluation import evaluate
-
-from .measure import in_own_process, machine, peak_memory, say, table
+from common.measure import in_own_process, machine, peak_memory
 
 MIB = 2**20
 AFFINE = np.diag([0.8, 0.8, 2.5, 1.0])

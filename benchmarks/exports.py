@@ -21,9 +21,9 @@ from torch import nn
 from tqdm import tqdm
 
 from common import networks
+from common.cli.output import say, table
+from common.measure import Failed, in_own_process, machine
 from common.workflows import FORMS, export_network
-
-from .measure import Failed, in_own_process, machine, say, table
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "LightMUNet-2D": lambda: networks.LightMUNet(2, 1, 2),

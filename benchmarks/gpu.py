@@ -34,12 +34,13 @@ import torch
 from torch import Tensor, nn
 
 from common.blocks import Mamba
+from common.cli.output import say
 from common.files import write_json
+from common.measure import machine, median_seconds, peak_memory
 from common.ops import selective_scan_2d
 
 from . import networks
 from . import selective_scan as scans
-from .measure import machine, median_seconds, peak_memory, say
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = {"causal_conv1d": "causal-conv1d", "mamba_ssm": "mamba-ssm"}

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import tempfile
 import threading
 import time
@@ -30,7 +29,8 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .measure import Failed, in_own_process, machine, say, status, table
+from common.cli.output import say, table
+from common.measure import Failed, in_own_process, machine, silenced, status
 
 CONFIGS = Path(__file__).parents[1] / "bundles/liver_tumor_ct_mambaclinix_segmentation/configs"
 GIB = 2**30
@@ -130,16 +130,9 @@ def infer(
     }
     if chain != "bounded":
         overrides |= _monais_chain()
-    before = os.dup(1), os.dup(2)
-    with open(os.devnull, "w") as nothing, _sampled_anonymous() as anonymous:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
+    with silenced(), _sampled_anonymous() as anonymous:
         start, processor = time.perf_counter(), time.process_time()
-        try:
-            run(config_file=_configs(classes), **overrides)
-        finally:
-            os.dup2(before[0], 1)
-            os.dup2(before[1], 2)
+        run(config_file=_configs(classes), **overrides)
         seconds, processor = time.perf_counter() - start, time.process_time() - processor
     return status("VmHWM"), max(anonymous), seconds, processor
 

@@ -20,13 +20,12 @@ import torch
 from monai.losses import DiceCELoss
 from monai.networks import nets
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from common import networks
-
-from .measure import Failed, in_own_process, machine, median_seconds, peak_memory, say, table
+from common.cli.output import say, table
+from common.measure import Failed, in_own_process, machine, median_seconds, peak_memory
+from common.ops import count_flops
 
 CLASSES = 3
 BASELINE = "SegResNet"
@@ -108,8 +107,6 @@ def main() -> None:
         "and the optimiser's state. GFLOP: of a forward pass's matrix products,\nconvolutions and "
         "selective scans (7 per state and token), 2 per multiply-add."
     )
-    for note in sorted(run.notes):
-        say(note)
     if (ratio := run.ratio(forward, "LightMUNet")) is not None:
         say(
             f"\nGoal on a CPU at 96 x 96 x 96: LightMUNet's forward <= 1 x {BASELINE}'s (stretch "
@@ -125,7 +122,6 @@ class Run:
         self.counts: dict[str, tuple[int, int]] = {}
         self.costs: dict[tuple[Any, str], list[Cost]] = {}
         self.failures: dict[tuple[Any, str], str] = {}
-        self.notes: set[str] = set()
 
     def measure(self, step: Callable[..., Any], name: str) -> None:
         if (count, name) in self.failures or (step, name) in self.failures:
@@ -141,8 +137,7 @@ class Run:
             self.failures[step, name] = str(failure)
             return
         if step is count:
-            *self.counts[name], uncounted = found
-            self.notes |= {f"Not counted in {name}: {operator}." for operator in uncounted}
+            self.counts[name] = found
         else:
             self.costs.setdefault((step, name), []).append(found)
 
@@ -191,19 +186,11 @@ class Run:
         return None
 
 
-def count(
-    name: str, size: list[int], batch: int, device: str, threads: int
-) -> tuple[int, int, list[str]]:
-    """Parameters, FLOPs of a forward pass, and operators of ours that have no formula.
-
-    Nothing is computed: tensors are on torch's meta device.
-    """
-    network = NETWORKS[name](size).eval().to("meta")
-    flops = FlopCounterMode(display=False, custom_mapping=FORMULAS)
-    with torch.no_grad(), _Ours() as ours, flops:
-        network(torch.empty(batch, 1, *size, device="meta"))
+def count(name: str, size: list[int], batch: int, device: str, threads: int) -> tuple[int, int]:
+    """Parameters, and FLOPs of a forward pass."""
+    network = NETWORKS[name](size)
     parameters = sum(p.numel() for p in network.parameters())
-    return parameters, flops.get_total_flops(), sorted(ours.uncounted)
+    return parameters, count_flops(network, (batch, 1, *size))
 
 
 def forward(name: str, size: list[int], batch: int, device: str, threads: int) -> Cost:
@@ -277,29 +264,6 @@ def _cost(
 
     memory = peak_memory(first, device)
     return Cost(median_seconds(runs[0], device, budget=1.0), memory)
-
-
-def _scan_flops(u, delta, A, B, C, D, z, *_, **__) -> int:
-    """Per state and token delta A, its exponential, delta u B and two multiply-adds; delta u once,
-    a multiply-add for D, and SiLU's product and the gate's."""
-    batch, d, length = u
-    return batch * d * length * (7 * A[1] + 1 + 2 * (D is not None) + 2 * (z is not None))
-
-
-FORMULAS = {torch.ops.monai_mamba.selective_scan: _scan_flops}
-
-
-class _Ours(TorchDispatchMode):
-    """Notes the package's own operators that FORMULAS lacks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.uncounted: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "monai_mamba" and func.overloadpacket not in FORMULAS:
-            self.uncounted.add(str(func))
-        return func(*args, **(kwargs or {}))
 
 
 if __name__ == "__main__":

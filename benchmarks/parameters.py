@@ -12,9 +12,8 @@ from pathlib import Path
 
 from monai.bundle import ConfigParser
 
+from common.cli.output import say, table
 from common.zoo.contract import compared
-
-from .measure import say, table
 
 _BUNDLES = Path(__file__).parents[1] / "bundles"
 _IN = {"3D": "liver_ct_lightm_unet_segmentation", "2D": "lung_cxr_lightm_unet_segmentation"}

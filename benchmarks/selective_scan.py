@@ -22,19 +22,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from common.ops import BACKENDS, fastest_backend, selective_scan, why_not
-
-from .measure import (
+from common.cli.output import say, table
+from common.measure import (
     Failed,
     free_memory,
     in_own_process,
     machine,
     median_seconds,
     peak_memory,
-    say,
     seconds,
-    table,
 )
+from common.ops import BACKENDS, fastest_backend, selective_scan, why_not
 
 
 class Case(NamedTuple):

@@ -24,8 +24,8 @@ from monai.networks import nets
 from tqdm import tqdm
 
 from common import networks
-
-from .measure import Failed, in_own_process, machine, say, table
+from common.cli.output import say, table
+from common.measure import Failed, in_own_process, machine
 
 CONFIG = (
     Path(__file__).parents[1] / "bundles/liver_ct_lightm_unet_segmentation/configs/inference.json"

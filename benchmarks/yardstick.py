@@ -40,10 +40,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from common.cli.output import say, table
 from common.evaluation import dice_per_class
 from common.files import write_json
-
-from .measure import machine, say, table
+from common.measure import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 BUNDLE = ROOT / "bundles/liver_ct_lightm_unet_segmentation"

@@ -16,7 +16,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import evaluate, gpu, measure, networks, whole_scan, yardstick
+from benchmarks import blocks, evaluate, gpu, networks, whole_scan, yardstick
+from common import measure
+from common.cli.output import table
+from common.errors import InputError
 from common.ops import BACKENDS, fastest_backend, selective_scan_2d, why_not
 from common.ops.reference import selective_scan_reference
 from common.ops.selective_scan_2d import _in_order
@@ -113,41 +116,48 @@ def test_exports():
     assert float(row[5]) > 4  # 1.27 M parameters
 
 
-def test_flops_of_a_layer(monkeypatch):
+def test_counts_of_a_network(monkeypatch):
     def layers(size: list[int]) -> nn.Module:
         return nn.Conv2d(1, 5, 3, padding=1, bias=False)
 
     monkeypatch.setitem(networks.NETWORKS, "layers", layers)
-    assert networks.count("layers", [4, 6], 1, "cpu", 1) == (45, 2 * 45 * 24, [])
+    assert networks.count("layers", [4, 6], 2, "cpu", 1) == (45, 2 * 2 * 45 * 24)
 
 
-def test_every_operator_in_the_collection_has_a_formula():
-    for name in networks.COLLECTION:
-        size = [64, 64] if name == "LCMambaNet" else [64, 64, 64]
-        parameters, flops, uncounted = networks.count(name, size, 1, "cpu", 1)
-        assert uncounted == []
-        assert flops > parameters
+@pytest.mark.parametrize(("name", "parameters"), [("Mamba", 32_768), ("attention", 16_640)])
+def test_blocks_of_table_3(name: str, parameters: int):
+    threads = torch.get_num_threads()
+    found, flops, seconds, _ = blocks.measure(name, [2, 64, 3, 2, 2], "cpu", threads)
+    assert found == parameters
+    assert flops > 2 * 24 * 64 * 64
+    assert seconds > 0
+    row = blocks.row(name, 10, [(found, flops, 2e-3, 2**20), (found, flops, 1e-3, 2**20)], None)
+    assert row[1:3] == [f"{parameters:,}", "10"]
+    assert row[4:7] == ["1500", "150", "1.00"]
+    assert row[-2:] == {"Mamba": ["96", "8.66"], "attention": ["320", "8.74"]}[name]
+    assert blocks.row(name, 3, [(found, flops, 1e-3, 0)], None)[-2:] == ["", ""]
+    assert blocks.row(name, 3, [], "too large") == [name, "too large"]
 
 
-def test_scan_is_counted(monkeypatch):
-    class Scan(nn.Module):
-        def forward(self, x):
-            from common.ops import selective_scan
-
-            u = x.flatten(2)
-            maps = u.new_empty(1, 3, u.shape[2])
-            return selective_scan(u, u, u.new_empty(1, 3), maps, maps, u.new_empty(1), u)
-
-    monkeypatch.setitem(networks.NETWORKS, "scan", lambda size: Scan())
-    assert networks.count("scan", [4, 6], 1, "cpu", 1)[1:] == (24 * (7 * 3 + 5), [])
-    monkeypatch.setattr(networks, "FORMULAS", {})
-    flops, uncounted = networks.count("scan", [4, 6], 1, "cpu", 1)[1:]
-    assert flops == 0
-    assert [name.partition(".")[2] for name in uncounted] == ["selective_scan.default"]
+@pytest.mark.slow
+def test_blocks():
+    text = run("blocks", "--size", 4, 4, 2, "--channels", 16, "--batches", 1, 3, "--rounds", 1)
+    for name in blocks.BLOCKS:
+        rows = [line.split() for line in text.splitlines() if line.startswith(name)]
+        assert [row[2] for row in rows] == ["1", "3"]
+        assert all(float(cell) > 0 for row in rows for cell in row[3:6])
 
 
 def refuses() -> None:
     raise measure.Failed("too large")
+
+
+def refuses_input() -> None:
+    raise RuntimeError("in MONAI's words") from InputError("size is 3; allowed is 4.")
+
+
+def raises() -> None:
+    raise ValueError("3\nand more")
 
 
 def needs_too_much() -> torch.Tensor:
@@ -173,8 +183,32 @@ def test_peak_memory_is_what_was_touched():
     assert measure.in_own_process(keeps, size, preload=PRELOAD) == pytest.approx(size, rel=0.05)
 
 
+def test_what_was_refused_is_told_apart():
+    with pytest.raises(measure.Refused, match=r"^size is 3; allowed is 4\.$"):
+        measure.in_own_process(refuses_input, preload=PRELOAD)
+    with pytest.raises(measure.Failed, match=r"^ValueError: 3$") as failed:
+        measure.in_own_process(raises, preload=PRELOAD)
+    assert not isinstance(failed.value, measure.Refused)
+
+
+def test_silence_ends(capfd: pytest.CaptureFixture):
+    with measure.silenced():
+        os.write(1, b"unheard")
+        sys.stderr.write("unheard")
+    os.write(1, b"heard")
+    assert capfd.readouterr() == ("heard", "")
+
+
+def test_median_leaves_the_first_out(monkeypatch):
+    runs: list[int] = []
+    times = iter([0.0, 5.0, 10.0, 11.0, 20.0, 23.0])
+    monkeypatch.setattr(measure, "now", lambda device: next(times))
+    assert measure.repeated_seconds(lambda: runs.append(1), "cpu", 3) == 3.0
+    assert len(runs) == 4
+
+
 def test_table_lets_a_last_cell_run_on():
-    text = measure.table(("a", "b", "c"), [("x", "1", "2"), ("yy", "a long reason")])
+    text = table(("a", "b", "c"), [("x", "1", "2"), ("yy", "a long reason")])
     assert text.splitlines() == ["a   b  c", "--  -  -", "x   1  2", "yy  a long reason"]
 
 

@@ -87,6 +87,7 @@ MAY_DIFFER_IN = {
         "augmentations#light#transforms#0#pos": "every patch contains liver",
         "augmentations#light#transforms#0#neg": "every patch contains liver",
         "augmentations#nnunet#transforms#2#std": "its intensities are from 0 to 1",
+        "train#handlers#6": "it has prototypes, of which training tells",
         "train#preprocessing#transforms#8": "its targets are two regions that overlap",
         "train#postprocessing": "two sigmoid channels instead of a softmax",
         "train#key_metric#train_mean_dice#include_background": "no channel is the background's",

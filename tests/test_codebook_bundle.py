@@ -46,6 +46,20 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def test_tensorboard_tells_of_the_prototypes(trained: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, list] = {}
+    for folder in {file.parent for file in (trained / "eval").rglob("events.out.*")}:
+        events = EventAccumulator(str(folder)).Reload()
+        for kind, of in (("scalars", events.Scalars), ("images", events.Images)):
+            found |= {tag: of(tag) for tag in events.Tags()[kind] if tag.startswith("codebook_")}
+    assert found.keys() == {"codebook_perplexity", "codebook_dead", "codebook_prototypes"}
+    assert [event.step for event in found["codebook_prototypes"]] == [1]
+    (perplexity,), (dead,) = found["codebook_perplexity"], found["codebook_dead"]
+    assert 1 <= perplexity.value <= 8 - dead.value <= 8
+
+
 def test_tumour_within_the_liver_on_every_grid(trained: Path, dataset: Path, tmp_path: Path):
     images = dataset / "imagesTr"
     options = {"bundle_root": trained, "dataset_dir": images, **SMALL}

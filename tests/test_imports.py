@@ -31,7 +31,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
     "evaluation": (BASE | {"data"}, FRAMEWORKS | {"statsmodels", "umap"}),
     "checkpoints": (BASE, {"torch", "monai", "numpy"}),
-    "workflows": (DOMAIN, FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime"}),
+    "workflows": (DOMAIN | {"measure"}, FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime"}),
     "zoo": (
         BASE | {"__version__", "checkpoints"},
         {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},
@@ -41,6 +41,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "distributed": (set(), {"torch"}),
     "optimizers": (BASE, {"torch"}),
     "doctor": ({"__version__", "ops"}, {"torch"}),
+    "measure": ({"doctor", "errors"}, {"psutil", "torch"}),
     "components": (set(), {"numpy", "scipy"}),
     "errors": (set(), set()),
     "files": ({"errors"}, {"fire"}),

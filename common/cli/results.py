@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, listed
 from ..files import as_typed
-from .output import quieten_monai, say
+from .output import quieten_monai, say, table
 
 
 def overlay(
@@ -185,3 +185,44 @@ def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None
         say(f"table: {write_spread(spreads, f'{output}/repeats.csv')}")
     if failures:
         raise InputError(f"{'; '.join(failures)}. Its own message is above.")
+
+
+def profile(
+    bundle: str = ".",
+    output: str | None = None,
+    networks: str | None = None,
+    checkpoint: str | None = None,
+    volume: Any = None,
+    device: str | None = None,
+    batch: int = 1,
+    repeats: int = 5,
+    **overrides: Any,
+) -> None:
+    """Measure what a bundle's network costs: parameters, FLOPs, seconds, peak memory.
+
+    --networks segresnet,unetr measures these of its configs/networks beside it; --bundle A,B
+    several bundles. Times are of a patch, of a training step and, with --volume "[512,512,100]" or
+    --volume FILE, from an image's file to its mask's, each the median of --repeats. With
+    --output DIR they are in DIR/costs.json, of several networks in DIR/NAME/costs.json. What
+    train.json and inference.json may be given, as there (--patch_size "[96,96,96]").
+    """
+    from ..workflows import cost_rows
+    from ..workflows import profile as measure
+
+    quieten_monai()
+    if not isinstance(volume, (list, tuple)):
+        volume = as_typed("volume", volume)
+    found = measure(bundle, output, networks, checkpoint, volume, device, batch, repeats, overrides)
+    header, *rows = cost_rows(found)
+    say(f"{next(iter(found.values())).machine}; scans by {next(iter(found.values())).scan_backend}")
+    say()
+    say(table(header, rows))
+    if output is not None:
+        say(f"costs: {output}")
+    failed = [
+        f"{name}'s {field} ({reason})"
+        for name, costs in found.items()
+        for field, reason in costs.not_measured.items()
+    ]
+    if failed:
+        raise InputError(f"Not measured: {listed(failed)}.")

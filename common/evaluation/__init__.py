@@ -1,7 +1,7 @@
 """Metrics, tables and pictures of results."""
 
 from .cases import CaseResult, summarise, write_results
-from .codebook import draw_prototypes, write_code_maps
+from .codebook import draw_prototypes, prototypes_figure, write_code_maps
 from .comparison import compare, comparison_lines
 from .evaluate import Evaluation, evaluate
 from .lesions import Lesion, find_lesions
@@ -39,6 +39,7 @@ __all__ = [
     "evaluate",
     "find_lesions",
     "measure",
+    "prototypes_figure",
     "read_metrics",
     "spread_over_seeds",
     "summarise",

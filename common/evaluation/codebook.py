@@ -5,7 +5,9 @@ Teng et al., figure 6 (Codebook Mamba U-Net).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, how_to_install
 from ..files import replacing
 
+_logger = logging.getLogger(__name__)
 _NEIGHBOURS = 15  # of UMAP; with fewer prototypes it has nothing to unfold
 
 
@@ -73,18 +76,34 @@ def write_code_maps(
 def draw_prototypes(
     prototypes: NDArray[np.float32], histogram: NDArray[np.int64], output: str | Path
 ) -> Path:
-    """Draw prototypes in a plane, and the share of sites that each serves.
-
-    The plane is UMAP's where umap-learn is installed and there are more prototypes than its
-    neighbours; else that of the two principal components.
+    """Write the figure of `prototypes_figure` as a PNG.
 
     Args:
-        prototypes: (prototypes, channels).
-        histogram: sites per prototype, (prototypes,).
+        prototypes, histogram: as there.
         output: the PNG to write.
 
     Raises:
         InputError: the PNG cannot be written.
+    """
+    figure = prototypes_figure(prototypes, histogram)
+    path = Path(output)
+    try:
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=110, format="png")
+    except OSError as error:
+        raise InputError(f"The picture {path} cannot be written ({error.strerror}).") from error
+    return path
+
+
+def prototypes_figure(prototypes: NDArray[np.float32], histogram: NDArray[np.int64]) -> Any:
+    """Draw prototypes in a plane, and the share of sites that each serves, in matplotlib's figure.
+
+    The plane is UMAP's where umap-learn is installed and there are more prototypes than its
+    neighbours; else that of the two principal components. The log says once that it is missing.
+
+    Args:
+        prototypes: (prototypes, channels).
+        histogram: sites per prototype, (prototypes,).
     """
     from matplotlib.figure import Figure
 
@@ -102,13 +121,7 @@ def draw_prototypes(
     left.set(title=f"{len(prototypes)} prototypes", xlabel=f"{method} 1", ylabel=f"{method} 2")
     right.bar(np.arange(len(share)), share)
     right.set(title=f"{int((~used).sum())} serve no site", xlabel="code", ylabel="sites, %")
-    path = Path(output)
-    try:
-        with replacing(path) as partial:
-            figure.savefig(partial, dpi=110, format="png")
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be written ({error.strerror}).") from error
-    return path
+    return figure
 
 
 @torch.no_grad()
@@ -132,11 +145,22 @@ def _code_map(
 
 def _plane(prototypes: NDArray[np.float32]) -> tuple[NDArray[np.float32], str]:
     """Prototypes in two dimensions, (prototypes, 2), and the method's name."""
-    if len(prototypes) > _NEIGHBOURS and find_spec("umap") is not None:
-        from umap import UMAP
+    if len(prototypes) > _NEIGHBOURS:
+        if find_spec("umap") is not None:
+            from umap import UMAP
 
-        umap = UMAP(n_neighbors=_NEIGHBOURS, random_state=0, n_jobs=1)
-        return umap.fit_transform(prototypes), "UMAP"
+            umap = UMAP(n_neighbors=_NEIGHBOURS, random_state=0, n_jobs=1)
+            return umap.fit_transform(prototypes), "UMAP"
+        _say_without_umap()
     centred = prototypes - prototypes.mean(0)
     components = np.linalg.eigh(centred.T @ centred).eigenvectors[:, :-3:-1]  # largest first
     return centred @ components, "PCA"
+
+
+@cache
+def _say_without_umap() -> None:
+    _logger.warning(
+        "umap-learn is not installed: prototypes are drawn by their principal components; UMAP "
+        "needs %s.",
+        how_to_install("umap"),
+    )

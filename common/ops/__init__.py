@@ -1,7 +1,8 @@
-"""Operations: the selective scan and its backends. Depends on torch only."""
+"""Operations: the selective scan and its backends, and FLOPs. Depends on torch only."""
 
 from .chunked import selective_scan_chunked
 from .depthwise_conv import depthwise_conv, depthwise_conv_shifted
+from .flops import count_flops, flop_formulas
 from .layer_norm import layer_norm, residual_norm_linear
 from .mamba_mixer import mamba_mixer, mamba_mixer_chunked
 from .norms import batch_norm, group_norm, instance_norm
@@ -21,11 +22,13 @@ __all__ = [
     "BACKENDS",
     "Backend",
     "batch_norm",
+    "count_flops",
     "depthwise_conv",
     "depthwise_conv_shifted",
     "dtype_of_products",
     "exporting",
     "fastest_backend",
+    "flop_formulas",
     "group_norm",
     "instance_norm",
     "layer_norm",

@@ -1,13 +1,15 @@
-"""What drives a bundle: checks, plans, runs over several seeds, its trained network, exports."""
+"""What drives a bundle: checks, plans, costs, runs over several seeds, its network, exports."""
 
 from .best import SaveBest, ValidateLast
 from .check import CaseReport, DatasetReport, check_dataset
+from .costs import Costs, cost_rows, profile
 from .curves import LearningCurves
 from .export import FORMS, export_network
 from .finite import CheckFinite
 from .nnunet import convert_nnunet
 from .plan import write_plan
 from .precision import check_precision
+from .prototypes import CodebookStatistics
 from .repeat import run_with_seeds
 from .resume import Stopped, TrainingState
 from .settings import as_trained, read_settings, running_settings, with_settings, write_settings
@@ -17,6 +19,8 @@ __all__ = [
     "FORMS",
     "CaseReport",
     "CheckFinite",
+    "CodebookStatistics",
+    "Costs",
     "DatasetReport",
     "LearningCurves",
     "SaveBest",
@@ -27,9 +31,11 @@ __all__ = [
     "check_dataset",
     "check_precision",
     "convert_nnunet",
+    "cost_rows",
     "export_network",
     "load_for_export",
     "load_trained",
+    "profile",
     "read_settings",
     "run_with_seeds",
     "running_settings",

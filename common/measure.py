@@ -1,27 +1,34 @@
-"""What the benchmarks share: processes of their own, times, peak memory, and tables."""
+"""Seconds and peak memory, in processes of their own."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
-from common.doctor import cpu_name
-from common.errors import how_to_install
+from .doctor import cpu_name
+from .errors import how_to_install, input_error_in
 
 _STATUS = Path("/proc/self/status")  # Linux
 
 
 class Failed(Exception):
     """A measurement that could not be made; the message says why."""
+
+
+class Refused(Failed):
+    """What the user gave cannot be measured; the message is the sentence of an InputError."""
 
 
 def in_own_process(function: Callable[..., Any], *arguments: Any, preload: Sequence[str]) -> Any:
@@ -32,7 +39,8 @@ def in_own_process(function: Callable[..., Any], *arguments: Any, preload: Seque
     that has imported the modules of `preload` and run nothing.
 
     Raises:
-        Failed: the function raised, or its process ended.
+        Refused: the function raised an InputError.
+        Failed: it raised anything else, or its process ended.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))
@@ -41,26 +49,29 @@ def in_own_process(function: Callable[..., Any], *arguments: Any, preload: Seque
     process.start()
     theirs.close()
     try:
-        succeeded, answer = ours.recv()
+        failure, answer = ours.recv()
     except EOFError:
         process.join()
-        succeeded, answer = False, f"its process ended with code {process.exitcode}"
+        failure, answer = Failed, f"its process ended with code {process.exitcode}"
     process.join()
-    if not succeeded:
-        raise Failed(answer)
+    if failure is not None:
+        raise failure(answer)
     return answer
 
 
 def _answer(connection: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         _limit_memory()
-        connection.send((True, function(*arguments)))
+        connection.send((None, function(*arguments)))
     except Failed as failure:
-        connection.send((False, str(failure)))
-    except ImportError as error:
-        connection.send((False, f"{_first_line(error)} {how_to_install('benchmark')}"))
-    except Exception as error:  # whatever it is becomes a row of the table
-        connection.send((False, f"{type(error).__name__}: {_first_line(error)}"[:150]))
+        connection.send((Failed, str(failure)))
+    except Exception as error:  # whatever it is becomes a row of a table
+        if (sentence := input_error_in(error)) is not None:
+            connection.send((Refused, sentence))
+        elif isinstance(error, ImportError):
+            connection.send((Failed, f"{_first_line(error)} {how_to_install('benchmark')}"))
+        else:
+            connection.send((Failed, f"{type(error).__name__}: {_first_line(error)}"[:150]))
 
 
 def _first_line(error: Exception) -> str:
@@ -104,6 +115,22 @@ def peak_memory(run: Callable[[], Any], device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
 
 
+def in_use(device: str) -> int:
+    """Bytes that this process holds: of the GPU's memory by torch, else all that is resident."""
+    if device != "cpu":
+        return torch.cuda.memory_allocated()
+    return psutil.Process().memory_info().rss
+
+
+def peak_in_use(device: str) -> int:
+    """The most bytes so far of what `in_use` tells."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
+    if _STATUS.exists():
+        return status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+
+
 def status(name: str) -> int:
     """Bytes that Linux says of this process, such as VmHWM."""
     return _kibibytes(_STATUS, name)
@@ -129,35 +156,44 @@ def median_seconds(run: Callable[[], Any], device: str, budget: float) -> float:
     return statistics.median(times)
 
 
-def seconds(run: Callable[[], Any], device: str) -> float:
-    synchronise = torch.cuda.synchronize if device != "cpu" else lambda: None
-    synchronise()
-    start = time.perf_counter()
+def repeated_seconds(run: Callable[[], Any], device: str, repeats: int) -> float:
+    """Median of so many runs, after one that warms up and does not count."""
     run()
-    synchronise()
-    return time.perf_counter() - start
+    return statistics.median(seconds(run, device) for _ in range(repeats))
+
+
+def seconds(run: Callable[[], Any], device: str) -> float:
+    start = now(device)
+    run()
+    return now(device) - start
+
+
+def now(device: str) -> float:
+    """The time in seconds, once a GPU has done all that it was given."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def machine(device: str, threads: int) -> str:
     """One line that a table of figures is worth little without."""
     if device != "cpu":
-        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     return f"{cpu_name()}, {threads} threads, torch {torch.__version__}"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns; a row may be short, and its last cell is then as long as it likes."""
-    full = [header, *(row for row in rows if len(row) == len(header))]
-    widths = [max(len(row[i]) for row in full) for i in range(len(header))]
-    for row in rows:
-        widths[: len(row) - 1] = map(max, widths, map(len, row[:-1]))
-    lines = (
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip()
-        for row in (header, ["-" * width for width in widths], *rows)
-    )
-    return "\n".join(lines)
-
-
-def say(text: str = "") -> None:
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+@contextlib.contextmanager
+def silenced() -> Iterator[None]:
+    """In it, nothing is seen of what this process writes to its output, in whatever language."""
+    before = os.dup(1), os.dup(2)
+    with open(os.devnull, "w") as nothing:
+        os.dup2(nothing.fileno(), 1)
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in enumerate(before, start=1):
+                os.dup2(copy, number)
+                os.close(copy)
