@@ -191,11 +191,15 @@ def test_what_was_refused_is_told_apart():
     assert not isinstance(failed.value, measure.Refused)
 
 
-def test_silence_ends(capfd: pytest.CaptureFixture):
-    with measure.silenced():
-        os.write(1, b"unheard")
-        sys.stderr.write("unheard")
-    os.write(1, b"heard")
+def test_silence_ends(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    with open(1, "w", closefd=False) as buffered:
+        monkeypatch.setattr(sys, "stdout", buffered)
+        with measure.silenced():
+            os.write(1, b"unheard")
+            os.write(2, b"unheard")
+            buffered.write("unheard, though it is written later")
+        os.write(1, b"heard")
+    monkeypatch.undo()
     assert capfd.readouterr() == ("heard", "")
 
 
