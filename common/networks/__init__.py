@@ -7,6 +7,7 @@ from .elanres_msca_unet import ELANResMSCAUNet
 from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
 from .mambaclinix import MambaClinix
+from .recomputation import recompute_levels
 from .vmamba import VMambaEncoder
 
 __all__ = [
@@ -21,4 +22,5 @@ __all__ = [
     "ResEncUNet",
     "SegResNetVAE",
     "VMambaEncoder",
+    "recompute_levels",
 ]
