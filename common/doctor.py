@@ -115,7 +115,8 @@ def _choices() -> Iterator[str]:
     yield "C++ library (compiled now, in some ten seconds, where it is not yet)"
     reason = native.why_unavailable()
     if reason is None:
-        yield f"  {native.location()}, for {native.instruction_set()}"
+        tiles = " and AMX" if native.has_tiles() else ""
+        yield f"  {native.location()}, for {native.instruction_set()}{tiles}"
     else:
         yield f"  not available: {reason}"
     yield f"  cache folder {native.cache_folder()}"
