@@ -44,7 +44,7 @@ def test_from_training_to_masks_in_bfloat16(name: str, tmp_path: Path):
     state = torch.load(tmp_path / "models/model.pt", weights_only=True)
     assert all(x.isfinite().all() for x in state.values())
     assert not any(x.dtype == torch.bfloat16 for x in state.values())
-    succeed(command(bundle, ["train", "evaluate"], **run))
+    succeed(command(bundle, ["train", "evaluate"], **run | OPTIONS[name]))
     assert (tmp_path / "eval/metrics.csv").is_file()
     run["dataset_dir"] = dataset / "imagesTr"
     succeed(command(bundle, "inference", output_dir=tmp_path / "masks", **run))

@@ -92,11 +92,13 @@ def assert_same(found: nn.Module, expected: nn.Module, x: Tensor, **how: Any) ->
 
 
 def kept(network: nn.Module, x: Tensor) -> int:
-    """Bytes that wait for the backward pass."""
+    """Bytes that wait for the backward pass, but for the weights."""
     storages: dict[int, int] = {}
+    weights = {p.untyped_storage().data_ptr() for p in network.parameters()}
 
     def pack(x: Tensor) -> Tensor:
-        storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        if (storage := x.untyped_storage()).data_ptr() not in weights:
+            storages[storage.data_ptr()] = storage.nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
