@@ -80,14 +80,15 @@ def recompute_levels(network: nn.Module, checkpointing: bool) -> None:
 class _Recomputed(nn.Module):
     """What a level does, before its class in the order of methods."""
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         if not self.training:
-            return super().forward(*inputs)
+            return super().forward(*inputs, **named)
         return checkpoint(
             super().forward,
             *inputs,
             use_reentrant=False,
             context_fn=lambda: (nullcontext(), _SecondTime(self)),
+            **named,
         )
 
 

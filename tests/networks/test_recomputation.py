@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from monai.networks.layers import DropPath
+from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -145,13 +146,11 @@ def test_evaluation_and_state_dict_stay(build: Build, monkeypatch: pytest.Monkey
     assert torch.equal(found.eval()(x), expected.eval()(x))
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_it_is_exported_as_it_was():
-    network, x = light_m().eval(), torch.rand(1, 1, 32, 32, 32)
+    network, x = BasicUNet(2, 1, 2, features=[4] * 6).eval(), torch.rand(1, 1, 32, 32)
     recompute_levels(network, True)
-    with torch.no_grad():
-        traced = torch.jit.trace(network.double(), x.double())
-        torch.testing.assert_close(traced(x.double()), network(x.double()))
+    exported = torch.export.export(network, (x,)).module()
+    torch.testing.assert_close(exported(x), network(x))
 
 
 def test_without_gradients_in_training_mode(build: Build):
