@@ -80,7 +80,7 @@ def recompute_levels(network: nn.Module, checkpointing: bool) -> None:
 class _Recomputed(nn.Module):
     """What a level does, before its class in the order of methods."""
 
-    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+    def forward(self, *inputs: Tensor, **named: Any) -> Any:
         if not self.training:
             return super().forward(*inputs, **named)
         return checkpoint(
