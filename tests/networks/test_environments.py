@@ -57,10 +57,8 @@ def test_same_bits_however_threads_wait(tmp_path: Path):
 @pytest.mark.slow
 def test_bfloat16_without_instructions_for_it(tmp_path: Path):
     """As far as oneDNN can be told: its kernels for AVX-512 alone."""
-    file = tmp_path / "step.pt"
-    expected = elsewhere(file, "bfloat16")
-    found = elsewhere(file, "bfloat16", ONEDNN_MAX_CPU_ISA="AVX512_CORE")
-    exact = elsewhere(file, "float32")
+    found = elsewhere(tmp_path / "step.pt", "bfloat16", ONEDNN_MAX_CPU_ISA="AVX512_CORE")
+    expected, exact = step(torch.bfloat16), step(torch.float32)
     for name, x in expected.items():
         moved = (x - exact[name]).norm()  # by rounding to bfloat16
         assert (found[name] - x).norm() <= 2 * moved, name
