@@ -34,8 +34,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_from_training_to_masks_in_bfloat16(name: str, tmp_path: Path):
     bundle = REPOSITORY / "bundles" / name
-    phantom: dict[str, Any] = {"kind": "cxr", "cases": 10} if "cxr" in name else {"cases": 6}
-    dataset = write_phantom(tmp_path / "data", seed=1, size=48, **phantom)
+    cxr = "cxr" in name
+    of: dict[str, Any] = {"kind": "cxr", "size": 96} if cxr else {"kind": "ct", "size": 48}
+    dataset = write_phantom(tmp_path / "data", cases=10 if cxr else 6, seed=1, **of)
     run = {"bundle_root": tmp_path, "dataset_dir": dataset, "device": "cpu"}
     run["precision"] = "bfloat16"
     stages = ({"stage": "liver"}, {"stage": "tumor"}) if "elanres" in name else ({},)
