@@ -1,12 +1,13 @@
 """Time, arithmetic and memory of every network of the collection beside MONAI's, in one run.
 
     python -m benchmarks.networks [--size 96 96 96] [--batch 1] [--only LightMUNet SegResNet]
-        [--device cuda] [--threads 2] [--rounds 3]
+        [--device cuda] [--threads 2] [--rounds 3] [--precision bfloat16] [--checkpointing]
 
-Images of one channel in, three classes out, float32. A forward pass is in eval mode without
-gradients; a training step is forward, Dice and cross-entropy loss of the finest logits, backward
-and AdamW. Each has a process of its own, and the networks take turns for `--rounds` rounds, so that
-what slows the machine down for a while slows all of them.
+Images of one channel in, three classes out, in float32 or under autocast to a shorter precision. A
+forward pass is in eval mode without gradients; a training step is forward, Dice and cross-entropy
+loss of the finest logits, backward and AdamW; with --checkpointing, levels are computed again for
+the backward pass. Each has a process of its own, and the networks take turns for `--rounds` rounds,
+so that what slows the machine down for a while slows all of them.
 """
 
 from __future__ import annotations
@@ -79,13 +80,24 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--precision", choices=("float32", "float16", "bfloat16"), default="float32"
+    )
+    parser.add_argument("--checkpointing", action="store_true")
     options = parser.parse_args()
     if len(options.size) not in (2, 3):
         parser.error(f"--size has {len(options.size)} numbers; allowed are 2 and 3")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("there is no CUDA device that torch can use")
 
-    run = Run(options.size, options.batch, options.device, options.threads)
+    run = Run(
+        options.size,
+        options.batch,
+        options.device,
+        options.threads,
+        options.precision,
+        options.checkpointing,
+    )
     jobs = tqdm(
         [
             (step, name)
@@ -99,7 +111,9 @@ def main() -> None:
         run.measure(step, name)
 
     size = " x ".join(map(str, options.size))
-    say(f"{options.batch} image(s) of {size} on {machine(options.device, options.threads)}:\n")
+    how = f"{options.precision}{', checkpointing' if options.checkpointing else ''}"
+    where = machine(options.device, options.threads)
+    say(f"{options.batch} image(s) of {size} in {how} on {where}:\n")
     say(run.report(options.only))
     say(
         f"\nforward, training: seconds, median of {options.rounds} rounds, and as a ratio to "
@@ -117,8 +131,17 @@ def main() -> None:
 class Run:
     """What was measured of each network, and why what was not."""
 
-    def __init__(self, size: list[int], batch: int, device: str, threads: int) -> None:
+    def __init__(
+        self,
+        size: list[int],
+        batch: int,
+        device: str,
+        threads: int,
+        precision: str = "float32",
+        checkpointing: bool = False,
+    ) -> None:
         self.arguments = (size, batch, device, threads)
+        self.how = (precision, checkpointing)
         self.counts: dict[str, tuple[int, int]] = {}
         self.costs: dict[tuple[Any, str], list[Cost]] = {}
         self.failures: dict[tuple[Any, str], str] = {}
@@ -131,6 +154,7 @@ class Run:
                 step,
                 name,
                 *self.arguments,
+                *(() if step is count else self.how),
                 preload=PRELOAD,
             )
         except Failed as failure:
@@ -193,25 +217,41 @@ def count(name: str, size: list[int], batch: int, device: str, threads: int) -> 
     return parameters, count_flops(network, (batch, 1, *size))
 
 
-def forward(name: str, size: list[int], batch: int, device: str, threads: int) -> Cost:
+def forward(
+    name: str,
+    size: list[int],
+    batch: int,
+    device: str,
+    threads: int,
+    precision: str = "float32",
+    checkpointing: bool = False,
+) -> Cost:
     def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
         network.eval()
 
         def run() -> Tensor:
             with torch.no_grad():
-                return network(image)
+                return logits(network, image, getattr(torch, precision))
 
         return run
 
-    return _cost(prepare, name, size, batch, device, threads)
+    return _cost(prepare, name, size, batch, device, threads, checkpointing)
 
 
-def train(name: str, size: list[int], batch: int, device: str, threads: int) -> Cost:
+def train(
+    name: str,
+    size: list[int],
+    batch: int,
+    device: str,
+    threads: int,
+    precision: str = "float32",
+    checkpointing: bool = False,
+) -> Cost:
     def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
         network.train()
-        return training_step(network, image)
+        return training_step(network, image, getattr(torch, precision))
 
-    return _cost(prepare, name, size, batch, device, threads)
+    return _cost(prepare, name, size, batch, device, threads, checkpointing)
 
 
 def training_step(
@@ -249,6 +289,7 @@ def _cost(
     batch: int,
     device: str,
     threads: int,
+    checkpointing: bool,
 ) -> Cost:
     torch.manual_seed(0)
     torch.set_num_threads(threads)
@@ -257,9 +298,9 @@ def _cost(
     runs: list[Callable[[], Any]] = []
 
     def first() -> None:
-        runs.append(
-            prepare(NETWORKS[name](size).to(device), torch.randn(batch, 1, *size, device=device))
-        )
+        network = NETWORKS[name](size).to(device)
+        networks.recompute_levels(network, checkpointing)
+        runs.append(prepare(network, torch.randn(batch, 1, *size, device=device)))
         runs[0]()
 
     memory = peak_memory(first, device)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import __version__
@@ -29,6 +30,8 @@ from .ops import (
 
 PACKAGES = ("torch", "monai", "numpy", "triton", "mamba-ssm", "causal-conv1d")
 TOLERANCE = 1e-5  # relative error of float32 results, in the Euclidean norm
+_BFLOAT16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX512-BF16"}  # as Linux calls them
+_NO_FLOAT64 = "; LightM-UNet and Codebook Mamba U-Net need float64, which it has not"
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -64,6 +67,7 @@ def _devices() -> Iterator[str]:
     yield ""
     yield "Devices"
     yield f"  cpu     {cpu_name()}, {torch.get_num_threads()} threads"
+    yield f"          {_bfloat16()}"
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         yield (
@@ -73,6 +77,37 @@ def _devices() -> Iterator[str]:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         yield f"  cuda    none: {'no GPU is found' if built else 'this torch is built without it'}"
+    for device, there, lacking in (
+        ("mps", torch.backends.mps.is_available(), _NO_FLOAT64),
+        ("xpu", torch.xpu.is_available(), ""),
+    ):
+        yield (
+            f"  {device}     {'found' if there else 'none'}: "
+            f"the scan runs there by the torch backend, in plain PyTorch{lacking}"
+        )
+
+
+def _bfloat16() -> str:
+    """What the processor has for it, and what that is worth."""
+    flags = _cpuinfo("flags").split()
+    found = [name for flag, name in _BFLOAT16.items() if flag in flags]
+    has = "has " + (" and ".join(found) or "neither AMX nor AVX512-BF16")
+    ratio = _seconds_of_products(torch.bfloat16) / _seconds_of_products(torch.float32)
+    return (
+        f"{has if flags else 'its instruction sets are not known'}: --precision bfloat16 is "
+        f"{'faster' if ratio < 1 else 'slower'} here, products take {ratio:.2g} of float32's time"
+    )
+
+
+def _seconds_of_products(dtype: torch.dtype) -> float:
+    """Of a linear layer's, as in a network: the median of five."""
+    x, weight = torch.ones(4096, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+    seconds = []
+    for _ in range(6):
+        start = time.perf_counter()
+        F.linear(x, weight)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:])  # the first is a warm-up
 
 
 def _choices() -> Iterator[str]:
@@ -80,7 +115,8 @@ def _choices() -> Iterator[str]:
     yield "C++ library (compiled now, in some ten seconds, where it is not yet)"
     reason = native.why_unavailable()
     if reason is None:
-        yield f"  {native.location()}, for {native.instruction_set()}"
+        tiles = " and AMX" if native.has_tiles() else ""
+        yield f"  {native.location()}, for {native.instruction_set()}{tiles}"
     else:
         yield f"  not available: {reason}"
     yield f"  cache folder {native.cache_folder()}"
@@ -147,12 +183,17 @@ def _backends() -> list[Backend]:
 
 def cpu_name() -> str:
     """The processor's model, as far as the system tells."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """What Linux says of the first processor; nothing elsewhere."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
-            if line.startswith("model name"):
+            if line.startswith(field):
                 return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return ""
 
 
 def _inputs(batch: int, d: int, length: int, n: int, groups: int = 1) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from benchmarks import blocks, evaluate, gpu, networks, whole_scan, yardstick
 from common import measure
 from common.cli.output import table
 from common.errors import InputError
+from common.networks import recomputation
 from common.ops import BACKENDS, fastest_backend, selective_scan_2d, why_not
 from common.ops.reference import selective_scan_reference
 from common.ops.selective_scan_2d import _in_order
@@ -82,6 +83,48 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     for cases in ("1", "2", "4"):
         assert float(cells(text, cases)[1]) > 0
         assert len(cells(text, cases)) == 4
+
+
+@pytest.mark.slow
+def test_networks_in_less_time_and_memory():
+    size = ("--size", 32, 32, "--only", "LightMUNet", "--rounds", 1)
+    text = run("networks", *size, "--precision", "bfloat16", "--checkpointing")
+    assert "image(s) of 32 x 32 in bfloat16, checkpointing on" in text
+    assert all(float(cell) > 0 for cell in cells(text, "LightMUNet")[3:])
+
+
+def test_what_a_network_is_measured_with(monkeypatch):
+    """Levels twice in a training step, and logits of the precision."""
+    seen: list[torch.dtype] = []
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.ModuleList([nn.Conv2d(1, 3, 1)])
+
+        def forward(self, x):
+            y = self.encoder[0](x)
+            seen.append(y.dtype)
+            return y
+
+    monkeypatch.setitem(networks.NETWORKS, "layer", lambda size: Layer())
+    monkeypatch.setitem(recomputation._LEVELS, Layer, r"encoder\.\d+")
+    again = []
+    monkeypatch.setattr(networks, "median_seconds", lambda *_, **__: 0.0)
+    monkeypatch.setattr(
+        recomputation, "checkpoint", lambda f, x, **_: again.append(torch.is_grad_enabled()) or f(x)
+    )
+    arguments = ("layer", [8, 8], 1, "cpu", torch.get_num_threads())
+    networks.forward(*arguments, "bfloat16", True)
+    assert set(seen) == {torch.bfloat16}
+    assert not again  # not in evaluation
+    networks.train(*arguments, "bfloat16", True)
+    assert set(seen) == {torch.bfloat16}
+    assert set(again) == {True}
+    again.clear()
+    networks.train(*arguments)
+    assert seen[-1] == torch.float32
+    assert not again
 
 
 @pytest.mark.slow

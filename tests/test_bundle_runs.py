@@ -175,12 +175,14 @@ def test_from_the_bundles_own_folder(dataset: Path, tmp_path: Path):
 def test_same_seed_same_training(trained: Path, dataset: Path, tmp_path: Path):
     options = {"dataset_dir": dataset, "train#trainer#max_epochs": 1, **SMALL}
     succeed(command("train", bundle_root=tmp_path, **options))
+    succeed(command("train", bundle_root=tmp_path / "recomputed", checkpointing=True, **options))
     succeed(command("train", bundle_root=tmp_path / "other", seed=1, **options))
-    first, again, other = (
+    first, again, recomputed, other = (
         torch.load(root / "models/model.pt", weights_only=True)
-        for root in (trained, tmp_path, tmp_path / "other")
+        for root in (trained, tmp_path, tmp_path / "recomputed", tmp_path / "other")
     )
     assert all(torch.equal(first[name], again[name]) for name in first)
+    assert all(torch.equal(first[name], recomputed[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
@@ -192,6 +194,7 @@ def test_two_processes(dataset: Path, tmp_path: Path):
             bundle_root=tmp_path,
             dataset_dir=dataset,
             device="cpu",
+            checkpointing=True,
             split=[2, 1, 1],  # each process needs a validation case
             **{"train#trainer#max_epochs": 1, "batch_size": 1},
             **SMALL,

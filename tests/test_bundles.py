@@ -20,6 +20,7 @@ from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose
 
 from common.errors import input_error_in
+from common.networks.recomputation import _Recomputed
 from common.zoo.contract import (
     READING,
     RUNNING,
@@ -216,6 +217,53 @@ def test_networks_of_monai_by_one_override(bundle: Path):
     assert optimizer.param_groups[0]["params"][0] is next(network.parameters())
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_checkpointing_reaches_the_network(bundle: Path, checkpointing: bool):
+    other = {"_target_": "SegResNet", "spatial_dims": 2, "init_filters": 8}
+    parsed = parser(bundle, "train", network_def=other, checkpointing=checkpointing)
+    *_, step, training = parsed["run"]
+    assert step["_target_"] == "common.networks.recompute_levels"
+    assert training == "$@train#trainer.run()"
+    parsed.get_parsed_content(f"run#{len(parsed['run']) - 2}")
+    levels = parsed.get_parsed_content("network").down_layers
+    assert all(isinstance(level, _Recomputed) == checkpointing for level in levels)
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "inference"])
+def test_precision_is_checked(bundle: Path, name: str):
+    files = ["train", "evaluate"] if name == "evaluate" else [name]
+    parsed = parser(bundle, files[0])
+    parsed.read_config([str(bundle / f"configs/{file}.json") for file in files])
+    targets = [step["_target_"] for step in parsed["run"] if isinstance(step, dict)]
+    step = f"run#{targets.index('common.workflows.check_precision')}"
+    for options, sentence in (
+        ({"precision": "float16"}, "precision is 'float16' on cpu; allowed there are"),
+        ({"precision": "float32", "amp": True}, "amp is True, but precision is 'float32'"),
+    ):
+        parsed.update({"device": "cpu", **options})
+        with pytest.raises(RuntimeError) as refused:
+            parsed.get_parsed_content(step)
+        assert str(input_error_in(refused.value)).startswith(sentence)
+    parsed.update({"precision": "bfloat16"})
+    parsed.get_parsed_content(step)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_precision_of_every_engine(bundle: Path, device: str):
+    """Products are in it: by ours on the CPU, on CUDA by MONAI's engines, with their scaler."""
+    layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
+    for id_ in ("train#trainer", "validate#evaluator", "evaluator"):
+        parsed = parser(bundle, "inference" if id_ == "evaluator" else "train", device=device)
+        parsed[f"{id_}#inferer#inferer"] = "$lambda x, network: network(x)"
+        for precision, amp in (("float32", False), ("bfloat16", True), ("bfloat16", False)):
+            parsed.update({"precision": precision, "amp": amp})
+            ours = amp and device == "cpu"
+            inferer = parsed.get_parsed_content(f"{id_}#inferer")
+            assert inferer(x, layer).dtype == (torch.bfloat16 if ours else torch.float32)
+            assert parsed.get_parsed_content(f"{id_}#amp") is (amp and device != "cpu")
+            assert parsed.get_parsed_content(f"{id_}#amp_kwargs#dtype") == getattr(torch, precision)
+
+
 def differences(first: Config, second: Config, but_for: Iterable[str] = ()) -> set[str]:
     """Ids at which two configs differ, those of `MAY_DIFFER`, `but_for` and below left out."""
     a, b = ids(first), ids(second)
@@ -363,7 +411,7 @@ def test_switches_are_true_or_false(bundle: Path, name: str):
     if name != "train":
         switches -= {"batch_dice"}  # the loss's
     if name == "evaluate":
-        switches -= {"resume", "check_finite", "strict"}  # the training's
+        switches -= {"resume", "check_finite", "checkpointing", "strict"}  # the training's
     assert switches == set(content["run"][1]) - {"_target_"}
     for switch in switches:
         parsed = parser(bundle, files[0])

@@ -44,7 +44,12 @@ def test_report_names_the_facts():
         if why_not(backend, "cpu", torch.float32) is None:
             assert f"    {backend:10} right  " in done.stdout
     if native.why_unavailable() is None:
-        assert f"{native.location()}, for {native.instruction_set()}" in done.stdout
+        tiles = " and AMX" if native.has_tiles() else ""
+        assert f"{native.location()}, for {native.instruction_set()}{tiles}\n" in done.stdout
+    for device in ("mps", "xpu"):
+        (line,) = (x for x in done.stdout.splitlines() if x.startswith(f"  {device} "))
+        assert "the scan runs there by the torch backend, in plain PyTorch" in line
+        assert fastest_backend(device, torch.float32) == "torch"
     without = causal_conv1d.why_unavailable()
     convolves = "causal-conv1d" if without is None else f"torch: {without} Install it with: "
     assert f"mamba_ssm convolves by {convolves}" in done.stdout
@@ -100,3 +105,28 @@ def test_processor_has_a_name():
     assert doctor.cpu_name()
     if Path("/proc/cpuinfo").exists():
         assert doctor.cpu_name() in Path("/proc/cpuinfo").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("fpu avx512f avx512_bf16 amx_bf16 amx_tile", "has AMX and AVX512-BF16: "),
+        ("avx512f avx512_bf16", "has AVX512-BF16: "),
+        ("avx2 fma", "has neither AMX nor AVX512-BF16: "),
+        ("", "its instruction sets are not known: "),  # not Linux
+    ],
+)
+@pytest.mark.parametrize(("seconds", "verdict"), [(0.2, "faster"), (3.0, "slower")])
+def test_what_bfloat16_is_worth(monkeypatch, flags, expected, seconds, verdict):
+    monkeypatch.setattr(doctor, "_cpuinfo", lambda field: flags if field == "flags" else "A CPU")
+    times = {torch.float32: 1.0, torch.bfloat16: seconds}
+    monkeypatch.setattr(doctor, "_seconds_of_products", times.__getitem__)
+    (_, _, _, line, *_) = doctor._devices()
+    assert line == (
+        f"          {expected}--precision bfloat16 is {verdict} here, "
+        f"products take {seconds:.2g} of float32's time"
+    )
+
+
+def test_products_are_timed():
+    assert all(doctor._seconds_of_products(x) > 0 for x in (torch.float32, torch.bfloat16))

@@ -26,8 +26,8 @@ class Mamba(nn.Module):
 
     Parameter names and shapes are those of mamba-ssm's ``Mamba``, so its state dicts load. Under
     autocast it stays in the parameters' precision, but that its projections are in bfloat16 where
-    autocast on CUDA is to that; its output is in the parameters' precision. Dynamic quantisation
-    leaves it in floating point: one operation reads the weights of all projections.
+    autocast is to that, on a CPU if it has AMX; its output is in the parameters' precision. Dynamic
+    quantisation leaves it in floating point: one operation reads the weights of all projections.
 
     Args:
         d_model: channels of a token.
@@ -92,10 +92,9 @@ class Mamba(nn.Module):
             return mamba_mixer_chunked(x, *weights)
         else:
             own = self.D.dtype
-            dtype = dtype_of_products(x, own)
+            products = dtype_of_products(x, own)
             with without_autocast(x):
-                y = mamba_mixer(x.to(dtype), *weights, backend=self.backend)
-            return y if dtype == own else y.to(own)
+                return mamba_mixer(x.to(own), *weights, products=products, backend=self.backend)
 
 
 def init_step_size_projection(weight: Tensor, bias: Tensor) -> None:

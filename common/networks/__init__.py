@@ -7,6 +7,7 @@ from .elanres_msca_unet import ELANResMSCAUNet
 from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
 from .mambaclinix import MambaClinix
+from .recomputation import recompute_levels
 from .umamba import UMamba
 from .vmamba import VMambaEncoder
 
@@ -23,4 +24,5 @@ __all__ = [
     "SegResNetVAE",
     "UMamba",
     "VMambaEncoder",
+    "recompute_levels",
 ]

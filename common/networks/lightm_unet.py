@@ -61,15 +61,15 @@ class DepthwiseSeparableConv(nn.Module):
 
 
 class Stem(DepthwiseSeparableConv):
-    """The same for the image: what its sums lose to rounding, the layers after it amplify."""
+    """The same for the image, without autocast: what it loses to rounding, later layers amplify."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.depthwise.weight
         if torch.jit.is_scripting():
-            y = depthwise_conv_shifted(x, weight)
+            return pointwise(depthwise_conv_shifted(x, weight), self.pointwise.weight, None)
         else:
-            y = depthwise_conv(x, weight)
-        return pointwise(y, self.pointwise.weight, None)
+            with without_autocast(x):
+                return pointwise(depthwise_conv(x, weight), self.pointwise.weight, None)
 
 
 class Classifier(DepthwiseSeparableConv):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,6 +27,7 @@ def mamba_mixer(
     D: Tensor,
     out_proj: Tensor,
     *,
+    products: torch.dtype | None = None,
     backend: Backend = "auto",
 ) -> Tensor:
     """Mix tokens by a gated selective scan (Gu and Dao 2023, arXiv:2312.00752, figure 3)::
@@ -41,8 +42,9 @@ def mamba_mixer(
     "triton" keeps only x for the backward pass. "mamba_ssm" convolves by the package
     causal-conv1d, where it is installed and k is 2 to 4.
 
-    The products are in x's dtype, and so is what lies between them, whatever the weights' dtypes;
-    but "cpp" takes 16-bit floats to float32.
+    `products` is the dtype of the products and of what lies between them, whatever the weights'
+    dtypes. "cpp" has all of it in float32; but where that dtype is bfloat16 and the processor has
+    AMX, factors of the products are rounded to it, other than dt_proj's.
 
     Args:
         x: tokens, (b, l, c).
@@ -53,6 +55,7 @@ def mamba_mixer(
         dt_proj, dt_bias: (d, r), (d,).
         A, D: state decay, (d, n); skip weight, (d,).
         out_proj: (c', d).
+        products: see above; None is x's dtype.
         backend: as in `selective_scan`.
 
     Returns:
@@ -66,19 +69,14 @@ def mamba_mixer(
     """
     _check(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
     served = chosen(backend, x, A, but_mamba_ssm=True)  # whose scan needs copies of all
-    if served in _AS_ONE:
-        return _AS_ONE[served](
-            cast(Tensor, plain(x)),
-            in_proj,
-            conv_weight,
-            conv_bias,
-            x_proj,
-            dt_proj,
-            dt_bias,
-            A,
-            D,
-            out_proj,
-        )
+    products = x.dtype if products is None else products
+    weights = (in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
+    if served == "cpp":
+        return mamba_mixer_cpp(cast(Tensor, plain(x)), *weights, products=products)
+    if products != x.dtype:
+        return mamba_mixer(x.to(products), *weights, backend=backend).to(x.dtype)
+    if served == "triton":
+        return mamba_mixer_triton(cast(Tensor, plain(x)), *weights)
     in_proj, conv_weight, conv_bias, x_proj, dt_proj, out_proj = (
         weight if weight.dtype == x.dtype else weight.to(x.dtype)
         for weight in (in_proj, conv_weight, conv_bias, x_proj, dt_proj, out_proj)
@@ -111,12 +109,6 @@ def mamba_mixer_chunked(
     delta, B, C = _maps(u, x_proj, dt_proj, A)
     y = selective_scan_chunked(u, delta, A, B, C, D, z, dt_bias, True)[0]
     return F.linear(y.mT, out_proj)
-
-
-_AS_ONE: dict[Backend, Callable[..., Tensor]] = {
-    "cpp": mamba_mixer_cpp,
-    "triton": mamba_mixer_triton,
-}
 
 
 def _split_input(x: Tensor, in_proj: Tensor) -> tuple[Tensor, Tensor]:

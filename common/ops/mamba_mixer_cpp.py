@@ -4,6 +4,9 @@ Tokens are processed in chunks, forward from the first to the last and backward 
 first, so that only x, the output and one state per TILE tokens ever leave the cache. The backward
 pass computes a chunk's intermediates again: that takes less time than to write them to fresh memory
 and to read them back.
+
+Products with weights can be in bfloat16 where the processor has AMX: all but that with dt_proj,
+whose ranks are few. Those of the weights' gradients are in float32.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from .forward_mode import refuse_tangents
 CHUNK = 1 << 14
 
 
-def mamba_mixer_cpp(x: Tensor, *weights: Tensor) -> Tensor:
+def mamba_mixer_cpp(x: Tensor, *weights: Tensor, products: torch.dtype) -> Tensor:
     """Arguments, shapes and meaning as in `mamba_mixer`; 16-bit floats are converted here.
 
     Raises:
@@ -39,7 +42,8 @@ def mamba_mixer_cpp(x: Tensor, *weights: Tensor) -> Tensor:
         )
     refuse_tangents("cpp", x=x, **_Weights(*weights)._asdict())
     single = [tensor.float() for tensor in (x, *weights)]
-    return _mamba_mixer_cpp(*single, needs_grad(*single))[0].to(x.dtype)
+    bfloat16 = products == torch.bfloat16
+    return _mamba_mixer_cpp(*single, needs_grad(*single), bfloat16)[0].to(x.dtype)
 
 
 @torch.library.custom_op("monai_mamba::mamba_mixer_cpp", mutates_args=(), device_types="cpu")
@@ -55,11 +59,12 @@ def _mamba_mixer_cpp(
     D: Tensor,
     out_proj: Tensor,
     save_states: bool,
+    bfloat16: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The output, and what the backward pass needs of the states between (or nothing)."""
     weights = _Weights(in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
     out, saved = _outputs(x, A, out_proj, save_states)
-    mixer, _dense = _arguments(x, weights, out)
+    mixer, _dense = _arguments(x, weights, out, bfloat16)
     if save_states:
         mixer.saved = saved.data_ptr()
     _run("mamba_mixer_forward", mixer)
@@ -67,7 +72,10 @@ def _mamba_mixer_cpp(
 
 
 @_mamba_mixer_cpp.register_fake
-def _(x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj, save_states):
+def _(
+    x, in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj, save_states,
+    bfloat16=False,
+):  # fmt: skip
     return _outputs(x, A, out_proj, save_states)
 
 
@@ -87,10 +95,11 @@ def _mamba_mixer_cpp_backward(
     A: Tensor,
     D: Tensor,
     out_proj: Tensor,
+    bfloat16: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     weights = _Weights(in_proj, conv_weight, conv_bias, x_proj, dt_proj, dt_bias, A, D, out_proj)
     dx, grads = x.new_empty(x.shape), _Weights(*(w.new_empty(w.shape) for w in weights))
-    mixer, _dense = _arguments(x, weights, dout)
+    mixer, _dense = _arguments(x, weights, dout, bfloat16)
     mixer.saved, mixer.dx = saved.data_ptr(), _view(dx, "blc")
     for name, grad in grads._asdict().items():
         setattr(mixer, f"d{name}", grad.data_ptr())
@@ -99,24 +108,25 @@ def _mamba_mixer_cpp_backward(
 
 
 @_mamba_mixer_cpp_backward.register_fake
-def _(dout, saved, x, *weights):
-    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, *weights))
+def _(dout, saved, x, *weights_and_bfloat16):
+    return tuple(tensor.new_empty(tensor.shape) for tensor in (x, *weights_and_bfloat16[:-1]))
 
 
 def _save_for_backward(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(*inputs[:-1], output[1])
+    *tensors, _, ctx.bfloat16 = inputs
+    ctx.save_for_backward(*tensors, output[1])
 
 
 def _backward(ctx, dout, _):
     refuse_tangents("cpp", dout=dout)
     *tensors, saved = ctx.saved_tensors
     if dout is None:
-        return (None,) * (len(tensors) + 1)
+        return (None,) * (len(tensors) + 2)
     if saved.numel() == 0:  # the forward pass was told that nobody would ask
-        saved = _mamba_mixer_cpp(*tensors, True)[1]
-    return *_mamba_mixer_cpp_backward(dout, saved, *tensors), None
+        saved = _mamba_mixer_cpp(*tensors, True, ctx.bfloat16)[1]
+    return *_mamba_mixer_cpp_backward(dout, saved, *tensors, ctx.bfloat16), None, None
 
 
 _mamba_mixer_cpp.register_autograd(_backward, setup_context=_save_for_backward)
@@ -152,7 +162,7 @@ class _Mixer(ctypes.Structure):
             for size in ("batch", "length", "channels", "inner", "states", "rank", "taps")
         ),
         *((size, ctypes.c_int64) for size in ("outputs", "chunk")),
-        *((name, ctypes.c_int32) for name in ("threads", "isa")),
+        *((name, ctypes.c_int32) for name in ("threads", "isa", "bfloat16", "unused")),
         *((name, _View) for name in ("x", "out")),
         *((name, ctypes.c_void_p) for name in (*_Weights._fields, "saved")),
         ("dx", _View),
@@ -160,7 +170,9 @@ class _Mixer(ctypes.Structure):
     )
 
 
-def _arguments(x: Tensor, weights: _Weights, out: Tensor) -> tuple[_Mixer, _Weights]:
+def _arguments(
+    x: Tensor, weights: _Weights, out: Tensor, bfloat16: bool
+) -> tuple[_Mixer, _Weights]:
     """The arguments of both passes; and the weights, that have to live as long as these."""
     dense = _Weights(*(weight.contiguous() for weight in weights))
     batch, length, channels = x.shape
@@ -178,6 +190,7 @@ def _arguments(x: Tensor, weights: _Weights, out: Tensor) -> tuple[_Mixer, _Weig
         chunk=(tokens + TILE - 1) // TILE * TILE,
         threads=torch.get_num_threads(),
         isa=cpp._highest_isa,
+        bfloat16=bfloat16,
         x=_view(x, "blc"),
         out=_view(out, "blc"),
         **{name: weight.data_ptr() for name, weight in dense._asdict().items()},

@@ -68,6 +68,11 @@ def instruction_set() -> str:
     return INSTRUCTION_SETS[library().selective_scan_isa()]
 
 
+def has_tiles() -> bool:
+    """Whether this machine has AMX, by which the Mamba block's products can be in bfloat16."""
+    return bool(library().mamba_mixer_has_tiles())
+
+
 def source_hash() -> str:
     """What a library must have been built from to be used."""
     digest = hashlib.sha256()

@@ -199,17 +199,19 @@ def without_autocast(x: Tensor) -> AbstractContextManager[object]:
 
 
 def dtype_of_products(x: Tensor, own: torch.dtype) -> torch.dtype:
-    """What `mamba_mixer` is to have its tokens in, where a block leaves autocast for it.
+    """What `mamba_mixer` is to have its products in, where a block leaves autocast for it.
 
-    bfloat16 where autocast asks for that on CUDA: it has float32's range, and the convolution and
-    the scan between the products stay float32. Else the dtype of the block's own parameters.
+    bfloat16 where autocast asks for that, on CUDA or the CPU: it has float32's range, and the
+    convolution and the scan between the products stay float32. Else the dtype of the block's own
+    parameters.
     """
+    device = x.device.type
     if (
-        x.device.type == "cuda"
+        device in ("cuda", "cpu")
         and own == torch.float32
         and not exporting()
-        and torch.is_autocast_enabled("cuda")
-        and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device) == torch.bfloat16
     ):
         return torch.bfloat16
     return own

@@ -47,6 +47,7 @@ _MAY_DIFFER = (
     *("split_file", "cases", "exclude", "split", "split_seed", "fold", "num_folds"),
     *("device", "amp", "max_epochs", "val_interval", "val_cases", "sw_batch_size", "overlap"),
     *("cache", "cache_num", "num_workers", "resume", "strict", "check_finite", "pretrained"),
+    "checkpointing",
     *("encoder_weights", "settings", "stated", "label_names", "network", "precision", "validate"),
     *("initialize", "run", "finalize", "_meta_"),
     *("train#dataset", "train#dataloader", "train#handlers", "train#trainer", "train#key_metric"),

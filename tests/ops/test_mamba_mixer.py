@@ -7,9 +7,17 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from common.ops import cpp, mamba_mixer, mamba_mixer_chunked, mamba_mixer_cpp, native
+from common.ops import (
+    cpp,
+    mamba_mixer,
+    mamba_mixer_chunked,
+    mamba_mixer_cpp,
+    native,
+    selective_scan,
+)
 
 from .test_cpp import distance
 
@@ -123,11 +131,115 @@ def test_autocast_does_not_reach_into_it():
         assert torch.equal(mamba_mixer(*inputs, backend="cpp"), expected)
 
 
+needs_tiles = pytest.mark.skipif(
+    native.why_unavailable() is not None or not native.has_tiles(), reason="needs AMX"
+)
+SIZES = [
+    {"length": 70, "c": 6, "d": 20, "out": 5},
+    {"length": 1, "c": 1, "d": 1, "n": 1, "rank": 1, "out": 1},
+    {"length": 200, "c": 32, "d": 64, "n": 16, "out": 64},
+    {"length": 133, "c": 33, "d": 70, "n": 3, "rank": 33, "taps": 7, "out": 49, "batch": 2},
+    {"length": 64, "c": 64, "d": 128, "taps": 1, "out": 32},
+]
+
+
+def as_rounded(x: Tensor) -> Tensor:
+    """Rounded to bfloat16; its gradient is that of x."""
+    return x + (x.bfloat16().to(x) - x).detach()
+
+
+def in_bfloat16(
+    x: Tensor, in_proj: Tensor, conv_weight: Tensor, conv_bias: Tensor, x_proj: Tensor,
+    dt_proj: Tensor, dt_bias: Tensor, A: Tensor, D: Tensor, out_proj: Tensor,
+) -> Tensor:  # fmt: skip
+    """The composition in float64, with factors rounded as the library does it."""
+    d, _, taps = conv_weight.shape
+    u, z = F.linear(as_rounded(x), as_rounded(in_proj)).mT.chunk(2, dim=1)
+    u = F.silu(F.conv1d(F.pad(u, [taps - 1, 0]), conv_weight, conv_bias, groups=d))
+    maps = F.linear(as_rounded(u).mT, as_rounded(x_proj))
+    dt, B, C = maps.split([dt_proj.shape[1], A.shape[1], A.shape[1]], dim=-1)
+    delta = F.linear(dt, dt_proj).mT
+    y = selective_scan(u, delta, A, B.mT, C.mT, D, z, dt_bias, True, backend="torch")
+    return F.linear(as_rounded(y).mT, as_rounded(out_proj))
+
+
+def gradients(y: Tensor, xs: list[Tensor]) -> list[Tensor]:
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y)
+    return list(torch.autograd.grad(y, xs, dy))
+
+
+@needs_tiles
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("chunk", [1, 1 << 14])
+def test_products_in_bfloat16(monkeypatch, sizes, chunk):
+    monkeypatch.setattr(mamba_mixer_cpp, "CHUNK", chunk)
+    xs = [x.requires_grad_() for x in make_inputs(**sizes)]
+    y = mamba_mixer(*xs, products=torch.bfloat16, backend="cpp")
+    doubles = [x.detach().double().requires_grad_() for x in xs]
+    expected = in_bfloat16(*doubles)
+    assert y.dtype == torch.float32
+    # A number that float32 and float64 round otherwise is rare.
+    assert distance(y.detach(), expected.detach()) < 1e-4
+    # There the gradients are rounded, too, before they are multiplied.
+    for name, found, wanted in zip(
+        NAMES, gradients(y, xs), gradients(expected, doubles), strict=True
+    ):
+        assert distance(found, wanted) < 2 * torch.finfo(torch.bfloat16).eps, name
+
+
+@needs_tiles
+def test_bits_of_bfloat16_whatever_the_threads():
+    xs = [x.requires_grad_() for x in make_inputs(2, 3000, d=100, c=40)]
+    torch.set_num_threads(1)
+    y = mamba_mixer(*xs, products=torch.bfloat16, backend="cpp")
+    expected = [y, *gradients(y, xs)]
+    assert not torch.equal(y, mamba_mixer(*xs, backend="cpp"))
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        y = mamba_mixer(*xs, products=torch.bfloat16, backend="cpp")
+        for found, wanted in zip([y, *gradients(y, xs)], expected, strict=True):
+            assert torch.equal(found, wanted)
+
+
+@needs_tiles
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_no_number_in_bfloat16(value):
+    """It reaches what depends on it and nothing else, as in float32."""
+    for index in range(len(NAMES)):
+        inputs = make_inputs(length=70, c=33, d=20)
+        inputs[index].view(-1)[-1] = value
+        finite = [
+            mamba_mixer(*inputs, products=products, backend="cpp").isfinite()
+            for products in (torch.float32, torch.bfloat16)
+        ]
+        assert torch.equal(*finite), NAMES[index]
+
+
+@needs_tiles
+def test_tiles_of_others_stay():
+    """oneDNN's own, on the same threads, before and after."""
+    x = torch.randn(512, 256).bfloat16()
+    weight = torch.randn(256, 256).bfloat16()
+    expected = x @ weight
+    for _ in range(3):
+        mamba_mixer(*make_inputs(length=500, d=64), products=torch.bfloat16, backend="cpp")
+        assert torch.equal(x @ weight, expected)
+
+
 @needs_library
+def test_without_tiles_products_are_in_float32(isa):
+    inputs = make_inputs()
+    found = mamba_mixer(*inputs, products=torch.bfloat16, backend="cpp")
+    same = torch.equal(found, mamba_mixer(*inputs, backend="cpp"))
+    assert same == (cpp._highest_isa < 2 or not native.has_tiles())
+
+
+@needs_library
+@pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize("save_states", [True, False])
-def test_operator(save_states):
+def test_operator(save_states, bfloat16):
     inputs = [x.requires_grad_() for x in make_inputs(batch=2, d=3, length=70)]
-    torch.library.opcheck(mamba_mixer_cpp._mamba_mixer_cpp, (*inputs, save_states))
+    torch.library.opcheck(mamba_mixer_cpp._mamba_mixer_cpp, (*inputs, save_states, bfloat16))
 
 
 @needs_library

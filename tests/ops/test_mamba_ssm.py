@@ -189,6 +189,6 @@ def test_auto_mixes_in_triton(calls, monkeypatch):
     """Though there are 1024 channels or, read as u's, 1024 tokens."""
     monkeypatch.setattr(scan_module.triton_scan, "why_unavailable", lambda: None)
     monkeypatch.setattr(mixer_module, "_check", lambda *_: None)
-    monkeypatch.setitem(mixer_module._AS_ONE, "triton", lambda *_: "in Triton")
+    monkeypatch.setattr(mixer_module, "mamba_mixer_triton", lambda *_: "in Triton")
     monkeypatch.setattr(mixer_module, "plain", lambda x: x)
     assert mamba_mixer(cuda(d=1024), *[None] * 6, torch.zeros(1024, 16), None, None) == "in Triton"

@@ -54,6 +54,7 @@ struct MixerChunk {
     int64_t item, number, t0, tokens;
     float *x, *before_conv;  // with `reach` tokens before the chunk's; 0 where there are none
     float *gate, *u, *maps, *raw, *B, *C;
+    uint16_t* rounded;
     int64_t rows[TILE];  // of a tile, in scratch memory of width d
 
     MixerChunk(const MixerPlan& plan, int64_t item, int64_t number, Arena& arena)
@@ -65,6 +66,7 @@ struct MixerChunk {
         gate = arena.take(most * plan.d), u = arena.take(most * plan.d);
         maps = arena.take(most * plan.m), raw = arena.take(most * plan.d);
         B = arena.take(most * n), C = arena.take(most * n);
+        rounded = reinterpret_cast<uint16_t*>(arena.take(plan.rounded_floats()));
         for (int64_t t = 0; t < TILE; ++t) rows[t] = t * plan.d;
     }
 
@@ -85,22 +87,30 @@ struct MixerChunk {
                int(channels), int(padded), to, int(padded));
     }
 
+    // to = a weight, or to += a weight, of rows of a
+    void product(int64_t count, int64_t columns, int64_t depth, const float* a, int64_t a_row,
+                 const Packed& weight, float* to, int64_t row, bool adds = false) const {
+        if (weight.lines.empty())
+            multiply(count, columns, depth, {a, a_row, 1}, right(weight), to, row, adds);
+        else
+            multiply_tiles(count, columns, depth, a, a_row, weight.lines.data(), to, row, adds, rounded);
+    }
+
     void find() const {
         const int64_t d = plan.d, c = plan.c, m = plan.m, reach = plan.reach, n = mixer.states;
         const int64_t missing = std::max<int64_t>(0, reach - t0);
         std::fill(x, x + missing * c, 0.0f);
         read(mixer.x, t0 - reach + missing, mixer.channels, c, x + missing * c);
-        const Left tokens_before{x, c, 1}, here{x + reach * c, c, 1};
-        multiply(reach + tokens, d, mixer.channels, tokens_before, right(plan.to_u), before_conv, d);
-        multiply(tokens, d, mixer.channels, here, right(plan.to_gate), gate, d);
+        product(reach + tokens, d, mixer.channels, x, c, plan.to_u, before_conv, d);
+        product(tokens, d, mixer.channels, x + reach * c, c, plan.to_gate, gate, d);
         for_taps([&](const auto& taps, V bias, int64_t p) {
             for (int64_t i = p; i < p + tokens * d; i += d) {
                 V sum = convolve(taps, bias, before_conv + i, d);
                 store(u + i, sum * sigmoid(sum));
             }
         });
-        multiply(tokens, mixer.rank + 2 * n, mixer.inner, {u, d, 1}, right(plan.to_maps), maps, m);
-        multiply(tokens, d, mixer.rank, {maps, m, 1}, right(plan.to_steps), raw, d);
+        product(tokens, mixer.rank + 2 * n, mixer.inner, u, d, plan.to_maps, maps, m);
+        product(tokens, d, mixer.rank, maps, m, plan.to_steps, raw, d);
         for (int64_t t = 0; t < tokens; ++t)
             for (int64_t s = 0; s < n; ++s) {
                 B[t * n + s] = maps[t * m + mixer.rank + s];
@@ -132,6 +142,7 @@ struct MixerChunk {
 void mixer_forward_task(MixerPlan& plan, int64_t task, Arena arena) {
     const Mixer& mixer = plan.mixer;
     const int64_t n = mixer.states, d = plan.d, number = task / mixer.batch;
+    const ThreadsTiles tiles(plan.tiled);
     const MixerChunk chunk(plan, task % mixer.batch, number, arena);
     float *delta = new_tile(arena), *x = new_tile(arena), *y = new_tile(arena);
     float* out = arena.take(mixer.chunk * plan.o);
@@ -150,7 +161,7 @@ void mixer_forward_task(MixerPlan& plan, int64_t task, Arena arena) {
         }
         scanned.store(number + 1, std::memory_order_release);
     }
-    multiply(chunk.tokens, mixer.outputs, mixer.inner, {chunk.gate, d, 1}, right(plan.to_out), out, plan.o);
+    chunk.product(chunk.tokens, mixer.outputs, mixer.inner, chunk.gate, d, plan.to_out, out, plan.o);
     scatter(out, int(plan.o), int(chunk.tokens), int(mixer.outputs),
             mixer.out.at(chunk.item, 0) + chunk.t0 * mixer.out.l, mixer.out.c, EvenRows(mixer.out.l));
 }
@@ -159,6 +170,7 @@ void mixer_backward_task(MixerPlan& plan, int64_t task, Arena arena) {
     const Mixer& mixer = plan.mixer;
     const int64_t n = mixer.states, rank = mixer.rank, d = plan.d, c = plan.c, o = plan.o, m = plan.m;
     const int64_t reach = plan.reach, maps = rank + 2 * n, step = task / mixer.batch;
+    const ThreadsTiles tiles(plan.tiled);
     const MixerChunk chunk(plan, task % mixer.batch, plan.chunks - 1 - step, arena);
     const int64_t tokens = chunk.tokens, most = mixer.chunk;
     float *delta = new_tile(arena), *x = new_tile(arena);
@@ -171,7 +183,7 @@ void mixer_backward_task(MixerPlan& plan, int64_t task, Arena arena) {
     float *dtaps = small, *dA = dtaps + (mixer.taps + 1) * d, *dD = dA + n * d, *dbias = dD + d;
     chunk.find();
     chunk.read(mixer.out, chunk.t0, mixer.outputs, o, dout);
-    multiply(tokens, d, mixer.outputs, {dout, o, 1}, right(plan.back_out), dy, d);
+    chunk.product(tokens, d, mixer.outputs, dout, o, plan.back_out, dy, d);
 
     std::fill(dB, dB + tokens * n, 0.0f), std::fill(dC, dC + tokens * n, 0.0f);
     std::fill(small, small + (mixer.taps + 3 + n) * d, 0.0f);
@@ -195,13 +207,13 @@ void mixer_backward_task(MixerPlan& plan, int64_t task, Arena arena) {
         scanned.store(step + 1, std::memory_order_release);
     }
 
-    multiply(tokens, rank, mixer.inner, {ddelta, d, 1}, right(plan.back_steps), dmaps, m);
+    chunk.product(tokens, rank, mixer.inner, ddelta, d, plan.back_steps, dmaps, m);
     for (int64_t t = 0; t < tokens; ++t)
         for (int64_t s = 0; s < n; ++s) {
             dmaps[t * m + rank + s] = dB[t * n + s];
             dmaps[t * m + rank + n + s] = dC[t * n + s];
         }
-    multiply(tokens, d, maps, {dmaps, m, 1}, right(plan.back_maps), du, d, true);
+    chunk.product(tokens, d, maps, dmaps, m, plan.back_maps, du, d, true);
 
     // Through the convolution, whose gradient reaches to tokens of the chunk after.
     if (step > 0) {
@@ -233,8 +245,8 @@ void mixer_backward_task(MixerPlan& plan, int64_t task, Arena arena) {
             store(before_conv + i, sum);
         }
     });
-    multiply(tokens, mixer.channels, mixer.inner, {before_conv, d, 1}, right(plan.back_u), dx, c);
-    multiply(tokens, mixer.channels, mixer.inner, {dgate, d, 1}, right(plan.back_gate), dx, c, true);
+    chunk.product(tokens, mixer.channels, mixer.inner, before_conv, d, plan.back_u, dx, c);
+    chunk.product(tokens, mixer.channels, mixer.inner, dgate, d, plan.back_gate, dx, c, true);
     scatter(dx, int(c), int(tokens), int(mixer.channels),
             mixer.dx.at(chunk.item, 0) + chunk.t0 * mixer.dx.l, mixer.dx.c, EvenRows(mixer.dx.l));
 

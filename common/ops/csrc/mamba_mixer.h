@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "sizes.h"
+#include "tile_products.h"
 #include "tiles.h"
 
 extern "C" {
@@ -24,7 +25,7 @@ extern "C" {
 struct Mixer {
     int64_t batch, length, channels, inner, states, rank, taps, outputs;
     int64_t chunk;  // tokens, a multiple of TILE that is not below taps - 1
-    int32_t threads, isa;
+    int32_t threads, isa, bfloat16, unused;  // bfloat16: in products with weights, by tiles
     View x, out;  // backward: out is its gradient
     const float *in_proj, *conv_weight, *conv_bias, *x_proj, *dt_proj, *dt_bias, *A, *D, *out_proj;
     float* saved;  // [batch][tile][padded inner][states]: before each; forward writes unless null
@@ -35,15 +36,22 @@ struct Mixer {
 
 namespace {
 
-// A weight for multiply(): [panel of columns][depth][columns of a panel], 0 where there is none.
+// A weight for multiply(): [panel of columns][depth][columns of a panel], 0 where there is none; or
+// for multiply_tiles().
 struct Packed {
     int64_t panel = 0;  // floats of a panel
     std::vector<float> data;
+    std::vector<Line> lines;
 
     Packed() = default;
     Packed(int64_t width, int64_t columns, int64_t depth, const float* weight, int64_t by_column,
-           int64_t by_depth)
-        : panel(width * depth), data(ceil_div(ceil_div(columns, PAD) * PAD, width) * panel) {
+           int64_t by_depth, bool tiled = false) {
+        if (tiled) {
+            lines = in_lines(columns, depth, weight, by_column, by_depth);
+            return;
+        }
+        panel = width * depth;
+        data.resize(ceil_div(ceil_div(columns, PAD) * PAD, width) * panel);
         for (int64_t first = 0; first < columns; first += width)
             for (int64_t k = 0; k < depth; ++k)
                 for (int64_t c = first; c < std::min(columns, first + width); ++c)
@@ -63,6 +71,7 @@ struct MixerPlan {
     int64_t width;                                   // W of the instruction set
     int64_t d, c, o, m;                              // inner, channels, outputs, maps: padded
     int64_t reach, chunks, tiles, column, threads;   // column: channels scanned between two waits
+    bool tiled;                                      // products with weights, but for steps of few ranks
     // Products, tokens times weight. Of in_proj the halves for u and for the gate.
     Packed to_u, to_gate, to_maps, to_steps, to_out;
     Packed back_u, back_gate, back_maps, back_steps, back_out;
@@ -90,20 +99,21 @@ struct MixerPlan {
         threads = std::min(threads, mixer.batch * chunks);
         column = threads == 1 ? COLUMN : std::min(COLUMN, std::max(PAD, d / (2 * threads) / PAD * PAD));
 
+        tiled = mixer.bfloat16 && width == 16 && has_tiles();
         const int64_t panel = 2 * width;
         const float* gate = mixer.in_proj + inner * c_in;
-        to_u = Packed(panel, inner, c_in, mixer.in_proj, c_in, 1);
-        to_gate = Packed(panel, inner, c_in, gate, c_in, 1);
-        to_maps = Packed(panel, rank + 2 * n, inner, mixer.x_proj, inner, 1);
+        to_u = Packed(panel, inner, c_in, mixer.in_proj, c_in, 1, tiled);
+        to_gate = Packed(panel, inner, c_in, gate, c_in, 1, tiled);
+        to_maps = Packed(panel, rank + 2 * n, inner, mixer.x_proj, inner, 1, tiled);
         to_steps = Packed(panel, inner, rank, mixer.dt_proj, rank, 1);
         if (backward) {
-            back_u = Packed(panel, c_in, inner, mixer.in_proj, 1, c_in);
-            back_gate = Packed(panel, c_in, inner, gate, 1, c_in);
-            back_maps = Packed(panel, inner, rank + 2 * n, mixer.x_proj, 1, inner);
+            back_u = Packed(panel, c_in, inner, mixer.in_proj, 1, c_in, tiled);
+            back_gate = Packed(panel, c_in, inner, gate, 1, c_in, tiled);
+            back_maps = Packed(panel, inner, rank + 2 * n, mixer.x_proj, 1, inner, tiled);
             back_steps = Packed(panel, rank, inner, mixer.dt_proj, 1, rank);
-            back_out = Packed(panel, inner, mixer.outputs, mixer.out_proj, 1, inner);
+            back_out = Packed(panel, inner, mixer.outputs, mixer.out_proj, 1, inner, tiled);
         } else {
-            to_out = Packed(panel, mixer.outputs, inner, mixer.out_proj, inner, 1);
+            to_out = Packed(panel, mixer.outputs, inner, mixer.out_proj, inner, 1, tiled);
         }
         taps.resize(mixer.taps * d), tap_bias.resize(d);
         A.resize(d * n), A2.resize(d * n), D.resize(d), bias.resize(d);
@@ -147,9 +157,12 @@ struct MixerPlan {
         return heads.data() + (item * chunks + chunk) * reach * d;
     }
 
+    int64_t rounded_floats() const {  // that hold a chunk's left factor in bfloat16
+        return tiled ? (ceil_div(reach + mixer.chunk, 32) * 32) * lines_of(std::max({c, d, o, m})) : 0;
+    }
     int64_t scratch_floats(bool backward) const {  // the most that a task takes from its arena
         const int64_t n = mixer.states, tokens = mixer.chunk, all = tokens + reach;
-        const int64_t before = all * (c + d) + tokens * (3 * d + m + 2 * n);
+        const int64_t before = all * (c + d) + tokens * (3 * d + m + 2 * n) + rounded_floats() + 16;
         if (!backward) return before + tokens * o + 3 * TILE * COLUMN + 16 * 12;
         return before + tokens * (o + 2 * d + c + m + 2 * n) + reach * d + (mixer.taps + 3 + n) * d +
                6 * TILE * COLUMN + 2 * (TILE + 1) * 16 * 16 + 16 * 24;

@@ -22,6 +22,7 @@
 #include "parallel.h"
 #include "selective_scan.h"
 #include "sizes.h"
+#include "tile_products.h"
 
 #ifndef SOURCE_HASH
 #define SOURCE_HASH ""
@@ -322,6 +323,9 @@ extern "C" void selective_scan_use_team(Team theirs) { team = theirs; }
 
 // What this machine has: 0 portable, 1 AVX2, 2 AVX-512.
 extern "C" int selective_scan_isa() { return best_isa(); }
+
+// Whether the mixer's products can be in bfloat16 on this machine.
+extern "C" int mamba_mixer_has_tiles() { return has_tiles(); }
 
 // What the library was built from, so that a stale one is noticed.
 extern "C" const char* selective_scan_source() { return SOURCE_HASH; }
