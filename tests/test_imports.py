@@ -31,7 +31,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
     "evaluation": (BASE | {"data"}, FRAMEWORKS | {"umap"}),
     "checkpoints": (BASE, {"torch", "monai", "numpy"}),
-    "workflows": (DOMAIN, FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime"}),
+    "workflows": (DOMAIN, FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime", "psutil", "ray"}),
     "zoo": (
         BASE | {"__version__", "checkpoints"},
         {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},

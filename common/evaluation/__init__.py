@@ -14,7 +14,6 @@ from .metrics import (
     VolumeOverlapError,
 )
 from .overlay import dice_per_class, draw_overlay
-from .repeats import Spread, read_metrics, spread_over_seeds, write_spread
 
 __all__ = [
     "ConfusionRate",
@@ -25,14 +24,10 @@ __all__ = [
     "MetricsSaver",
     "PerClassMetric",
     "RelativeVolumeDifference",
-    "Spread",
     "SurfaceDistanceInMM",
     "VolumeOverlapError",
     "dice_per_class",
     "draw_overlay",
     "draw_prototypes",
-    "read_metrics",
-    "spread_over_seeds",
     "write_code_maps",
-    "write_spread",
 ]
