@@ -205,8 +205,8 @@ def _check_content(path: Path, content: Mapping[str, Any]) -> None:
 def _check_measures(content: Mapping[str, Any]) -> None:
     """See, days before they are needed, that there are such metrics and options."""
     from ...evaluation import evaluate
+    from ...evaluation.comparison import LESION_DICE
     from ...evaluation.evaluate import BETTER
-    from ...evaluation.statistics import LESION_DICE
 
     options = content.get("evaluation", {})
     known = [p for p in inspect.signature(evaluate).parameters if p not in _SET_BY_STUDY]
@@ -330,7 +330,7 @@ def _override(config: ConfigParser, overrides: Mapping[str, Any], whose: str, fi
         InputError: an id is none of the config's, or one that a run sets itself.
     """
     for id_, value in overrides.items():
-        if id_ in _SET_BY_RUNS:
+        if id_.partition("#")[0] in _SET_BY_RUNS:
             raise InputError(f"{whose} sets {id_}, which each run sets itself; allowed are others.")
         node: Any = config.config
         steps = id_.split("#")

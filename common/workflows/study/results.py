@@ -81,16 +81,19 @@ def write_results(
             comparison = compare(methods, output, study.content.get("metrics", ["dice"]))
         except InputError as error:
             missing.append(f"The rows are not compared ({_without_stop(error)})")
-    write_report(
-        study.title,
-        methods,
-        output,
-        comparison=comparison,
-        paper=study.content.get("paper"),
-        images=output / "images",
-        labels=output / "labels",
-        predictions=predictions,
-    )
+    try:
+        write_report(
+            study.title,
+            methods,
+            output,
+            comparison=comparison,
+            paper=study.content.get("paper"),
+            images=output / "images",
+            labels=output / "labels",
+            predictions=predictions,
+        )
+    except InputError as error:
+        missing.append(f"There is no report ({_without_stop(error)})")
     return missing
 
 
