@@ -80,6 +80,13 @@ def run_study(
     check_switches(dry_run=dry_run)
     if jobs is not None and (type(jobs) is not int or jobs < 1):
         raise InputError(f"jobs is {jobs!r}; allowed are whole numbers from 1.")
+    for name, value, of in (
+        ("jobs", jobs, "local"),
+        ("address", address, "ray"),
+        ("gpus", gpus, "ray"),
+    ):
+        if value is not None and engine != of:
+            raise InputError(f"{name} is {value!r}; allowed is none, but with the engine {of}.")
     study = read_study(file, dataset_dir, overrides)
     for name in rows or ():
         if name not in study.rows:

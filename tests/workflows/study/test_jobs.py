@@ -176,4 +176,3 @@ def test_the_time_that_is_left(tmp_path: Path):
         "an epoch of A's training takes 40 s. Trainings that are left, one after the other: "
         "11 min, without B, of which nothing is known yet."  # 7 + 10 epochs
     )
-    assert Estimate(jobs[:1]).left() != Estimate(jobs).left()

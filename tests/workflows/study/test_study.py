@@ -53,6 +53,8 @@ def test_a_dry_run_writes_nothing(write: Write, out: Path, caplog: pytest.LogCap
     [
         ({"engine": "slurm"}, "engine is 'slurm'; allowed are 'local', 'ray'"),
         ({"jobs": 0}, "jobs is 0; allowed are whole numbers from 1"),
+        ({"address": "auto"}, "address is 'auto'; allowed is none, but with the engine ray"),
+        ({"engine": "ray", "jobs": 2}, "jobs is 2; allowed is none, but with the engine local"),
         ({"dry_run": "no"}, "dry_run is 'no'; allowed are True and False"),
         ({"rows": ["LightMUNet"]}, "has no row LightMUNet; the nearest is LightM-UNet"),
         ({"overrides": {"rows#LightM-UNet#batchsize": 1}}, "the nearest is batch_size"),
