@@ -31,6 +31,7 @@ STUDY = {
     "evaluation": dict,
     "paper": dict,
     "notes": list,
+    "missing": list,
 }
 _OF_ROW = ("bundle", "configs", "inference")  # all else are ids of the bundle's train.json
 _OF_DATA = ("folds", "seeds")  # what the others are for `disjoint_parts` is below

@@ -76,9 +76,10 @@ def write_results(
     if spread:
         _write_csv(output / "seeds.csv", spread)
     comparison = None
-    if len(methods) > 1:
+    metrics = study.content.get("metrics", ["dice"])
+    if metrics and len(methods) > 1:
         try:
-            comparison = compare(methods, output, study.content.get("metrics", ["dice"]))
+            comparison = compare(methods, output, metrics)
         except InputError as error:
             missing.append(f"The rows are not compared ({_without_stop(error)})")
     try:
