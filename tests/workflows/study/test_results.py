@@ -6,6 +6,7 @@ import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -21,6 +22,7 @@ from common.workflows.study.results import write_results
 
 from .conftest import BUNDLES, LIVER, Write
 
+Reports = list[tuple[dict[str, Path], dict[str, Any]]]
 BOX = (slice(2, 6), slice(2, 6), slice(2, 6))
 Make = Callable[..., tuple[Study, list[Fold], list[Job]]]
 
@@ -38,12 +40,23 @@ def mask(extra: int = 0) -> np.ndarray:
     return found
 
 
+@pytest.fixture(autouse=True)
+def reports(monkeypatch: pytest.MonkeyPatch) -> Reports:
+    """What is handed to the report, of which a whole study's test has a real one."""
+    handed: Reports = []
+    monkeypatch.setattr(
+        evaluation,
+        "write_report",
+        lambda title, methods, output, **more: handed.append((methods, more)),
+    )
+    return handed
+
+
 @pytest.fixture
 def make(tmp_path: Path, write: Write, monkeypatch: pytest.MonkeyPatch) -> Make:
     """A study of twelve cases whose runs are finished; a mask has as many voxels too many as
     `extra` says of its row, fold, seed and number."""
-    profiled: list[Path] = []
-    monkeypatch.setattr(workflows, "profile", lambda *a, **k: profiled.append(a[1]), raising=False)
+    monkeypatch.setattr(workflows, "profile", lambda *_, **__: None)
 
     def finished(extra: Callable[[str, int | None, int, int], int], **data):
         for i in range(12):
@@ -83,7 +96,7 @@ def dice(extra: int) -> float:
     return 128 / (128 + extra)
 
 
-def test_cases_of_all_folds_are_pooled(make: Make, tmp_path: Path):
+def test_cases_of_all_folds_are_pooled(make: Make, tmp_path: Path, reports: Reports):
     study, folds, jobs = make(
         lambda row, fold, seed, number: {"A": 0, "B": 4}[row] + number, folds=[0, 1, 2, 3, 4]
     )
@@ -101,8 +114,15 @@ def test_cases_of_all_folds_are_pooled(make: Make, tmp_path: Path):
     pair = json.loads((out / "comparison.json").read_text())["metrics"]["dice"]["liver"]["pairs"][0]
     assert pair["n"] == 12
     assert pair["p"] == pytest.approx(2**-11)  # A is the better one in all twelve
-    assert (out / "report.html").is_file()
     assert not (out / "seeds.csv").exists()
+    ((methods, more),) = reports
+    assert methods == {row: out / "rows" / row for row in "AB"}
+    for part in ("images", "labels"):
+        assert {file.name for file in more[part].iterdir()} == {
+            f"case_{i:02d}.nii.gz" for i in range(12)
+        }
+    masks = [file.name for file in more["predictions"]["B"].iterdir()]
+    assert sorted(masks) == [f"case_{i:02d}_seg.nii.gz" for i in range(12)]
 
 
 def test_a_case_is_the_mean_of_its_seeds(make: Make, tmp_path: Path):
@@ -151,7 +171,7 @@ def test_what_is_evaluated_stays_until_a_run_changes(
 
 
 def test_a_row_without_all_its_runs_is_in_no_table(
-    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    make: Make, tmp_path: Path, reports: Reports, caplog: pytest.LogCaptureFixture
 ):
     study, folds, jobs = make(lambda *_: 0, seeds=[0, 1])
     assert write_results(study, folds, jobs[:-1], tmp_path / "out") == []
@@ -159,6 +179,9 @@ def test_a_row_without_all_its_runs_is_in_no_table(
     assert not (tmp_path / "out/rows/B").exists()
     assert (tmp_path / "out/rows/A/cases.csv").is_file()
     assert not (tmp_path / "out/comparison.json").exists()
+    ((methods, more),) = reports
+    assert list(methods) == ["A"]
+    assert more["comparison"] is None
 
 
 def test_a_mask_that_cannot_be_read_is_told_and_the_rest_is_there(make: Make, tmp_path: Path):
@@ -173,15 +196,15 @@ def test_a_mask_that_cannot_be_read_is_told_and_the_rest_is_there(make: Make, tm
     assert len(table(tmp_path / "out/rows/B/cases.csv")) == 12
 
 
-def test_costs_that_cannot_be_measured(make: Make, tmp_path: Path, monkeypatch):
+def test_costs_that_cannot_be_measured(make: Make, tmp_path: Path, reports, monkeypatch):
     study, folds, jobs = make(lambda *_: 0)
 
     def refuse(*_: object, **__: object) -> None:
         raise InputError("There is no checkpoint.")
 
-    monkeypatch.setattr(workflows, "profile", refuse, raising=False)
+    monkeypatch.setattr(workflows, "profile", refuse)
     missing = write_results(study, folds, jobs, tmp_path / "out")
     assert missing == [
         f"The costs of {row} are not measured (There is no checkpoint)" for row in "AB"
     ]
-    assert (tmp_path / "out/report.html").is_file()
+    assert len(reports) == 1
