@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import queue
+import re
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +20,7 @@ from ...errors import InputError, first_line, how_to_install
 from .jobs import Job, Outcome, run_job
 
 _POLL = 1.0  # seconds between two looks at what has ended
+_PATIENCE = 10.0  # seconds for a cluster to answer
 _RETRIES = 3  # of a run whose node has died
 _GRACE = 330.0  # seconds in which what is asked to end does: more than a run gives its processes
 
@@ -139,8 +142,9 @@ def run_on_ray(
     except ImportError as error:
         raise InputError(f"The engine ray needs Ray: {how_to_install('ray')}.") from error
     try:
+        _knock(address)
         ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
             f"The Ray cluster {address} cannot be reached ({first_line(error)})."
         ) from error
@@ -162,6 +166,17 @@ def run_on_ray(
             return asked.name
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """See that something listens at an address, at which Ray would knock for minutes.
+
+    Raises:
+        OSError: nothing does.
+    """
+    if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address or ""):
+        with socket.create_connection((found[1], int(found[2])), timeout=_PATIENCE):
+            pass
 
 
 def _result(ray: Any, reference: Any, timeout: float | None = None) -> Outcome:

@@ -114,10 +114,12 @@ def test_without_ray(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.slow
-def test_a_cluster_that_cannot_be_reached():
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "auto"])
+def test_a_cluster_that_cannot_be_reached(address: str):
+    """Ray itself would try for minutes."""
     pytest.importorskip("ray")
-    with pytest.raises(InputError, match=r"The Ray cluster 127\.0\.0\.1:1 cannot be reached"):
-        run_on_ray([], "127.0.0.1:1", None, lambda j, x: None, lambda: None)
+    with pytest.raises(InputError, match=f"The Ray cluster {address} cannot be reached"):
+        run_on_ray([], address, None, lambda j, x: None, lambda: None)
 
 
 @pytest.fixture
