@@ -88,6 +88,19 @@ def as_typed(name: str, value: Any) -> Any:
     return value
 
 
+def as_word(value: Any) -> str:
+    """What to type after ``--NAME`` for the command line of MONAI's bundles to read `value`.
+
+    None is typed as an expression: MONAI leaves out a None that is typed as such.
+    """
+    from fire.parser import DefaultParseValue
+
+    if value is None:
+        return "$None"
+    text = value if isinstance(value, str) else repr(value)
+    return text if DefaultParseValue(text) == value else repr(value)
+
+
 def read_bytes(file: Path) -> bytes:
     """What a file holds.
 

@@ -151,33 +151,6 @@ def test_prototypes_of_the_bundle(trained: Path, dataset: Path, tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_one_command_trains_with_several_seeds(dataset: Path, tmp_path: Path):
-    """One of the three cannot run: the others' results are kept."""
-    (tmp_path / "7").touch()
-    done = preloaded.run(
-        "common",
-        "repeat",
-        *["--bundle", BUNDLE, "--output", tmp_path, "--seeds", "42,7,57"],
-        *["--dataset_dir", dataset, *overrides(SHORT)],
-    )
-    assert done.returncode == 1
-    assert done.stderr.endswith(
-        "error: The training with seed 7 ended with exit code 1. Its own message is above.\n"
-    )
-    assert "evaluation with seed 57 (3 of 3)" in done.stdout
-    with open(tmp_path / "repeats.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    (dice,) = (row for row in rows if row["metric"] == "val_dice_class_1")
-    seeds = [float(dice[f"seed {seed}"]) for seed in (42, 57)]
-    assert seeds[0] != seeds[1]
-    assert float(dice["mean"]) == pytest.approx(np.mean(seeds))
-    assert float(dice["standard deviation"]) == pytest.approx(np.std(seeds, ddof=1))
-    assert f"{float(dice['mean']):.4f} ± {float(dice['standard deviation']):.4f}" in done.stdout
-    for seed in (42, 57):
-        assert (tmp_path / f"{seed}/models/model.pt").is_file()
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "ablations",
     [

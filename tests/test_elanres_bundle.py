@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from common.networks import ELANResMSCAUNet, LiverTumourCascade
 
 from . import preloaded, running
 from .conftest import REPOSITORY
-from .running import FRESH, check_export_of_monai, overrides, sentence, succeed
+from .running import FRESH, check_export_of_monai, sentence, succeed
 
 BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_elanres_msca_segmentation"
 WIDTHS = [2, 2, 4, 4, 4]
@@ -199,17 +200,28 @@ def test_same_seed_same_training(trained: dict[str, Path], dataset: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_repeat_trains_both_stages(dataset: Path, tmp_path: Path):
-    words = ["repeat", "--bundle", BUNDLE, "--output", tmp_path, "--seeds", "[3]"]
-    words += ["--dataset_dir", dataset, *overrides(SHORT)]
-    done = preloaded.run("common", *words, cwd=tmp_path)
+def test_a_row_of_a_study_trains_both_stages(dataset: Path, tmp_path: Path):
+    study = {
+        "title": "One row",
+        "data": {"seeds": [3], "split": SHORT["split"]},
+        "overrides": SMALL,
+        "budget": {"max_epochs": 1},
+        "rows": {"ELANRes": {"bundle": BUNDLE.name}},
+    }
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    words = ["--file", tmp_path / "study.json", "--dataset_dir", dataset, "--output"]
+    done = preloaded.run("common", "study", *words, tmp_path / "out", cwd=BUNDLE.parent)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    for stage in ("liver", "tumor"):
-        assert f"training of the stage {stage} with seed 3 (1 of 1)" in done.stdout
-    trained = weights(tmp_path / "3")
+    root = tmp_path / "out/runs/ELANRes/seed3"
+    trained = weights(root)
     assert trained["liver.num_batches_trained"] > 0
     assert trained["tumour.num_batches_trained"] > 0
-    assert "val_dice_class_2" in (tmp_path / "repeats.csv").read_text()
+    for stage in ("liver", "tumor"):
+        assert (root / f"eval/learning_curves_{stage}.csv").is_file()
+    names = {
+        row["name"] for row in csv.DictReader((tmp_path / "out/rows/ELANRes/cases.csv").open())
+    }
+    assert names == {"liver", "tumour"}
 
 
 @pytest.mark.slow

@@ -31,7 +31,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
     "evaluation": (BASE | {"data"}, FRAMEWORKS | {"statsmodels", "umap"}),
     "checkpoints": (BASE, {"torch", "monai", "numpy"}),
-    "workflows": (DOMAIN | {"measure"}, FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime"}),
+    "workflows": (
+        DOMAIN | {"measure"},
+        FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime", "psutil", "ray"},
+    ),
     "zoo": (
         BASE | {"__version__", "checkpoints"},
         {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},

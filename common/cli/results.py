@@ -159,34 +159,6 @@ def evaluate(
         )
 
 
-def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None:
-    """Train and evaluate a bundle with each of several seeds; report each metric's mean and spread.
-
-    Run it in the bundle's folder, or name it by --bundle. Seeds are given as 42,57,89; what else
-    train.json may be given, as there (--dataset_dir /data --max_epochs 50).
-    """
-    from ..data import check_output_folder
-    from ..evaluation import read_metrics, spread_over_seeds, write_spread
-    from ..workflows import run_with_seeds
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    check_output_folder(output)
-    seeds = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
-    typed = {name: as_typed(name, value) for name, value in overrides.items()}
-    results = run_with_seeds(bundle, output, seeds, typed)
-    done = {seed: read_metrics(x) for seed, x in results.items() if not isinstance(x, str)}
-    failures = [x for x in results.values() if isinstance(x, str)]
-    if done:
-        spreads = spread_over_seeds(done)
-        width = max(map(len, spreads))
-        say(f"{'metric':{width}}  mean ± standard deviation, seeds {', '.join(map(str, done))}")
-        for name, spread in spreads.items():
-            say(f"{name:{width}}  {spread.mean:.4f} ± {spread.deviation:.4f}")
-        say(f"table: {write_spread(spreads, f'{output}/repeats.csv')}")
-    if failures:
-        raise InputError(f"{'; '.join(failures)}. Its own message is above.")
-
-
 def profile(
     bundle: str = ".",
     output: str | None = None,
@@ -226,3 +198,35 @@ def profile(
     ]
     if failed:
         raise InputError(f"Not measured: {listed(failed)}.")
+
+
+def study(
+    file: str,
+    output: str,
+    dataset_dir: str | None = None,
+    rows: str | None = None,
+    engine: str = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    gpus: float | None = None,
+    dry_run: bool = False,
+    **overrides: Any,
+) -> None:
+    """Train, predict, evaluate and compare what a study file says (extra: study; docs/studies.md).
+
+    What is left is run, what is finished stays. --rows A,B runs these rows alone, --dry_run True
+    prints the commands; what else the file says may be given in its place (--budget#max_epochs 10).
+    --engine ray runs on a Ray cluster, by its --address (extra: ray), with --gpus for each run;
+    --jobs is how many run at once on this machine.
+    """
+    from ..workflows import run_study
+
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("common").setLevel(logging.INFO)
+    names = None if rows is None else rows.split(",")
+    options = (engine, address, jobs, gpus, dry_run, overrides)
+    if failures := run_study(file, output, dataset_dir, names, *options):
+        raise InputError(f"{'; '.join(failures)}.")
+    if not dry_run:
+        say(f"tables: {output}/tables.md, {output}/tables.tex")
+        say(f"report: {output}/report.html")

@@ -6,7 +6,7 @@ from .layouts import find_cases, image_files, label_names, labelled_cases
 from .outputs import OutputLayout, check_output_folder
 from .sampling import ValidationSampler
 from .skipping import SkippingDataLoader, SkippingDataset
-from .splits import split_cases
+from .splits import disjoint_parts, split_cases
 from .writers import AtomicNibabelWriter, AtomicPILWriter, ProbabilityWriter
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "ValidationSampler",
     "cached_dataset",
     "check_output_folder",
+    "disjoint_parts",
     "find_cases",
     "image_files",
     "label_names",

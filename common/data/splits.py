@@ -133,6 +133,43 @@ def _split(
     return _drawn(kept.cases, split, ratios, seed, fold, num_folds, where)
 
 
+def disjoint_parts(
+    dataset_dir: str | Path,
+    ratios: Sequence[float] = (7, 1, 2),
+    seed: int = 0,
+    fold: int | None = None,
+    num_folds: int = 5,
+    split_file: str | Path | None = None,
+    exclude: str | Path | Sequence[str] | None = None,
+    cases_file: str | Path | None = None,
+) -> dict[Split, dict[str, Case]]:
+    """The three parts of `split_cases`, their cases by name, of which no test case is in another.
+
+    Where folds have no cases for test alone, as nnU-Net's and Auto3DSeg's have not, a fold's cases
+    are tested and nothing else, and those for validation are drawn from its training cases by the
+    first two `ratios`, or by 7:1 where these leave nothing for it.
+
+    Args:
+        dataset_dir, ratios, seed, fold, num_folds, split_file, exclude, cases_file: see
+            `split_cases`. A name is one that a `split_file` may call the case by.
+
+    Raises:
+        InputError: as `split_cases`.
+    """
+    more = (ratios, seed, fold, num_folds, split_file, exclude, cases_file)
+    parts = {split: split_cases(dataset_dir, split, *more) for split in SPLITS}
+    tested = _keys(parts["test"])
+    if any(case_key(case) in tested for case in parts["validation"]):
+        share = [*ratios[:2], 0] if min(ratios[:2]) > 0 else [7, 1, 0]
+        drawn: tuple[Split, ...] = ("training", "validation")
+        where = f"The training part of fold {fold or 0}"
+        parts |= {
+            split: _part_by_ratios(parts["training"], split, share, seed, where) for split in drawn
+        }
+    index = NameIndex(find_cases(dataset_dir, cases_file).cases)
+    return {split: {index.name(case): case for case in part} for split, part in parts.items()}
+
+
 class _Search:
     """The last search of a data set, of which each part is taken once.
 

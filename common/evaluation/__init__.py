@@ -15,7 +15,6 @@ from .metrics import (
     PerClassMetric,
 )
 from .overlay import dice_per_class, draw_overlay
-from .repeats import Spread, read_metrics, spread_over_seeds, write_spread
 
 __all__ = [
     "BETTER",
@@ -30,7 +29,6 @@ __all__ = [
     "MetricsSaver",
     "OverlapMetric",
     "PerClassMetric",
-    "Spread",
     "compare",
     "comparison_lines",
     "dice_per_class",
@@ -40,10 +38,7 @@ __all__ = [
     "find_lesions",
     "measure",
     "prototypes_figure",
-    "read_metrics",
-    "spread_over_seeds",
     "summarise",
     "write_code_maps",
     "write_results",
-    "write_spread",
 ]

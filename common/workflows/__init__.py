@@ -1,4 +1,4 @@
-"""What drives a bundle: checks, plans, costs, runs over several seeds, its network, exports."""
+"""What drives a bundle: checks, plans, costs, studies of several, its network, exports."""
 
 from .best import SaveBest, ValidateLast
 from .check import CaseReport, DatasetReport, check_dataset
@@ -10,9 +10,9 @@ from .nnunet import convert_nnunet
 from .plan import write_plan
 from .precision import check_precision
 from .prototypes import CodebookStatistics
-from .repeat import run_with_seeds
 from .resume import Stopped, TrainingState
 from .settings import as_trained, read_settings, running_settings, with_settings, write_settings
+from .study import run_study
 from .trained import load_for_export, load_trained
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
     "load_trained",
     "profile",
     "read_settings",
-    "run_with_seeds",
+    "run_study",
     "running_settings",
     "with_settings",
     "write_plan",

@@ -214,7 +214,7 @@ def test_switches_may_stand_alone(
     [
         ["check", "--dataset_dir", ".", "--output", "LONG/report.csv"],
         ["ircadb", "--input", "LONG", "--output", "o"],
-        ["repeat", "--seeds", "1", "--output", "o", "--bundle", "LONG"],
+        ["plan", "--bundle", "LONG", "--dataset_dir", ".", "--output", "o"],
         ["profile", "--bundle", "LONG"],
         ["zoo", "verify", "LONG"],
     ],

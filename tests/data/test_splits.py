@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from common.data import labelled_cases, split_cases, splits
+from common.data import disjoint_parts, labelled_cases, split_cases, splits
 from common.data.layouts import SPLITS, DataSet, case_names, find_cases
 from common.errors import InputError
 
@@ -499,3 +499,55 @@ def test_the_data_set_is_searched_once_for_all_parts(folders: Any, monkeypatch: 
     with pytest.raises(InputError, match="holds 1 labelled cases"):
         split_cases(root, "validation", cases_file=root / "cases.csv")
     assert len(searched) == 4
+
+
+def names_of(found: dict[Any, dict[str, Any]]) -> list[list[str]]:
+    return [list(found[split]) for split in SPLITS]
+
+
+def test_parts_that_share_no_case_are_those_of_the_split(folders: Any):
+    root = folders(*cases(20))
+    for fold in (None, 0, 4):
+        assert names_of(disjoint_parts(root, fold=fold)) == parts(root, fold=fold)
+
+
+def test_nnunets_folds_are_tested_and_validation_is_drawn_from_training(folders: Any):
+    """Their validation is their test: what chose the weights there would be what is tested."""
+    root = folders(*cases(20))
+    folds = [
+        {"train": [n for n in cases(20) if int(n[-2:]) % 5 != f], "val": cases(20)[f::5]}
+        for f in range(5)
+    ]
+    (root / "splits_final.json").write_text(json.dumps(folds))
+    assert parts(root, fold=1)[1] == parts(root, fold=1)[2]  # what is to be avoided
+    tested: list[str] = []
+    for fold in range(5):
+        training, validation, test = names_of(disjoint_parts(root, fold=fold))
+        assert test == folds[fold]["val"]
+        assert sorted(training + validation) == folds[fold]["train"]
+        assert len(validation) == 2  # of 16, by 7:1
+        assert not set(training) & set(validation)
+        tested += test
+    assert sorted(tested) == cases(20)
+    assert disjoint_parts(root, fold=1) == disjoint_parts(root, fold=1)
+
+
+def test_validation_has_a_share_where_ratios_leave_it_none(folders: Any):
+    root = folders(*cases(10))
+    folds = [{"train": cases(8), "val": cases(10)[8:]}]
+    (root / "splits.json").write_text(json.dumps(folds))
+    found = disjoint_parts(root, (1, 0, 0), fold=0, split_file=root / "splits.json")
+    assert [len(part) for part in found.values()] == [7, 1, 2]
+
+
+def test_names_of_parts_are_those_of_a_split_file(touch: Touch):
+    """Also of cases whose files are called alike."""
+    patients = [f"p{i}" for i in range(10)]
+    rows = [{"image": f"{p}/scan.nii.gz", "label": f"{p}/seg.nii.gz"} for p in patients]
+    root = touch(*(file for row in rows for file in row.values()))
+    (root / "cases.json").write_text(json.dumps(rows))
+    found = disjoint_parts(root, cases_file=root / "cases.json")
+    (root / "split.json").write_text(json.dumps({k: list(part) for k, part in found.items()}))
+    again = disjoint_parts(root, split_file=root / "split.json", cases_file=root / "cases.json")
+    assert again == found
+    assert set(found["test"]) < {f"{p}/seg" for p in patients}

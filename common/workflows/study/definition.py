@@ -1,0 +1,413 @@
+"""What a study file says: which bundles with which overrides, on which data, and for how long."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from pydoc import ErrorDuringImport, locate
+from typing import Any
+
+from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
+
+from ...data import label_names
+from ...errors import InputError, check_choice, first_line, listed
+from ...files import read_json
+
+STUDY = {
+    "title": str,
+    "data": dict,
+    "budget": dict,
+    "plan": (bool, dict),
+    "overrides": dict,
+    "inference": dict,
+    "rows": dict,
+    "metrics": list,
+    "classes": dict,
+    "evaluation": dict,
+    "paper": dict,
+    "notes": list,
+    "missing": list,
+}
+_OF_ROW = ("bundle", "configs", "inference")  # all else are ids of the bundle's train.json
+_OF_DATA = ("folds", "seeds")  # what the others are for `disjoint_parts` is below
+_PARTS = {
+    "split": "ratios",
+    "split_seed": "seed",
+    "num_folds": "num_folds",
+    "split_file": "split_file",
+    "exclude": "exclude",
+    "cases": "cases_file",
+}
+_SET_BY_RUNS = (
+    *("bundle_root", "dataset_dir", "output_dir", "ckpt_dir", "checkpoint", "resume", "stage"),
+    *("seed", "fold", *_PARTS),
+)
+# Arguments of `evaluate` that are not the study file's "evaluation".
+_SET_BY_STUDY = ("predictions", "labels", "output", "classes", "label_map", "ignore_label")
+_STAGES = ("liver", "tumor")  # of a cascade, in the order of their trainings
+_NOT_IN_NAMES = '/\\,#:*?"<>|'  # of rows, which are folders, listed with commas and parts of ids
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method that is compared.
+
+    Attributes:
+        name: what it is called.
+        bundle: the bundle's folder.
+        configs: the files of its training, train.json first.
+        overrides: of ids of these, with the study's and the budget's.
+        inference: overrides of ids of inference.json.
+        stages: of a cascade, its trainings; of anything else one without a name.
+        max_epochs: of each training, where it is a number.
+        label_map: the classes of the values in labels' files.
+        ignore_label: the value of what does not count.
+    """
+
+    name: str
+    bundle: Path
+    configs: tuple[Path, ...]
+    overrides: Mapping[str, Any]
+    inference: Mapping[str, Any]
+    stages: tuple[str, ...]
+    max_epochs: int | None
+    label_map: Mapping[Any, Any] | None
+    ignore_label: int | None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says, checked.
+
+    Attributes:
+        content: the file with what was given in its place, as it is kept.
+        dataset_dir: of the data.
+        folds: to be tested one after the other; None is the one split of data without folds.
+        seeds: of the trainings.
+        parts: further arguments of `disjoint_parts`.
+        minutes: of training that a run has, where epochs are not counted.
+        rows: by name.
+        classes: for `evaluate`: values of labels by the names of the classes.
+    """
+
+    content: Mapping[str, Any]
+    dataset_dir: Path
+    folds: tuple[int | None, ...]
+    seeds: tuple[int, ...]
+    parts: Mapping[str, Any]
+    minutes: float | None
+    rows: Mapping[str, Row]
+    classes: Mapping[str, Sequence[int]] | None
+
+    @property
+    def title(self) -> str:
+        return str(self.content["title"])
+
+    @property
+    def plan(self) -> Mapping[str, Any] | None:
+        """Options of nnU-Net's planning; None where nothing is planned."""
+        plan = self.content.get("plan", False)
+        return plan if isinstance(plan, dict) else {} if plan else None
+
+
+def read_study(
+    file: str | Path,
+    dataset_dir: str | Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Study:
+    """Read a study file, and see that it can be run.
+
+    Args:
+        file: JSON. Bundles and configs that it names are looked for in its own folder and those
+            above, in folders called bundles beside these, and here.
+        dataset_dir: in place of the file's.
+        overrides: ids of the file and their values, as {"budget#max_epochs": 10}.
+
+    Raises:
+        InputError: the file cannot be read, has a key that no study has or a value that is none for
+            its key, or names a bundle, a config or an id that does not exist.
+    """
+    path = Path(file)
+    parser = ConfigParser(read_json(path))
+    given = dict(overrides or {})
+    if dataset_dir is not None:
+        given["data#dataset_dir"] = str(dataset_dir)
+    for id_, value in given.items():
+        parent = id_.rpartition("#")[0]
+        if parent and parent not in parser:
+            raise InputError(f"{path} has no {parent}, of which {id_} is given a value.")
+        parser[id_] = list(value) if isinstance(value, tuple) else value
+    content = {k: v for k, v in parser.config.items() if k != ConfigParser.meta_key}
+    content = json.loads(json.dumps(content))  # as it will be read again
+    _check_content(path, content)
+    data, budget = content["data"], content.get("budget", {})
+    parts = {_PARTS[name]: value for name, value in data.items() if name in _PARTS}
+    for name in ("split_file", "cases_file"):
+        if parts.get(name) is not None:
+            parts[name] = _found(str(parts[name]), [path.parent, Path()], f"{path}: {name}")
+    folds = data.get("folds")
+    minutes = budget.get("minutes")
+    shared = {k: v for k, v in budget.items() if k != "minutes"}
+    for name in content["rows"]:
+        _check_name(name)
+    rows = {n: _row(path, n, said, content, shared) for n, said in content["rows"].items()}
+    for row in rows.values():
+        if minutes is not None and "max_epochs" in row.overrides:
+            raise InputError(
+                f"The budget has minutes ({minutes:g}), and the row {row.name} max_epochs "
+                f"({row.overrides['max_epochs']}); allowed is one of them, such as --budget "
+                f"\"{{'minutes': {minutes:g}}}\"."
+            )
+    _check_labels(rows)
+    return Study(
+        content=content,
+        dataset_dir=Path(data["dataset_dir"]).resolve(),
+        folds=(None,) if folds is None else tuple(folds),
+        seeds=tuple(_seeds(content)),
+        parts=parts,
+        minutes=minutes,
+        rows=rows,
+        classes=content.get("classes")
+        or _named_classes(data["dataset_dir"], parts.get("cases_file"), rows),
+    )
+
+
+def _check_content(path: Path, content: Mapping[str, Any]) -> None:
+    for name, value in content.items():
+        if name not in STUDY:
+            raise InputError(f"{path} has {name!r}{nearest(name, STUDY)}.")
+        if not isinstance(value, STUDY[name]):  # type: ignore[arg-type]
+            raise InputError(f"{path}: {name} is {value!r}; allowed is {_kind(STUDY[name])}.")
+    for name in ("title", "data", "rows"):
+        if not content.get(name):
+            raise InputError(f"{path} has no {name}; needed are title, data and rows.")
+    data = content["data"]
+    for name in data:
+        if name not in ("dataset_dir", *_OF_DATA, *_PARTS):
+            allowed = ["dataset_dir", *_OF_DATA, *_PARTS]
+            raise InputError(f"{path} has data#{name}{nearest(name, allowed)}.")
+    where = data.get("dataset_dir", "$REQUIRED")
+    if not isinstance(where, str) or where.startswith("$"):
+        raise InputError(f"data#dataset_dir is {where}; needed is a folder, by --dataset_dir DIR.")
+    _check_numbers("data#seeds", _seeds(content))
+    if data.get("folds") is not None:
+        _check_numbers("data#folds", data["folds"])
+    _check_measures(content)
+    minutes = content.get("budget", {}).get("minutes", 1)
+    if isinstance(minutes, bool) or not isinstance(minutes, (int, float)) or not minutes > 0:
+        raise InputError(f"budget#minutes is {minutes!r}; allowed are numbers above 0.")
+
+
+def _check_measures(content: Mapping[str, Any]) -> None:
+    """See, days before they are needed, that there are such metrics and options."""
+    from ...evaluation import evaluate
+    from ...evaluation.comparison import LESION_DICE
+    from ...evaluation.evaluate import BETTER
+
+    options = content.get("evaluation", {})
+    known = [p for p in inspect.signature(evaluate).parameters if p not in _SET_BY_STUDY]
+    for name in options:
+        if name not in known:
+            raise InputError(f"The study sets evaluation#{name}{nearest(name, known)}.")
+    for metric in content.get("metrics", []):
+        check_choice("metric", metric, [*BETTER, LESION_DICE])
+        if metric == LESION_DICE and not (options.get("lesions") and len(_seeds(content)) == 1):
+            raise InputError(
+                f"The study compares {LESION_DICE}; needed are evaluation#lesions, the names of "
+                "their classes, and one seed."
+            )
+
+
+def _seeds(content: Mapping[str, Any]) -> list[int]:
+    seeds: list[int] = content["data"].get("seeds", [0])
+    return seeds
+
+
+def _check_numbers(id_: str, numbers: Any) -> None:
+    whole = isinstance(numbers, list) and all(type(x) is int and x >= 0 for x in numbers)
+    if not whole or not numbers or len(set(numbers)) < len(numbers):
+        raise InputError(
+            f"{id_} is {numbers!r}; allowed are different whole numbers from 0, as in [0, 1]."
+        )
+
+
+def _check_name(name: str) -> None:
+    if not name.strip(" .-") or name[0] in ".-" or set(name) & set(_NOT_IN_NAMES):
+        raise InputError(
+            f"A row is called {name!r}, which is to be a folder; allowed are names without "
+            f"{' '.join(_NOT_IN_NAMES)} that begin with neither . nor -."
+        )
+
+
+def _row(
+    path: Path,
+    name: str,
+    said: Any,
+    content: Mapping[str, Any],
+    budget: Mapping[str, Any],
+) -> Row:
+    if not isinstance(said, dict) or not isinstance(said.get("bundle"), str):
+        raise InputError(f'{path}: the row {name} has no bundle; needed is {{"bundle": NAME}}.')
+    bundle = _bundle(path, name, said["bundle"])
+    configs = bundle / "configs"
+    names, own_inference = said.get("configs", []), said.get("inference", {})
+    if not isinstance(names, list) or not all(isinstance(file, str) for file in names):
+        raise InputError(f"The row {name} has configs {names!r}; allowed are names of files.")
+    if not isinstance(own_inference, dict):
+        raise InputError(f"The row {name} has inference {own_inference!r}; allowed is an object.")
+    places = [configs, bundle, path.parent, Path()]
+    files = [configs / "train.json", *(_found(n, places, f"The row {name}") for n in names)]
+    training = _config(files)
+    own = {id_: value for id_, value in said.items() if id_ not in _OF_ROW}
+    overrides = {**content.get("overrides", {}), **budget, **own}
+    _override(training, overrides, f"The row {name}", files[0])
+    inference = {**content.get("inference", {}), **own_inference}
+    _override(
+        _config([configs / "inference.json"]),
+        inference,
+        f"The inference of the row {name}",
+        configs / "inference.json",
+    )
+    epochs = training.get("max_epochs")
+    return Row(
+        name=name,
+        bundle=bundle,
+        configs=tuple(files),
+        overrides=overrides,
+        inference=inference,
+        stages=_STAGES if "stage" in training else ("",),
+        max_epochs=epochs if type(epochs) is int else None,
+        label_map=training.get("label_map"),
+        ignore_label=training.get("ignore_label"),
+    )
+
+
+def _bundle(path: Path, row: str, name: str) -> Path:
+    folders = [*path.resolve().parents, Path().resolve()]
+    places = [folder for parent in folders for folder in (parent, parent / "bundles")]
+    for place in places:
+        if all((place / name / f"configs/{x}.json").is_file() for x in ("train", "inference")):
+            return (place / name).resolve()
+    known = {x.parents[1].name for place in places for x in place.glob("*/configs/train.json")}
+    raise InputError(f"The row {row} has the bundle {name}{nearest(name, sorted(known))}.")
+
+
+def _found(name: str, places: Iterable[Path], whose: str) -> Path:
+    for place in places:
+        if (place / name).is_file():
+            return (place / name).resolve()
+    raise InputError(
+        f"{whose} names {name}, which is in none of {listed(places)}; needed is a file."
+    )
+
+
+def _config(files: Sequence[Path]) -> ConfigParser:
+    """Configs, the later ones overriding the earlier, as MONAI reads them.
+
+    Raises:
+        InputError: one is missing, is no JSON object, or overrides what is not there.
+    """
+    for file in files:
+        read_json(file)  # as MONAI reads it too, but with a sentence for what is wrong
+    parser = ConfigParser()
+    try:
+        parser.read_config([str(file) for file in files])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{listed(files)} cannot be read as configs ({first_line(error)})."
+        ) from error
+    return parser
+
+
+def _override(config: ConfigParser, overrides: Mapping[str, Any], whose: str, file: Path) -> None:
+    """Set ids of a config.
+
+    Raises:
+        InputError: an id is none of the config's, or one that a run sets itself.
+    """
+    for id_, value in overrides.items():
+        if id_.partition("#")[0] in _SET_BY_RUNS:
+            raise InputError(f"{whose} sets {id_}, which each run sets itself; allowed are others.")
+        node: Any = config.config
+        steps = id_.split("#")
+        for depth, step in enumerate(steps):
+            if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
+                node = node[int(step)]
+            elif isinstance(node, dict) and step in node:
+                node = node[step]
+            elif depth == 0 or step != steps[-1] or not _takes(node, step):
+                of = f" of {'#'.join(steps[:depth])}" if depth else ""
+                raise InputError(
+                    f"{whose} sets {id_}; {file} has no {step}{of}{nearest(step, _names(node))}."
+                )
+        config[id_] = value
+
+
+def _takes(node: Any, name: str) -> bool:
+    """Whether a part of a config may be given what it has not: an argument has a default."""
+    if not isinstance(node, dict):
+        return False
+    parameters = _parameters(node)
+    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return True
+    return name in parameters or name in ("_disabled_", "_mode_", "_requires_")
+
+
+def _names(node: Any) -> list[str]:
+    """The names that a part of a config has, or may have."""
+    return [*node, *(_parameters(node) or ())] if isinstance(node, dict) else []
+
+
+def _parameters(node: dict[str, Any]) -> Mapping[str, inspect.Parameter] | None:
+    """What a component is built from; None of what is no component, or cannot be looked at."""
+    if "_target_" not in node:
+        return None
+    try:
+        target = ConfigComponent(node, locator=_locator()).resolve_module_name()
+        built: Any = locate(target) if isinstance(target, str) else target
+        return inspect.signature(built).parameters
+    except (ErrorDuringImport, TypeError, ValueError):
+        return None
+
+
+@cache
+def _locator() -> ComponentLocator:
+    return ComponentLocator()
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of a sentence on a name that is none of those that are allowed."""
+    known = list(allowed)
+    near = get_close_matches(name, known, n=1)
+    return f"; the nearest is {near[0]}" if near else f"; allowed are {listed(known) or 'none'}"
+
+
+def _kind(kind: Any) -> str:
+    names = {str: "a text", dict: "an object", list: "a list", bool: "true or false"}
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    return " or ".join(names[one] for one in kinds)
+
+
+def _check_labels(rows: Mapping[str, Row]) -> None:
+    """See that all are compared with the same labels."""
+    (first, *others) = rows.values()
+    for row in others:
+        for name in ("label_map", "ignore_label"):
+            one, other = getattr(first, name), getattr(row, name)
+            if one != other:
+                raise InputError(
+                    f"The row {first.name} has {name} {one}, and {row.name} {other}; allowed is "
+                    "one for all, which are compared with the same labels."
+                )
+
+
+def _named_classes(
+    dataset_dir: str, cases: Path | None, rows: Mapping[str, Row]
+) -> dict[str, list[int]] | None:
+    names = label_names(dataset_dir, cases, next(iter(rows.values())).label_map)
+    return {name: [i] for i, name in enumerate(names) if i} if names else None

@@ -1,0 +1,129 @@
+"""What a study file may say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import InputError
+from common.workflows.study.definition import read_study
+
+from .conftest import BUNDLES, LIVER, LUNG, Write
+
+
+def rows(**own: Any) -> dict[str, Any]:
+    return {"A": {"bundle": str(BUNDLES / LUNG), **own}}
+
+
+def test_what_counts_where_several_say_it(write: Write):
+    file = write(
+        budget={"max_epochs": 7, "epoch_length": 5},
+        overrides={"batch_size": 3, "learning_rate": 0.5},
+        inference={"test_time_flips": True},
+        rows=rows(learning_rate=0.1, inference={"keep_largest_component": True})
+        | {"B": {"bundle": str(BUNDLES / LUNG), "configs": ["networks/segresnet.json"]}},
+    )
+    study = read_study(file, overrides={"budget#max_epochs": 3, "data#seeds": (1, 2)})
+    a, b = study.rows.values()
+    assert study.seeds == (1, 2)
+    assert study.folds == (None,)
+    assert a.overrides == {
+        "batch_size": 3,
+        "learning_rate": 0.1,
+        "max_epochs": 3,
+        "epoch_length": 5,
+    }
+    assert a.inference == {"test_time_flips": True, "keep_largest_component": True}
+    assert (a.max_epochs, b.max_epochs) == (3, 3)
+    assert b.inference == {"test_time_flips": True}
+    assert [file.name for file in b.configs] == ["train.json", "segresnet.json"]
+    assert study.classes == {"lung": [1]}  # as dataset.json calls it
+    assert study.content["budget"] == {"max_epochs": 3, "epoch_length": 5}
+
+
+def test_bundles_are_found_by_name_beside_the_studies(tmp_path: Path, radiographs: Path):
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    file = tmp_path / "studies/paper/table_1.json"
+    file.parent.mkdir(parents=True)
+    study = {"title": "A", "data": {"dataset_dir": "d"}, "rows": {"A": {"bundle": LIVER}}}
+    file.write_text(json.dumps(study))
+    assert read_study(file).rows["A"].bundle == BUNDLES / LIVER
+
+
+def test_arguments_that_have_defaults_may_be_given(write: Write):
+    given = {"network_def#mixer": "conv", "augmentations#mine": {"_target_": "Compose"}}
+    given |= {"train#preprocessing#transforms#0#_disabled_": True}
+    assert read_study(write(rows=rows(**given))).rows["A"].overrides.items() >= given.items()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"metric": []}, r"study.json has 'metric'; the nearest is metrics"),
+        ({"title": 3}, "title is 3; allowed is a text"),
+        ({"title": ""}, "has no title; needed are title, data and rows"),
+        ({"data": {}}, "has no data; needed are"),
+        ({"data": {"dataset_dir": "$REQUIRED"}}, r"dataset_dir is \$REQUIRED; needed is a folder"),
+        ({"data": {"seeds": [0]}}, r"dataset_dir is \$REQUIRED; needed is a folder, by --data"),
+        ({"data": {"dataset_dir": "d", "fold": 1}}, "has data#fold; the nearest is folds"),
+        ({"data": {"dataset_dir": "d", "seeds": [0, 0]}}, r"data#seeds is \[0, 0\]; allowed are"),
+        ({"data": {"dataset_dir": "d", "seeds": []}}, r"data#seeds is \[\]; allowed are"),
+        ({"data": {"dataset_dir": "d", "folds": 5}}, "data#folds is 5; allowed are"),
+        ({"data": {"dataset_dir": "d", "split_file": "no.json"}}, "names no.json, which is in"),
+        ({"budget": {"minutes": 0}}, "budget#minutes is 0; allowed are numbers above 0"),
+        (
+            {"budget": {"minutes": 5, "max_epochs": 3}},
+            r"has minutes \(5\), and the row LightM-UNet max_epochs \(3\); allowed is one of them",
+        ),
+        ({"budget": {"max_epoch": 3}}, "sets max_epoch; .*no max_epoch; the nearest is max_epochs"),
+        ({"overrides": {"seed": 1}}, "sets seed, which each run sets itself"),
+        ({"metrics": ["dce"]}, "metric is 'dce'; allowed are 'dice'"),
+        ({"evaluation": {"lesion": []}}, "sets evaluation#lesion; the nearest is lesions"),
+        ({"evaluation": {"output": "x"}}, "sets evaluation#output; allowed are"),
+        ({"metrics": ["lesion_dice"]}, "compares lesion_dice; needed are evaluation#lesions"),
+        ({"rows": {"A": {}}}, "the row A has no bundle"),
+        ({"rows": {"a/b": {"bundle": LUNG}}}, "A row is called 'a/b', which is to be a folder"),
+        ({"rows": {"-a": {"bundle": LUNG}}}, "A row is called '-a'"),
+        ({"rows": rows(configs=["networks/u.json"])}, "The row A names networks/u.json, which is"),
+        ({"rows": rows(configs="x")}, "has configs 'x'; allowed are names"),
+        ({"rows": rows(inference=1)}, "has inference 1; allowed is an object"),
+        ({"rows": rows(inference={"flips": 1})}, "inference of the row A sets flips; .* no flips"),
+        ({"rows": rows(batchsize=2)}, "row A sets batchsize; .* the nearest is batch_size"),
+        (
+            {"rows": rows(**{"network_def#init_filter": 8})},
+            "has no init_filter of network_def; the nearest is init_filters",
+        ),
+        (
+            {"rows": rows(**{"network_de#init_filters": 8})},
+            "has no network_de; the nearest is network_def",
+        ),
+        ({"rows": rows(**{"batch_size#x": 8})}, "has no x of batch_size; allowed are none"),
+        ({"rows": rows(**{"split#0": 8})}, "sets split#0, which each run sets itself"),
+        (
+            {"rows": rows() | {"B": {"bundle": str(BUNDLES / LUNG), "label_map": {"0": 0}}}},
+            r"The row A has label_map None, and B {'0': 0}; allowed is one for all",
+        ),
+    ],
+)
+def test_what_cannot_be_a_study_is_named(write: Write, content: dict, expected: str):
+    with pytest.raises(InputError, match=expected):
+        read_study(write(**content))
+
+
+def test_the_nearest_bundle_is_named(tmp_path: Path, write: Write):
+    (tmp_path / "bundles").symlink_to(BUNDLES)
+    with pytest.raises(InputError, match=f"has the bundle u-net; allowed are .*{LUNG}"):
+        read_study(write(rows={"A": {"bundle": "u-net"}}))
+    close = LUNG.replace("lightm", "light_m")
+    with pytest.raises(InputError, match=f"has the bundle {close}; the nearest is {LUNG}"):
+        read_study(write(rows={"A": {"bundle": close}}))
+
+
+def test_ids_of_the_file_are_known(write: Write):
+    with pytest.raises(InputError, match="has no budge, of which budge#max_epochs is given"):
+        read_study(write(), overrides={"budge#max_epochs": 3})
+    with pytest.raises(InputError, match=r"The file none\.json cannot be read"):
+        read_study("none.json")
