@@ -29,7 +29,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "psutil", "pydicom"}),
     "transforms": (BASE | {"data"}, FRAMEWORKS),
     "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
-    "evaluation": (BASE | {"data"}, FRAMEWORKS | {"umap"}),
+    "evaluation": (BASE | {"__version__", "data"}, FRAMEWORKS | {"jinja2", "skimage", "umap"}),
     "checkpoints": (BASE, {"torch", "monai", "numpy"}),
     "workflows": (DOMAIN, FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime"}),
     "zoo": (

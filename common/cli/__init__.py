@@ -16,7 +16,7 @@ from ..errors import InputError, check_switches, input_error_in
 from .check import check
 from .checkpoints import convert, export, join, settings
 from .data import ircadb, phantom
-from .results import codebook, overlay, repeat
+from .results import codebook, overlay, repeat, report
 from .setup import doctor, nnunet, plan
 from .zoo import zoo_index, zoo_install, zoo_pack, zoo_push, zoo_verify
 
@@ -26,7 +26,7 @@ __all__ = ["main"]
 def main() -> None:
     try:
         before = (phantom, ircadb, check, plan, nnunet, doctor)
-        after = (overlay, settings, convert, join, codebook, export, repeat)
+        after = (overlay, settings, convert, join, codebook, export, repeat, report)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}
         verbs = {verb.__name__: _typed(verb) for verb in (*before, *after)}

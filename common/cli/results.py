@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import as_typed
+from ..files import as_typed, read_json
 from .output import say
 
 
@@ -65,6 +67,49 @@ def codebook(
     say(f"perplexity: {usage.perplexity:.1f} of {len(usage.histogram)} prototypes")
     say(f"unused:     {', '.join(map(str, usage.dead)) or 'none'}")
     say(f"picture:    {picture}")
+
+
+def report(
+    *methods: str,
+    output: str,
+    title: str = "Report",
+    comparison: str | None = None,
+    images: str | None = None,
+    labels: str | None = None,
+    predictions: str | None = None,
+) -> None:
+    """Write a page, tables and figures of methods that were evaluated on the same cases.
+
+    METHODS are folders into which evaluate wrote, or NAME=FOLDER; --comparison is what compare
+    wrote. To see the best, the median and the worst case, name the folders of --images, --labels
+    and, as NAME=FOLDER,NAME=FOLDER, of each method's --predictions.
+    """
+    from ..evaluation import write_report
+
+    page = write_report(
+        *(title, _named(methods), output),
+        comparison=read_json(Path(comparison)) if comparison is not None else None,
+        images=images,
+        labels=labels,
+        predictions=_named(predictions.split(",")) if predictions is not None else None,
+    )
+    say(f"report: {page}")
+
+
+def _named(words: Sequence[str]) -> dict[str, str]:
+    """Folders by the names before their =, or by their own."""
+    folders: dict[str, str] = {}
+    for word in words:
+        name, _, folder = word.partition("=")
+        if not (name and folder) or Path(word).is_dir():  # a folder's name may have a =
+            name, folder = Path(word).resolve().name, word
+        if name in folders:
+            raise InputError(
+                f"{folders[name]} and {folder} are both named {name}; allowed are different names, "
+                "as in NAME=FOLDER."
+            )
+        folders[name] = folder
+    return folders
 
 
 def repeat(seeds: Any, output: str, bundle: str = ".", **overrides: Any) -> None:

@@ -15,6 +15,7 @@ from .metrics import (
 )
 from .overlay import dice_per_class, draw_overlay
 from .repeats import Spread, read_metrics, spread_over_seeds, write_spread
+from .report import write_report
 
 __all__ = [
     "ConfusionRate",
@@ -34,5 +35,6 @@ __all__ = [
     "read_metrics",
     "spread_over_seeds",
     "write_code_maps",
+    "write_report",
     "write_spread",
 ]
