@@ -69,6 +69,7 @@ def picture(name: str, caption: str, figure: Figure, dpi: int = 130) -> Picture:
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         file = io.BytesIO()
         figure.savefig(file, format=kind, dpi=dpi, metadata=metadata)
+        figure.set_layout_engine(None)  # it is laid out
         files.append(file.getvalue())
     return Picture(name, caption, *files)
 
@@ -83,7 +84,7 @@ def draw_boxes(results: Mapping[str, Results], metric: str) -> Figure | None:
     classes = first.classes[:_MOST]
     if not any(np.isfinite(found.values[metric]).any() for found in results.values()):
         return None
-    panels = _panels(len(classes), width=1.2 + 0.62 * len(results), height=3.4)
+    panels = _panels(len(classes), width=1.2 + 0.62 * len(results), height=3.4, share=True)
     for j, (axes, name) in enumerate(zip(panels.axes, classes, strict=True)):
         for i, found in enumerate(results.values()):
             values = found.values[metric][:, j]

@@ -58,7 +58,7 @@ def draw_surfaces(
             surface.set_facecolor(colours)
             surface.set_rasterized(True)  # in a PDF, too: there are thousands
         axes.set(xlim=(0, size[0]), ylim=(0, size[1]), zlim=(0, size[2]))
-        axes.set_box_aspect(size, zoom=1.3)
+        axes.set_box_aspect(tuple(size), zoom=1.3)  # an array it would change
         axes.view_init(elev=15, azim=75)
         axes.set_title(title, fontsize=9, y=0.96)
     figure.legend(

@@ -121,6 +121,7 @@ def write_report(
     lesions = lesion_tables(results)
     costs = [x for x in (cost_table(results, numbers), paper_table(numbers)) if x]
     with style():
+        cases = _cases(results, chosen)  # first, as files may be damaged
         sections = [
             Section("Results", tables, _boxes(results), [case_table(results)]),
             Section("Statistics", statistics),
@@ -128,7 +129,7 @@ def write_report(
             Section("Volumes", (), _of_classes(results, "volumes")),
             Section("Costs", costs, _sizes(results, numbers)),
             Section("Training", (), _curves(results)),
-            Section("Cases", (), _cases(results, chosen)),
+            Section("Cases", (), cases),
         ]
     sections = [section for section in sections if section.tables or section.pictures]
     page = template.render(

@@ -98,6 +98,14 @@ class Table(NamedTuple):
     rows: list[Row]
     notes: list[str]
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Of each column whether it has numbers."""
+        return [
+            any(row.cells[i].order is not None for row in self.rows)
+            for i in range(len(self.columns))
+        ]
+
 
 class Paper(NamedTuple):
     """A paper's own numbers, each by method.
@@ -210,37 +218,51 @@ def lesion_tables(results: Mapping[str, Results]) -> list[Table]:
         own = {m: x.summary.get("lesions", {}).get(name, {}) for m, x in results.items()}
         if not any(own.values()):
             continue
-        tables.append(_lesion_table(f"Lesions of {name}", own, results))
+        tables.append(_lesion_table(f"Lesions of {name}", [("", own)], results))
         strata = {by: told for x in own.values() for by, told in x.get("strata", {}).items()}
         for by, told in strata.items():
-            within = {
-                f"{method}: {stratum}": x.get("strata", {}).get(by, {}).get(stratum, {})
+            within = [
+                (
+                    stratum,
+                    {m: x.get("strata", {}).get(by, {}).get(stratum, {}) for m, x in own.items()},
+                )
                 for stratum in told
-                for method, x in own.items()
-            }
+            ]
             title = f"Lesions of {name} by {_STRATA.get(by, by)}"
-            tables.append(_lesion_table(title, within, results, len(own)))
+            tables.append(_lesion_table(title, within, results))
     return tables
 
 
 def _lesion_table(
     title: str,
-    own: Mapping[str, Mapping[str, Any]],
+    strata: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]],
     results: Mapping[str, Results],
-    compared: int | None = None,
 ) -> Table:
-    """A table of detection; each `compared` rows are of the same lesions."""
-    keys = [key for key in _LESIONS if _known(as_number(told.get(key)) for told in own.values())]
-    rows = [
-        [_cell(as_number(told.get(key)), _LESIONS[key][2]) for key in keys] for told in own.values()
+    """Detection by each method in each stratum that has a lesion or a false one."""
+    known = [
+        (stratum, own)
+        for stratum, own in strata
+        if any(x.get(kind) for x in own.values() for kind in ("found", "missed", "false"))
     ]
-    step = compared or len(rows)
-    for start in range(0, len(rows), step):
-        _mark_best(rows[start : start + step], [_LESIONS[key][1] for key in keys])
+    keys = [
+        key
+        for key in _LESIONS
+        if _known(as_number(x.get(key)) for _, own in known for x in own.values())
+    ]
+    shown = []
+    for stratum, own in known:
+        cells = [[_cell(as_number(x.get(k)), _LESIONS[k][2]) for k in keys] for x in own.values()]
+        _mark_best(cells, [_LESIONS[key][1] for key in keys])
+        within = [Cell(stratum)] if stratum else []
+        shown += [
+            Row([Cell(method), *within, *numbers])
+            for method, numbers in zip(own, cells, strict=True)
+        ]
     columns = [_with_arrow(_LESIONS[key][0], _LESIONS[key][1]) for key in keys]
+    if known and known[0][0]:
+        columns.insert(0, "Stratum")
     settings = next(iter(results.values())).summary["settings"]
     told = {key: settings[key] for key in _OF_LESIONS if key in settings}
-    shown = [Row([Cell(name), *cells]) for name, cells in zip(own, rows, strict=True)]
     return Table(title, ["Method", *columns], shown, [described(told)] if told else [])
 
 
@@ -262,7 +284,10 @@ def cost_table(results: Mapping[str, Results], paper: Paper) -> Table | None:
         for costs in (measured, paper.costs)
     )
     _mark_best(list(rows.values()), ["smaller"] * len(keys))
-    notes = [f"{method}: {about}." for method, x in measured.items() if (about := _measured_on(x))]
+    alike: dict[str, list[str]] = {}
+    for method, costs in measured.items():
+        alike.setdefault(_measured_on(costs), []).append(method)
+    notes = [f"{', '.join(methods)}: {about}." for about, methods in alike.items() if about]
     columns = ["Method", *(_with_arrow(COSTS[key][0], "smaller") for key in keys)]
     shown = _interleaved(rows, theirs)
     return Table("Costs", columns, shown, [*notes, *_of_paper(shown)])
@@ -287,15 +312,16 @@ def paper_table(paper: Paper) -> Table | None:
 def comparison_tables(comparison: Mapping[str, Any]) -> list[Table]:
     """Intervals, ranks and pairwise tests of what `compare` wrote."""
     settings = {k: x for k, x in comparison.get("settings", {}).items() if k != "methods"}
-    notes = [described(settings)]
-    tables = []
+    tables: list[Table] = []
     for metric, groups in comparison["metrics"].items():
         title, decimals = TITLES.get(metric, (metric, 4))
         for group, found in groups.items():
             where = f"{title}, {'mean of classes' if group == 'mean' else group}"
             said = [f"{x[0].upper()}{x[1:]}" for x in _said_of(comparison, metric, group)]
-            tables.append(_ranking(where, found, decimals, [*said, *notes]))
-            tables.append(_pairs(where, found, decimals, [*said, *notes]))
+            tables.append(_ranking(where, found, decimals, said))
+            tables.append(_pairs(where, found, decimals, said))
+    for table in tables[:1]:
+        table.notes.append(f"{described(settings)} They are of all comparisons here.")
     return tables
 
 
@@ -400,7 +426,8 @@ def _known(values: Iterable[float]) -> bool:
 def _cell(value: float, decimals: int, sign: str = "") -> Cell:
     if math.isnan(value):
         return Cell(_NOTHING, math.nan)
-    return Cell(f"{value:{sign}.{decimals}f}", value)
+    shown = round(value, decimals) + 0.0  # of -0 it is 0
+    return Cell(f"{shown:{sign}.{decimals}f}", value)
 
 
 def _mean_cell(metric: str, told: Mapping[str, Any]) -> Cell:
@@ -431,12 +458,10 @@ def _interval(ci: Sequence[float] | None, decimals: int) -> Cell:
 
 
 def _mark_best(rows: list[list[Cell]], better: Sequence[str | None]) -> None:
-    """Have the best of each column stand out, and all that read the same as it."""
-    if len(rows) < 2:
-        return
+    """Have the best of each column stand out, and what reads the same, unless all do."""
     for column, direction in enumerate(better):
         known = [row[column] for row in rows if not math.isnan(row[column].order or 0.0)]
-        if direction is None or not known:
+        if direction is None or len({_mean_of(cell) for cell in known}) < 2:
             continue
         choose = max if direction == "larger" else min
         best = _mean_of(choose(known, key=lambda cell: cell.order or 0.0))
@@ -536,7 +561,7 @@ def as_markdown(title: str, tables: Iterable[Table]) -> str:
             cells = [("**" if cell.strong else mark, _markdown(cell.text)) for cell in row.cells]
             rows.append([f"{around}{text}{around}" for around, text in cells])
         lines = [f"| {' | '.join(cells)} |" for cells in rows]
-        rule = ["---", *["---:"] * (len(table.columns) - 1)]
+        rule = ["---:" if numeric else "---" for numeric in table.numeric]
         lines.insert(1, f"| {' | '.join(rule)} |")
         notes = [_markdown(note) for note in table.notes]
         parts += [f"## {_markdown(table.title)}", "\n".join(lines), *notes]
@@ -564,7 +589,7 @@ def as_latex(tables: Iterable[Table]) -> str:
                     r"\centering",
                     rf"\caption{{{_latex(table.title)}}}",
                     r"\begin{adjustbox}{max width=\textwidth}",
-                    rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}",
+                    rf"\begin{{tabular}}{{{''.join('lr'[x] for x in table.numeric)}}}",
                     r"\toprule",
                     *lines,
                     r"\bottomrule",

@@ -77,9 +77,13 @@ def test_both_means_stand_there_where_they_differ(results: dict[str, Results], t
 
 
 def test_equal_numbers_are_best_together(tmp_path: Path):
-    folders = {name: write_results(tmp_path / name, [[0.9, 0.5]] * 2) for name in ("a", "b")}
-    table = result_tables(read_results(folders), NOTHING)[-1]
-    assert [cell.strong for cell in column(table, "Dice ↑")] == [True, True]
+    folders = {
+        name: write_results(tmp_path / name, [[0.9, score]] * 2)
+        for name, score in (("a", 0.5), ("b", 0.50001), ("c", 0.4))
+    }
+    *_, liver, tumour = result_tables(read_results(folders), NOTHING)
+    assert [cell.strong for cell in column(tumour, "Dice ↑")] == [True, True, False]
+    assert not any(cell.strong for cell in column(liver, "Dice ↑")), "none of equals"
 
 
 def test_pictures_have_pixels(tmp_path: Path):
@@ -125,7 +129,9 @@ def test_lesions_and_their_strata(tmp_path: Path):
     whole, strata = lesion_tables(read_results(folders))
     assert whole.title == "Lesions of tumour"
     assert [cell.strong for cell in column(whole, "Recall ↑")] == [False, True]
-    assert [cell.text for cell in column(strata, "Method")][:2] == ["a: < 20", "b: < 20"]
+    assert [cell.text for cell in column(strata, "Method")] == ["a", "b"] * 3
+    assert [cell.text for cell in column(strata, "Stratum")][1:3] == ["< 20", "20 to 50"]
+    assert strata.numeric[:3] == [False, False, True]
     assert [cell.strong for cell in column(strata, "Recall ↑")] == [False, True] * 3
     assert whole.notes == ["Settings: lesion_overlap: 0.1."]
 
