@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +128,7 @@ def draw_lesions(results: Mapping[str, Results], name: str) -> Figure | None:
         dice = np.where(found, [lesion.dice for lesion in lesions], 0.0)
         for edge in _STRATA:
             axes.axvline(edge, color="#999999", linestyle=":", linewidth=0.8)
-        shape = {"s": 14, "linewidths": 0.7, "alpha": 0.6, "clip_on": False}
+        shape: dict[str, Any] = {"s": 14, "linewidths": 0.7, "alpha": 0.6, "clip_on": False}
         axes.scatter(diameter[found], dice[found], color=_colour(i), marker="o", **shape)
         axes.scatter(diameter[~found], dice[~found], color="#000000", marker="x", **shape)
         if bins := len(lesions) // _IN_A_BIN:

@@ -42,9 +42,9 @@ def draw_surfaces(
     box = box_around(scene.maps.values())
     size = np.array([(b.stop - b.start) * s for b, s in zip(box, scene.spacing, strict=True)])
     opacity = _opacity([np.isin(scene.maps["label"][box], list(x)) for x in classes.values()])
-    columns = min(4, len(shown))
+    columns = min(6, len(shown))
     rows = -(-len(shown) // columns)
-    figure = Figure(figsize=(2.9 * columns, 2.9 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(2.2 * columns, 2.3 * rows + 0.4), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, subplot_kw={"projection": "3d"})
     for axes in panels.flat:
         axes.set_axis_off()

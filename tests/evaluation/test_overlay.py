@@ -148,6 +148,7 @@ def test_a_volume_of_one_slice(tmp_path: Path):
     assert pixels.shape[1] < 1000, "one plane"
 
 
+@pytest.mark.slow
 def test_other_formats_of_volumes(maps: dict[str, Path], tmp_path: Path):
     pytest.importorskip("itk")
     values = np.asarray(nib.load(maps["label"]).dataobj)

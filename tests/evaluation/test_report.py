@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common import evaluation
+from common.cli import main
 from common.errors import InputError
 from common.evaluation import write_report
 from common.evaluation.report import _roles
@@ -30,6 +33,7 @@ DICE = {
     "LightM-UNet": [[0.95, 0.9], [0.9, 0.6], [0.7, 0.1]],
     HOSTILE: [[0.93, 0.8], [0.9, 0.5], [0.6, 0.0]],
 }
+LUNG = {**SETTINGS, "classes": {"lung": [1]}}
 
 
 class Page(HTMLParser):
@@ -191,17 +195,6 @@ def test_what_a_reader_looks_for(report: Path):
     assert r"\begin{tabular}" in (report.parent / "tables.tex").read_text()
 
 
-def test_the_same_results_give_the_same_files(given: dict[str, Any], tmp_path: Path):
-    few = {key: given[key] for key in ("title", "methods", "images", "labels", "predictions")}
-    few["methods"] = {method: given["methods"][method] for method in list(DICE)[:1]}
-    pages = [write_report(output=tmp_path / name, **few) for name in ("one", "two")]
-    first, second = (
-        {str(x.relative_to(page.parent)): x.read_bytes() for x in page.parent.rglob("*.*")}
-        for page in pages
-    )
-    assert first == second
-
-
 def refused(given: dict[str, Any], output: Path, **changes: Any) -> str:
     with pytest.raises(InputError) as caught:
         write_report(output=output, **given | changes)
@@ -249,12 +242,18 @@ def test_masks_on_another_grid_are_named(given: dict[str, Any], tmp_path: Path):
     assert f"{folder}/one.nii of size (4, 4, 4) is not on the grid of" in sentence
 
 
-def test_a_file_that_cannot_be_written_is_named(given: dict[str, Any], tmp_path: Path):
-    (tmp_path / "tables.md").mkdir()
-    few = {"title": "x", "methods": {"A": given["methods"]["LightM-UNet"]}}
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path):
+    (tmp_path / "output/tables.md").mkdir(parents=True)
+    folder = write_results(tmp_path / "r", [[0.9]], ["lung"], settings=LUNG)
     with pytest.raises(InputError, match=r"tables\.md cannot be written"):
-        write_report(output=tmp_path, **few)
-    assert not (tmp_path / "report.html").exists()
+        write_report("x", {"A": folder}, tmp_path / "output")
+    assert not (tmp_path / "output/report.html").exists()
+
+
+def test_jinja2_is_named(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    sentence = refused(given, tmp_path / "output")
+    assert sentence.startswith('A report needs jinja2: pip install ".[study]"')
 
 
 def test_radiographs(tmp_path: Path):
@@ -268,10 +267,14 @@ def test_radiographs(tmp_path: Path):
     settings = {**SETTINGS, "classes": {"lung": [1], "heart": [2]}, "unit": "pixels"}
     names = ("lung", "heart")
     folder = write_results(tmp_path / "r", [[0.6, np.nan]], names, ["a"], settings)
-    given = {"images": tmp_path / "images", "labels": tmp_path / "labels"}
-    page = write_report(
-        "x", {"A": folder}, tmp_path / "output", predictions={"A": tmp_path / "masks"}, **given
+    given: dict[str, Any] = {"images": tmp_path / "images", "labels": tmp_path / "labels"}
+    given["predictions"] = {"A": tmp_path / "masks"}
+    page, again = (write_report("x", {"A": folder}, tmp_path / x, **given) for x in ("a", "b"))
+    files, others = (
+        {file.relative_to(x.parent): file.read_bytes() for file in x.parent.rglob("*.*")}
+        for x in (page, again)
     )
+    assert files == others, "the same results make the same files"
     figures = {file.name for file in (page.parent / "figures").glob("*.png")}
     assert "best_case_slices.png" in figures
     assert not any("surfaces" in name for name in figures)
@@ -293,23 +296,42 @@ def test_radiographs(tmp_path: Path):
     ],
 )
 def test_best_median_and_worst(tmp_path: Path, scores: list[float], expected: dict[str, str]):
-    settings = {**SETTINGS, "classes": {"lung": [1]}}
     cases = list("abcde")[: len(scores)]
     dice = [[score] for score in scores]
-    folder = write_results(tmp_path / "r", dice, ["lung"], cases, settings)
+    folder = write_results(tmp_path / "r", dice, ["lung"], cases, LUNG)
     assert _roles(read_results({"A": folder})) == expected
 
 
-def test_verb(given: dict[str, Any], tmp_path: Path):
-    folders = [f"A={given['methods']['LightM-UNet']}", f"B={given['methods'][HOSTILE]}"]
-    words = ["report", *folders, "--output", tmp_path / "1234", "--title", "a,b"]
-    done = preloaded.run("common", *words)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"report: {tmp_path}/1234/report.html\n"
-    assert "<h1>a,b</h1>" in (tmp_path / "1234/report.html").read_text()
+def test_verb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    seen = {}
+
+    def write(title: str, methods: dict[str, str], output: str, **options: Any) -> Path:
+        seen.update(title=title, methods=methods, output=output, **options)
+        return Path(output) / "report.html"
+
+    monkeypatch.setattr(evaluation, "write_report", write)
+    (tmp_path / "comparison.json").write_text('{"metrics": {}}')
+    words = ["A=r/1", "results/B", "--output", "1234", "--title", "a,b", "--images", "i"]
+    words += ["--labels", "l", "--predictions", "A=m,B=n", "--comparison", "comparison.json"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["common", "report", *words])
+    main()
+    assert seen == {
+        **{"title": "a,b", "output": "1234", "methods": {"A": "r/1", "B": "results/B"}},
+        **{"images": "i", "labels": "l", "predictions": {"A": "m", "B": "n"}},
+        "comparison": {"metrics": {}},
+    }
+    assert capsys.readouterr().out == "report: 1234/report.html\n"
+
+
+def test_verb_refuses(given: dict[str, Any], tmp_path: Path):
+    words = ["report", given["methods"]["LightM-UNet"], "--output", tmp_path / "output"]
     done = preloaded.run("common", *words, "--images", given["images"])
     assert done.returncode == 1
     assert done.stderr.startswith("error: labels and predictions are missing; allowed are")
+    done = preloaded.run("common", "report", "A=a", "A=b", "--output", tmp_path / "output")
+    assert done.stderr.startswith("error: a and b are both named A; allowed are different names")
+    assert not (tmp_path / "output").exists()
 
 
 @pytest.mark.slow
