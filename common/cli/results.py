@@ -22,7 +22,7 @@ def overlay(
 ) -> None:
     """Draw a prediction's contours on its image; with a label, print the Dice of each class too.
 
-    All are NIfTI files, or all PNG files.
+    All are volumes, or all pictures.
     """
     from ..evaluation import dice_per_class, draw_overlay
 

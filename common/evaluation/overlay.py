@@ -209,6 +209,7 @@ def draw_errors(
     columns = 2 + len(names)
     figure = Figure(figsize=(1.9 * columns + 0.3, 1.9 * sum(ratios) + 0.9), layout="constrained")
     grid = figure.subplots(len(ratios), columns, squeeze=False, height_ratios=ratios)
+    order = [f"class {name}" for name in classes]
     drawn: dict[str, Patch] = {}
     for row, axis in zip(grid, scene.planes, strict=True):
         section = _section(scene.values, axis, centre, box)
@@ -217,9 +218,11 @@ def draw_errors(
             _show_slice(axes, section, axis, scene, window)
         for axes, prediction in zip(row[1:], [true, *found], strict=True):
             kinds = _kinds(true, prediction, classes)
-            for number, (name, values) in enumerate(classes.items(), start=1):
-                right = np.isin(true, list(values)) & (kinds == _AGREES)
-                if _fill(axes, right, colour_of(number), 0.5):
+            innermost = np.where(kinds == _AGREES, true, 0)
+            for number, (name, values) in reversed(list(enumerate(classes.items(), start=1))):
+                mask = np.isin(innermost, list(values)) & (innermost != 0)
+                innermost[mask] = 0  # a tumour is not painted as liver, too
+                if _fill(axes, mask, colour_of(number), 0.5):
                     drawn.setdefault(f"class {name}", _patch(name, colour_of(number)))
             for kind, (name, colour) in _ERRORS.items():
                 if _fill(axes, kinds == kind, colour, 0.9):
@@ -237,7 +240,11 @@ def draw_errors(
     for axes, title in zip(grid[0], ["Image", "Label", *names.values()], strict=True):
         axes.set_title(title, fontsize=9)
     figure.legend(
-        handles=list(drawn.values()),
+        handles=[
+            drawn[name]
+            for name in (*order, *(name for name, _ in _ERRORS.values()))
+            if name in drawn
+        ],
         loc="outside lower center",
         ncols=6,
         frameon=False,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _FINEST = 56  # points along the longest axis: of more a picture of this size shows nothing
 _SMOOTHED = 0.5  # points, by which steps of voxels become slopes
+_TRANSLUCENT = 0.12
 _LIGHT = np.array([0.45, 0.75, 0.5]) / np.linalg.norm([0.45, 0.75, 0.5])  # from above the viewer
 
 
@@ -82,7 +83,7 @@ def _opacity(masks: Sequence[NDArray[np.bool_]]) -> list[float]:
             if outer is not None and other is not None and other is not outer
             if (outer[0] <= other[0]).all() and (other[1] <= outer[1]).all()
         ]
-        opacity.append(0.25 if inside else 1.0)
+        opacity.append(_TRANSLUCENT if inside else 1.0)
     return opacity
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from common.errors import InputError
 from common.evaluation import dice_per_class, draw_overlay
 from common.evaluation.overlay import Scene, _kinds, box_around, colour_of, draw_errors
-from common.evaluation.renderings import _opacity, _surface, draw_surfaces
+from common.evaluation.renderings import _TRANSLUCENT, _opacity, _surface, draw_surfaces
 
 
 def write(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -140,6 +140,14 @@ def test_a_name_with_dollars(maps: dict[str, Path], tmp_path: Path):
     assert draw_overlay(image, maps["prediction"], tmp_path / "o.png").is_file()
 
 
+def test_an_image_with_nan_is_shown(maps: dict[str, Path], tmp_path: Path):
+    values = nib.load(maps["image"]).get_fdata(dtype=np.float32)
+    values[0] = np.nan
+    image = write(tmp_path / "nan.nii.gz", values)
+    file = draw_overlay(image, maps["prediction"], tmp_path / "o.png", window=None)
+    assert np.asarray(Image.open(file).convert("L"))[:300].std() > 20
+
+
 def test_a_volume_of_one_slice(tmp_path: Path):
     values = np.zeros((20, 24, 1), np.uint8)
     values[4:12, 4:12] = 1
@@ -219,6 +227,14 @@ def test_errors_of_predictions():
     assert ((green > 0.25) & (green < 0.5)).any(), "the label's panel"
 
 
+def test_a_tumour_is_not_painted_as_liver_too():
+    label = np.full((30, 30, 12), 2, np.int32)
+    scene = Scene(label * 0.0, {"label": label, "A": label}, (1.0, 1.0, 1.0), False)
+    pixels = drawn(draw_errors(scene, {"A": "A"}, {"liver": [1, 2], "tumour": [2]}))
+    on_black = np.abs(pixels - (0x66, 0x3C, 0x53)).max(-1) < 4  # half of its colour
+    assert on_black.sum() > 1000
+
+
 def test_kinds_of_errors_where_classes_overlap():
     classes = {"liver": [1, 2], "tumour": [2]}
     label = np.array([0, 0, 1, 1, 2, 2, 2, 3])
@@ -272,7 +288,7 @@ def test_surfaces():
     maps = {"label": label, "A": np.where(label == 2, 1, label), "B": label * 0}
     scene = Scene(label * 1.0, maps, (1.0, 1.0, 1.0), False)
     classes = {"liver": [1, 2], "tumour": [2]}
-    assert _opacity([label > 0, label == 2]) == [0.25, 1.0]
+    assert _opacity([label > 0, label == 2]) == [_TRANSLUCENT, 1.0]
     assert _opacity([label == 2, label == 5]) == [1.0, 1.0]
     pixels = drawn(draw_surfaces(scene, {"A": "A", "B": "B"}, classes))
     coloured = np.ptp(pixels[: int(0.9 * len(pixels))], axis=-1) > 15
