@@ -29,7 +29,10 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "psutil", "pydicom"}),
     "transforms": (BASE | {"data"}, FRAMEWORKS),
     "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
-    "evaluation": (BASE | {"data"}, FRAMEWORKS | {"statsmodels", "umap"}),
+    "evaluation": (
+        BASE | {"__version__", "data"},
+        FRAMEWORKS | {"jinja2", "skimage", "statsmodels", "umap"},
+    ),
     "checkpoints": (BASE, {"torch", "monai", "numpy"}),
     "workflows": (
         DOMAIN | {"measure"},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, listed
-from ..files import as_typed
+from ..files import as_typed, read_json
 from .output import quieten_monai, say, table
 
 
@@ -230,3 +230,30 @@ def study(
     if not dry_run:
         say(f"tables: {output}/tables.md, {output}/tables.tex")
         say(f"report: {output}/report.html")
+
+
+def report(
+    *methods: str,
+    output: str,
+    title: str = "Report",
+    comparison: str | None = None,
+    images: str | None = None,
+    labels: str | None = None,
+    predictions: str | None = None,
+) -> None:
+    """Write a page, tables and figures of methods that were evaluated on the same cases.
+
+    METHODS are folders into which evaluate wrote, or NAME=FOLDER; --comparison is what compare
+    wrote. To see the best, the median and the worst case, name the folders of --images, --labels
+    and, as NAME=FOLDER,NAME=FOLDER, of each method's --predictions.
+    """
+    from ..evaluation import write_report
+
+    page = write_report(
+        *(title, _named(methods), output),
+        comparison=read_json(Path(comparison)) if comparison is not None else None,
+        images=images,
+        labels=labels,
+        predictions=_named(predictions.split(",")) if predictions is not None else None,
+    )
+    say(f"report: {page}")

@@ -15,6 +15,7 @@ from .metrics import (
     PerClassMetric,
 )
 from .overlay import dice_per_class, draw_overlay
+from .report import write_report
 
 __all__ = [
     "BETTER",
@@ -40,5 +41,6 @@ __all__ = [
     "prototypes_figure",
     "summarise",
     "write_code_maps",
+    "write_report",
     "write_results",
 ]
