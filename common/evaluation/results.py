@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, listed
 from ..files import read_json
+from .measures import BETTER
 
-# The columns of cases.csv after case, class and name.
-METRICS = (
-    *("dice", "iou", "voe", "rvd", "rvd_abs", "precision", "recall", "f2"),
-    *("asd", "hd95", "nsd", "volume_ml", "reference_ml"),
-)
+METRICS = tuple(BETTER)  # the columns of cases.csv after case, class and name
 _CASES = ("case", "class", "name", *METRICS)
 _LESIONS = ("case", "name", "kind", "diameter_mm", "dice")
 _KINDS = ("found", "missed", "false")

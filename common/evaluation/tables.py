@@ -8,14 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import InputError, by_axis
+from .measures import BETTER
 from .results import METRICS, Results, as_number
 
-# A copy of evaluate.py's, until that is here.
-BETTER: Mapping[str, str | None] = {
-    **dict.fromkeys(("dice", "iou", "precision", "recall", "f2", "nsd"), "larger"),
-    **dict.fromkeys(("voe", "rvd_abs", "asd", "hd95"), "smaller"),
-    **dict.fromkeys(("rvd", "volume_ml", "reference_ml")),
-}
 # How metrics are called, and their decimals; lengths are in the results' unit.
 TITLES = {
     "dice": ("Dice", 4),

@@ -97,7 +97,7 @@ def write_folds(folds: Sequence[Fold], output: Path) -> None:
     for fold in folds:
         fold.images.mkdir(parents=True, exist_ok=True)
         if not fold.split_file.is_file():
-            write_json(fold.split_file, fold.names)
+            write_json(fold.split_file, {str(part): names for part, names in fold.names.items()})
         for place, file in _links(fold, output):
             link(place, file)
         for name, case in fold.test.items():

@@ -62,8 +62,8 @@ def stop_requests() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for known, handler in before.items():
+            signal.signal(known, handler)
 
 
 def run_here(jobs: Sequence[Job], at_once: int | None, ended: Ended, watch: Watch) -> str:

@@ -92,7 +92,7 @@ def status(job: Job) -> Status:
     Raises:
         InputError: its state cannot be read.
     """
-    return _read(Path(job.folder))["status"]  # type: ignore[no-any-return]
+    return _read(Path(job.folder))["status"]
 
 
 def progress(job: Job, step: str) -> tuple[bool, bool]:
