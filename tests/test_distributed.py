@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -15,9 +16,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine
+from monai.data import MetaTensor
 from monai.handlers import from_engine
 from monai.losses import DeepSupervisionLoss
-from monai.metrics import DiceMetric
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import start_processes
@@ -27,7 +28,7 @@ from common.blocks import BatchNorm2d, Codebook
 from common.data import ValidationSampler, split_cases
 from common.data.phantom import write_phantom
 from common.distributed import end_process_group, synchronized
-from common.evaluation import MeanDice, PerClassMetric
+from common.evaluation import CasesSaver, MeanDice, OverlapMetric, PerClassMetric
 from common.ignored import IGNORED
 from common.losses import (
     BoundaryAwareBCEDiceLoss,
@@ -218,15 +219,21 @@ def metrics(rank: int = 0, ranks: int = 1) -> list[dict[str, float]]:
         label, pred = torch.randint(0, 2, (2, 7, 2, 7, 5), generator=source).float()
         label[3, 1] = 0
         cases = ValidationSampler(range(len(label)), ranks, rank)
-        found.append(metrics_of(label, pred, list(cases)))
+        with TemporaryDirectory() as folder:
+            found.append(metrics_of(label, pred, list(cases), folder))
     return found
 
 
-def metrics_of(label: Tensor, pred: Tensor, cases: list[int]) -> dict[str, float]:
-    engine = Engine(lambda engine, case: {"pred": pred[case][None], "label": label[case][None]})
+def metrics_of(label: Tensor, pred: Tensor, cases: list[int], folder: str) -> dict[str, float]:
+    def output(engine: Engine, case: int) -> list[dict[str, Tensor]]:
+        image = MetaTensor(torch.zeros(1), meta={"filename_or_obj": f"{case}.nii.gz"})
+        return [{"pred": pred[case], "label": MetaTensor(label[case]), "image": image}]
+
+    engine = Engine(output)
     pair = from_engine(["pred", "label"])
-    PerClassMetric(DiceMetric(reduction="mean_batch"), pair).attach(engine, "dice")
-    MeanDice(output_transform=pair, num_classes=2).attach(engine, "mean")
+    PerClassMetric(OverlapMetric("dice"), pair).attach(engine, "dice")
+    MeanDice(output_transform=pair).attach(engine, "mean")
+    CasesSaver(folder, num_classes=3).attach(engine)
     return engine.run(cases).metrics
 
 

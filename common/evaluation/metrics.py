@@ -253,7 +253,8 @@ class CasesSaver:
     def _write(self, engine: Engine) -> None:
         parallel = idist.get_world_size() > 1
         lines = [json.dumps(one) for one in self._measured]
-        measured = [json.loads(x) for x in (string_list_all_gather(lines) if parallel else lines)]
+        lines = string_list_all_gather(lines) if parallel else lines
+        measured = sorted((json.loads(line) for line in lines), key=lambda one: one[0])
         files = [file for file, _, _ in measured]
         names = told_apart([without_first_channel(name_of(file)) for file in files], files)
         channels = len(measured[0][2])
