@@ -252,9 +252,13 @@ def test_precision_is_checked(bundle: Path, name: str):
 def test_precision_of_every_engine(bundle: Path, device: str):
     """Products are in it: by ours on the CPU, on CUDA by MONAI's engines, with their scaler."""
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    for id_ in ("train#trainer", "validate#evaluator", "evaluator"):
+    for id_, own in (
+        ("train#trainer", "train#inferer"),
+        ("validate#evaluator", "validate#inferer"),
+        ("evaluator", "inferer"),
+    ):
         parsed = parser(bundle, "inference" if id_ == "evaluator" else "train", device=device)
-        parsed[f"{id_}#inferer#inferer"] = "$lambda x, network: network(x)"
+        parsed[own] = "$lambda x, network: network(x)"
         for precision, amp in (("float32", False), ("bfloat16", True), ("bfloat16", False)):
             parsed.update({"precision": precision, "amp": amp})
             ours = amp and device == "cpu"

@@ -127,7 +127,11 @@ def staged(bundle: Path) -> bool:
 
 def shipped() -> dict[str, Path]:
     """What of this package a packed bundle carries: paths in it, and files."""
-    others = (*_PACKAGE.glob("ops/csrc/*"), *_PACKAGE.glob("data/lists/*.txt"))
+    others = [
+        file
+        for kind in ("ops/csrc/*", "data/lists/*.txt", "evaluation/*.jinja")
+        for file in _PACKAGE.glob(kind)
+    ]
     sources = (*_PACKAGE.rglob("*.py"), *others)
     return {file.relative_to(_PACKAGE).as_posix(): file for file in sources}
 
