@@ -21,6 +21,7 @@ from .elanres_msca_unet import ELANResMSCAUNet
 from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
 from .mambaclinix import MambaClinix
+from .umamba import UMamba
 
 # Networks, those derived from them too, and as regular expressions what their levels are called.
 _LEVELS: dict[type[nn.Module], str] = {
@@ -30,6 +31,7 @@ _LEVELS: dict[type[nn.Module], str] = {
     LightMUNet: r"(en|de)coder\.\d+",
     MambaClinix: r"(en|de)coder\.\d+|bottleneck",
     ResEncUNet: r"network\.(en|de)coder\.stages\.\d+",
+    UMamba: r"(en|de)coder\.\d+",
     nets.AttentionUnet: r"model\.0|.*\.(submodule\.0|upconv|attention|merge)",
     nets.BasicUNet: r"conv_0|(down|upcat)_\d",
     nets.DynUNet: r"input_block|(down|up)samples\.\d+|bottleneck",

@@ -26,7 +26,7 @@ from common.networks import (
 )
 
 from ..test_comparison_networks import BUNDLES, SMALL, parser, small
-from .test_dropout import codebook, elan_res, lc_mamba, light_m, mamba_clinix
+from .test_dropout import codebook, elan_res, lc_mamba, light_m, mamba_clinix, u_mamba
 
 Build = Callable[[], nn.Module]
 
@@ -35,7 +35,10 @@ def cascade() -> nn.Module:
     return LiverTumourCascade(elan_res(), elan_res(), stage="tumor")
 
 
-OWN: list[Callable[..., nn.Module]] = [light_m, mamba_clinix, codebook, elan_res, lc_mamba, cascade]
+OWN: list[Callable[..., nn.Module]] = [
+    *(light_m, mamba_clinix, codebook, elan_res, lc_mamba, u_mamba),
+    cascade,
+]
 
 
 @pytest.fixture(params=OWN)
