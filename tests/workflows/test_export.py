@@ -22,6 +22,7 @@ from common.networks import (
     LightMUNet,
     LiverTumourCascade,
     MambaClinix,
+    UMamba,
     lcmambanet,
 )
 from common.workflows import FORMS, export, export_network
@@ -36,6 +37,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
     "LCMambaNet": (lambda: LCMambaNet("T", 1, 3), [40, 32]),
     "CodebookMambaUNet": (lambda: CodebookMambaUNet(1, 2, (4, 8), 8, 8), [16, 20, 12]),
     "ELANResMSCAUNet": (lambda: ELANResMSCAUNet(1, 2, (4, 4, 4, 4, 4)), [32, 16, 16]),
+    "UMambaBot": (lambda: UMamba(3, 1, 3, features=(8, 16, 16)), [16, 12, 8]),
+    "UMambaEnc-1": (lambda: UMamba(2, 1, 3, "encoder", 1, features=(8, 16, 16)), [24, 20]),
     "LiverTumourCascade": (
         lambda: LiverTumourCascade(nn.Conv3d(1, 1, 3), nn.Conv3d(1, 1, 3)),
         [8] * 3,
