@@ -109,6 +109,14 @@ class Study:
         return str(self.content["title"])
 
     @property
+    def notes(self) -> list[str]:
+        """Sentences on the study, the last one on the paper's rows that no library has."""
+        notes = list(self.content.get("notes", []))
+        if missing := self.content.get("missing"):
+            notes.append(f"No library has the paper's {listed(missing)}.")
+        return notes
+
+    @property
     def plan(self) -> Mapping[str, Any] | None:
         """Options of nnU-Net's planning; None where nothing is planned."""
         plan = self.content.get("plan", False)

@@ -92,6 +92,7 @@ def write_results(
             images=output / "images",
             labels=output / "labels",
             predictions=predictions,
+            notes=study.notes,
         )
     except InputError as error:
         missing.append(f"There is no report ({_without_stop(error)})")

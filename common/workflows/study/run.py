@@ -191,10 +191,8 @@ def _refuse(id_: str, before: Any, now: Any, begin: str, allowed: str) -> None:
 
 
 def _say_plan(study: Study, jobs: Sequence[Job], estimate: Estimate) -> None:
-    for note in (study.title, *study.content.get("notes", [])):
+    for note in (study.title, *study.notes):
         _logger.info("%s", note)
-    if missing := study.content.get("missing"):
-        _logger.info("No library has the paper's %s.", listed(missing))
     counts = Counter(status(job) for job in jobs)
     _logger.info(
         "%d runs: %s",
