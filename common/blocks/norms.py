@@ -37,11 +37,13 @@ class GroupNorm(nn.GroupNorm):
             return group_norm(x, self.num_groups, self.weight, self.bias, self.eps, self.relu)
 
 
-class InstanceNorm3d(nn.InstanceNorm3d):
-    """Instance norm of volumes (b, channels, d, h, w); one voxel becomes the bias."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=True)
+class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
+    def __init__(self, channels: int, affine: bool = True) -> None:
+        super().__init__(channels, affine=affine)
+        if not affine:  # the operation has both: constants, in no state dict
+            del self.weight, self.bias
+            self.register_buffer("weight", torch.ones(channels), persistent=False)
+            self.register_buffer("bias", torch.zeros(channels), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -50,6 +52,17 @@ class InstanceNorm3d(nn.InstanceNorm3d):
             )
         else:
             return instance_norm(x, self.weight, self.bias, self.eps)
+
+
+class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
+    """Instance norm of maps (b, channels, h, w); one site becomes the bias.
+
+    It scales and shifts by parameters, but where not `affine`.
+    """
+
+
+class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
+    """The same of volumes (b, channels, d, h, w)."""
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):
