@@ -1,9 +1,26 @@
 """Building blocks that two networks or more share."""
 
 from .codebook import Codebook
-from .mamba import Mamba
-from .norms import BatchNorm2d, BatchNorm3d, ChannelNorm, GroupNorm, InstanceNorm3d
-from .ss2d import SS2D, VSSBlock
+from .mamba import Mamba, MambaMixer
+from .norms import (
+    BatchNorm2d,
+    BatchNorm3d,
+    ChannelNorm,
+    GroupNorm,
+    InstanceNorm2d,
+    InstanceNorm3d,
+)
+from .ss2d import SS2D, GatedVSSBlock, VSSBlock
+from .unetr import UNETRBlock, UNETRDecoder
+from .vss_encoder import (
+    PatchExpanding,
+    VSSEncoder,
+    check_depths,
+    drop_path_rates,
+    initialise_linear,
+    pad_to_multiple,
+    vss_stage,
+)
 
 __all__ = [
     "SS2D",
@@ -11,8 +28,20 @@ __all__ = [
     "BatchNorm3d",
     "ChannelNorm",
     "Codebook",
+    "GatedVSSBlock",
     "GroupNorm",
+    "InstanceNorm2d",
     "InstanceNorm3d",
     "Mamba",
+    "MambaMixer",
+    "PatchExpanding",
+    "UNETRBlock",
+    "UNETRDecoder",
     "VSSBlock",
+    "VSSEncoder",
+    "check_depths",
+    "drop_path_rates",
+    "initialise_linear",
+    "pad_to_multiple",
+    "vss_stage",
 ]
