@@ -32,8 +32,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "LCMambaNet": lambda: networks.LCMambaNet("T", 1, 3),
     "CodebookMambaUNet": lambda: networks.CodebookMambaUNet(1, 2),
     "ELANResMSCAUNet": lambda: networks.ELANResMSCAUNet(1, 1),
+    "VMUNet": lambda: networks.VMUNet(3, 1),
+    "SwinUMamba": lambda: networks.SwinUMamba(1, 14),
+    "SwinUMambaD": lambda: networks.SwinUMamba(1, 14, "mamba"),
+    "SegMamba": lambda: networks.SegMamba(4, 3),
 }
-_2D = ("LightMUNet-2D", "LCMambaNet")
+_2D = ("LightMUNet-2D", "LCMambaNet", "VMUNet", "SwinUMamba", "SwinUMambaD")
 
 
 def main() -> None:

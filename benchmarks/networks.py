@@ -52,6 +52,10 @@ COLLECTION: dict[str, Callable[[list[int]], nn.Module]] = {
     "CodebookMambaUNet": _of(3, lambda: networks.CodebookMambaUNet(1, CLASSES)),
     "ELANResMSCAUNet": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES)),
     "ELANResMSCAUNetFolded": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES).reparameterize()),
+    "VMUNet": _of(2, lambda: networks.VMUNet(1, CLASSES)),
+    "SwinUMamba": _of(2, lambda: networks.SwinUMamba(1, CLASSES)),
+    "SwinUMambaD": _of(2, lambda: networks.SwinUMamba(1, CLASSES, "mamba")),
+    "SegMamba": _of(3, lambda: networks.SegMamba(1, CLASSES)),
 }
 MONAI: dict[str, Callable[[list[int]], nn.Module]] = {
     "SegResNet": lambda size: nets.SegResNet(len(size), 32, 1, CLASSES),

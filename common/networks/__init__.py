@@ -7,6 +7,9 @@ from .elanres_msca_unet import ELANResMSCAUNet
 from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
 from .mambaclinix import MambaClinix
+from .segmamba import SegMamba
+from .swin_umamba import SwinUMamba
+from .vm_unet import VMUNet
 from .vmamba import VMambaEncoder
 
 __all__ = [
@@ -19,6 +22,9 @@ __all__ = [
     "LiverTumourCascade",
     "MambaClinix",
     "ResEncUNet",
+    "SegMamba",
     "SegResNetVAE",
+    "SwinUMamba",
+    "VMUNet",
     "VMambaEncoder",
 ]
