@@ -137,7 +137,7 @@ def test_scripted_equals_eager_at_every_size(decoder: str):
 
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_exports_without_compiled_operators(decoder: str):
-    network = small(decoder=decoder).eval()
+    network = small(decoder=decoder, depths=(1, 1), features=(8, 16)).eval()
     x = torch.randn(1, 1, 32, 48)
     program = torch.export.export(network, (x,))
     assert not any("cpp" in str(node.target) for node in program.graph.nodes)
