@@ -20,7 +20,7 @@ from ..ops import (
 class _Weights(nn.Module):
     """What a block has for an order of its tokens, between the projections that all orders share.
 
-    A block is the first order's; so its parameters keep mamba-ssm's names.
+    The block itself is that of the tokens' own order, so its parameters have mamba-ssm's names.
     """
 
     def add_weights(
