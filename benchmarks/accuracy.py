@@ -6,7 +6,8 @@
 Initial weights, an image of noise. Logits, in training mode as in eval mode, by the largest
 difference, as a part of the largest logit; gradients of cross entropy by the norm of the
 difference, as a part of their norm. Networks are narrower here than in their bundles, but for
-LCMambaNet: at the bundles' patch sizes, float64 would take hours of the wider ones.
+LCMambaNet: at the bundles' patch sizes, float64 would take hours of the wider ones. Those without a
+bundle have the patch of their paper's main experiment.
 """
 
 from __future__ import annotations
@@ -69,6 +70,16 @@ CASES = {
     "UMambaBot": Case(lambda: _umamba("bottleneck", 2), (40, 224, 192)),
     # Release 2's takes one size.
     "UMambaEnc-1": Case(lambda: _umamba("encoder", 1), (40, 224, 192)),
+    "VMUNet": Case(lambda: networks.VMUNet(1, CLASSES, features=(32, 64, 128, 256)), (256, 256)),
+    "SwinUMamba": Case(
+        lambda: networks.SwinUMamba(1, CLASSES, features=(16, 32, 64, 128)), (320, 320)
+    ),
+    "SwinUMambaD": Case(
+        lambda: networks.SwinUMamba(1, CLASSES, "mamba", features=(16, 32, 64, 128)), (320, 320)
+    ),
+    "SegMamba": Case(
+        lambda: networks.SegMamba(1, CLASSES, (1, 1, 1, 1), (4, 8, 16, 32), 64), (128, 128, 128)
+    ),
 }
 
 

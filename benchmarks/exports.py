@@ -34,8 +34,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "ELANResMSCAUNet": lambda: networks.ELANResMSCAUNet(1, 1),
     "UMambaBot": lambda: networks.UMamba(3, 1, 14),
     "UMambaEnc-1": lambda: networks.UMamba(3, 1, 14, "encoder", release=1),
+    "VMUNet": lambda: networks.VMUNet(3, 1),
+    "SwinUMamba": lambda: networks.SwinUMamba(1, 14),
+    "SwinUMambaD": lambda: networks.SwinUMamba(1, 14, "mamba"),
+    "SegMamba": lambda: networks.SegMamba(4, 3),
 }
-_2D = ("LightMUNet-2D", "LCMambaNet")
+_2D = ("LightMUNet-2D", "LCMambaNet", "VMUNet", "SwinUMamba", "SwinUMambaD")
 
 
 def main() -> None:

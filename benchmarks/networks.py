@@ -54,6 +54,10 @@ COLLECTION: dict[str, Callable[[list[int]], nn.Module]] = {
     "UMambaBot": lambda size: networks.UMamba(len(size), 1, CLASSES),
     "UMambaEnc": lambda size: networks.UMamba(len(size), 1, CLASSES, "encoder", input_size=size),
     "ELANResMSCAUNetFolded": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES).reparameterize()),
+    "VMUNet": _of(2, lambda: networks.VMUNet(1, CLASSES)),
+    "SwinUMamba": _of(2, lambda: networks.SwinUMamba(1, CLASSES)),
+    "SwinUMambaD": _of(2, lambda: networks.SwinUMamba(1, CLASSES, "mamba")),
+    "SegMamba": _of(3, lambda: networks.SegMamba(1, CLASSES)),
 }
 MONAI: dict[str, Callable[[list[int]], nn.Module]] = {
     "SegResNet": lambda size: nets.SegResNet(len(size), 32, 1, CLASSES),

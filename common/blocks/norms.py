@@ -38,8 +38,12 @@ class GroupNorm(nn.GroupNorm):
 
 
 class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, affine=True)
+    def __init__(self, channels: int, affine: bool = True) -> None:
+        super().__init__(channels, affine=affine)
+        if not affine:  # the operation has both: constants, in no state dict
+            del self.weight, self.bias
+            self.register_buffer("weight", torch.ones(channels), persistent=False)
+            self.register_buffer("bias", torch.zeros(channels), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.jit.is_scripting():
@@ -51,11 +55,14 @@ class _InstanceNorm(nn.modules.instancenorm._InstanceNorm):
 
 
 class InstanceNorm2d(_InstanceNorm, nn.InstanceNorm2d):
-    """Instance norm of maps (b, channels, h, w); one site becomes the bias."""
+    """Instance norm of maps (b, channels, h, w); one site becomes the bias.
+
+    It scales and shifts by parameters, but where not `affine`.
+    """
 
 
 class InstanceNorm3d(_InstanceNorm, nn.InstanceNorm3d):
-    """Instance norm of volumes (b, channels, d, h, w); one voxel becomes the bias."""
+    """The same of volumes (b, channels, d, h, w)."""
 
 
 class _BatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -18,9 +18,10 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
         state_dict: parameter names to tensors; or a checkpoint that holds them under a key as for
             `load_state_dict`, such as nnU-Net's ``network_weights``. Prefixes of
             DistributedDataParallel and torch.compile are removed.
-        network: "lightm_unet"; "mambaclinix"; "rma_mamba" for LCMambaNet, whose attention its code
-            released; "umamba", of either release; or "vmamba" for an ImageNet classifier into
-            VMambaEncoder: the classifier lacks the encoder's output norms, the encoder its head.
+        network: "lightm_unet"; "mambaclinix"; "segmamba"; "swin_umamba", of both decoders;
+            "umamba", of either release; "vm_unet"; "rma_mamba" for LCMambaNet, whose attention its
+            code released; or "vmamba" for an ImageNet classifier into VMambaEncoder: the classifier
+            lacks the encoder's output norms, the encoder its head.
 
     Raises:
         InputError: the network is unknown, or a parameter is none that its released code has.
@@ -216,10 +217,122 @@ def _rma_mamba(state_dict: Mapping[str, Tensor]) -> StateDict:
     }
 
 
+def _vss_encoder(prefix: str, merges: str) -> _Rules:
+    """Of VMamba's first version; `merges` is what its patch mergings stand under."""
+    return [
+        (rf"{prefix}patch_embed\.proj\.", "encoder.downs.0.conv."),
+        (rf"{prefix}patch_embed\.norm\.", "encoder.downs.0.norm."),
+        (
+            rf"{prefix}{merges}\.reduction\.",
+            lambda m: f"encoder.downs.{int(m[1]) + 1}.reduce.",
+        ),
+        (rf"{prefix}{merges}\.norm\.", lambda m: f"encoder.downs.{int(m[1]) + 1}.norm."),
+        (rf"{prefix}layers\.(\d+)\.blocks\.", r"encoder.stages.\1."),
+    ]
+
+
+def _rename_gated_blocks(state_dict: StateDict) -> StateDict:
+    return {
+        name.replace(".ln_1.", ".norm.").replace(".self_attention.", ".mixer."): x
+        for name, x in state_dict.items()
+    }
+
+
+_VM_UNET: _Rules = [
+    *_vss_encoder(r"vmunet\.", r"layers\.(\d+)\.downsample"),
+    (r"vmunet\.layers_up\.(\d+)\.blocks\.", r"decoder.\1.blocks."),
+    (r"vmunet\.layers_up\.(\d+)\.upsample\.", r"decoder.\1.up."),
+    (r"vmunet\.final_up\.", "final_up."),
+    (r"vmunet\.final_conv\.", "head."),
+]
+# What the package thop, which the release counts with before it trains, leaves in modules.
+_COUNTED = ("total_ops", "total_params")
+
+
+def _vm_unet(state_dict: Mapping[str, Tensor]) -> StateDict:
+    weights = {name: x for name, x in state_dict.items() if name.rpartition(".")[2] not in _COUNTED}
+    return _rename_gated_blocks(_renamed(weights, _VM_UNET, "VM-UNet"))
+
+
+def _convolution(m: re.Match[str]) -> str:
+    """Of a residual block: the third is its skip's."""
+    return "skip.0" if m[2] == "3" else f"conv{m[2]}"
+
+
+def _residual_decoder(levels: int) -> _Rules:
+    """Of MONAI's UNETR blocks, which the releases count from the finest, from 1."""
+    return [
+        (
+            r"encoder(\d)\.layer\.conv(\d)\.conv\.",
+            lambda m: f"decoder.levels.{levels - int(m[1])}.skip.{_convolution(m)}.",
+        ),
+        (
+            r"decoder(\d)\.conv_block\.conv(\d)\.conv\.",
+            lambda m: f"decoder.levels.{levels + 1 - int(m[1])}.fuse.{_convolution(m)}.",
+        ),
+        (
+            r"decoder(\d)\.transp_conv\.conv\.",
+            lambda m: f"decoder.levels.{levels + 1 - int(m[1])}.up.",
+        ),
+        (r"decoder(1)\.layer\.conv(\d)\.conv\.", lambda m: f"decoder.final.{_convolution(m)}."),
+    ]
+
+
+_SWIN_UMAMBA: _Rules = [
+    *_vss_encoder(r"vssm_encoder\.", r"downsamples\.(\d+)"),
+    (r"stem\.", "stem."),
+    *_residual_decoder(levels=5),
+    (r"out_layers\.(\d)\.conv\.conv\.", r"heads.\1."),
+    (r"decoder\.stages\.(\d+)\.blocks\.", r"decoder.levels.\1.blocks."),
+    (r"decoder\.concat_back_dim\.(\d+)\.", r"decoder.levels.\1.project."),
+]
+
+
+def _swin_umamba(state_dict: Mapping[str, Tensor]) -> StateDict:
+    # The released decoder of Mamba counts from the deepest, its last step and its heads too.
+    expand = r"decoder\.expand_layers\.(\d+)\."
+    last = max(
+        (int(found[1]) for name in state_dict if (found := re.match(expand, name))), default=0
+    )
+    rules: _Rules = [
+        (rf"decoder\.expand_layers\.{last}\.", "decoder.final."),
+        (expand, r"decoder.levels.\1.up."),
+        (r"decoder\.seg_layers\.(\d+)\.", lambda m: f"heads.{last - int(m[1])}."),
+    ]
+    return _rename_gated_blocks(_renamed(state_dict, [*rules, *_SWIN_UMAMBA], "Swin-UMamba"))
+
+
+_GSC = {"": "wide1", "2": "wide2", "3": "narrow", "4": "fuse"}
+
+_SEGMAMBA: _Rules = [
+    (r"vit\.downsample_layers\.(\d)\.", r"encoder.\1.down."),
+    (r"vit\.gscs\.(\d)\.proj(\d?)\.", lambda m: f"encoder.{m[1]}.spatial.{_GSC[m[2]]}."),
+    (r"vit\.stages\.(\d)\.", r"encoder.\1.blocks."),
+    (r"vit\.mlps\.(\d)\.fc1\.", r"encoder.\1.skip.1."),
+    (r"vit\.mlps\.(\d)\.fc2\.", r"encoder.\1.skip.3."),
+    (r"encoder(5)\.layer\.conv(\d)\.conv\.", lambda m: f"bottleneck.{_convolution(m)}."),
+    *_residual_decoder(levels=4),
+    (r"out\.conv\.conv\.", "head."),
+]
+# A weight of Mamba's second and third order, A_b_log or conv1d_s.
+_OTHER_ORDER = re.compile(r"\.mamba\.(A|D|conv1d|x_proj|dt_proj)_([bs])(?=$|\.|_log$)")
+
+
+def _segmamba(state_dict: Mapping[str, Tensor]) -> StateDict:
+    orders = {"b": "reversed", "s": "sliced"}
+    return {
+        _OTHER_ORDER.sub(lambda m: f".mamba.others.{orders[m[2]]}.{m[1]}", name): x
+        for name, x in _renamed(state_dict, _SEGMAMBA, "SegMamba").items()
+    }
+
+
 _CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {
     "lightm_unet": _lightm_unet,
     "mambaclinix": _mambaclinix,
     "rma_mamba": _rma_mamba,
+    "segmamba": _segmamba,
+    "swin_umamba": _swin_umamba,
     "umamba": _umamba,
+    "vm_unet": _vm_unet,
     "vmamba": _vmamba,
 }

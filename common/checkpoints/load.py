@@ -26,7 +26,8 @@ _SAFE = "2.6"  # of torch; before, weights_only could be got round (CVE-2025-324
 def load_state_dict(path: str | Path) -> StateDict:
     """Read the parameters in a checkpoint file, without running any code that it may hold.
 
-    A plain state dict, or one under "model" (MONAI), "network_weights" (nnU-Net) or "state_dict".
+    A plain state dict, or one under "model" (MONAI), "network_weights" (nnU-Net), "state_dict" or
+    "model_state_dict" (VM-UNet).
 
     Raises:
         InputError: the file is missing, is no checkpoint, or holds more than tensors; or torch is
@@ -104,7 +105,7 @@ _NUMPY: list[Any] = [
 
 def unwrapped(content: Any) -> Any:
     """The state dict in what a checkpoint holds, where it stands under a key that is known."""
-    for key in ("model", "network_weights", "state_dict"):
+    for key in ("model", "network_weights", "state_dict", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
     return content

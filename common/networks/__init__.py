@@ -8,7 +8,10 @@ from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
 from .mambaclinix import MambaClinix
 from .recomputation import recompute_levels
+from .segmamba import SegMamba
+from .swin_umamba import SwinUMamba
 from .umamba import UMamba
+from .vm_unet import VMUNet
 from .vmamba import VMambaEncoder
 
 __all__ = [
@@ -21,8 +24,11 @@ __all__ = [
     "LiverTumourCascade",
     "MambaClinix",
     "ResEncUNet",
+    "SegMamba",
     "SegResNetVAE",
+    "SwinUMamba",
     "UMamba",
+    "VMUNet",
     "VMambaEncoder",
     "recompute_levels",
 ]

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import Codebook, GroupNorm, InstanceNorm3d, Mamba
+from ..blocks import Codebook, GroupNorm, InstanceNorm3d, MambaMixer
 from ..ops import Backend
 
 _HEADS = 8  # of the attention ablation; their number does not change its parameters
@@ -92,19 +92,6 @@ class MultiScaleBlock(nn.Module):
         local = self.local(x)
         pooled = self.pooled(x).expand_as(local)
         return self.fuse(torch.cat([local, self.wide(x), pooled], dim=1))
-
-
-class MambaMixer(nn.Module):
-    """Global feature representation (section 3.4): layer norm, Mamba, residual, over all sites."""
-
-    def __init__(self, channels: int, backend: Backend) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.mamba = Mamba(channels, backend=backend)
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2).to(self.norm.weight.dtype)  # (b, sites, c)
-        return x + self.mamba(self.norm(tokens)).transpose(1, 2).unflatten(2, x.shape[2:])
 
 
 class AttentionMixer(nn.Module):
@@ -211,7 +198,7 @@ class CodebookMambaUNet(nn.Module):
         )
         self.mixer: nn.Module = nn.Identity()
         if global_mixer == "mamba":
-            self.mixer = MambaMixer(prototype_dim, backend)
+            self.mixer = MambaMixer(prototype_dim, backend=backend)
         elif global_mixer == "attention":
             self.mixer = AttentionMixer(prototype_dim)
         self.dropout = nn.Dropout3d(dropout)

@@ -21,7 +21,10 @@ from .elanres_msca_unet import ELANResMSCAUNet
 from .lcmambanet import LCMambaNet
 from .lightm_unet import LightMUNet
 from .mambaclinix import MambaClinix
+from .segmamba import SegMamba
+from .swin_umamba import SwinUMamba
 from .umamba import UMamba
+from .vm_unet import VMUNet
 
 # Networks, those derived from them too, and as regular expressions what their levels are called.
 _LEVELS: dict[type[nn.Module], str] = {
@@ -31,7 +34,10 @@ _LEVELS: dict[type[nn.Module], str] = {
     LightMUNet: r"(en|de)coder\.\d+",
     MambaClinix: r"(en|de)coder\.\d+|bottleneck",
     ResEncUNet: r"network\.(en|de)coder\.stages\.\d+",
+    SegMamba: r"encoder\.\d+|bottleneck|decoder\.(levels\.\d+|final)",
+    SwinUMamba: r"encoder\.stages\.\d+|decoder\.(levels\.\d+|final)",
     UMamba: r"(en|de)coder\.\d+",
+    VMUNet: r"encoder\.stages\.\d+|decoder\.\d+",
     nets.AttentionUnet: r"model\.0|.*\.(submodule\.0|upconv|attention|merge)",
     nets.BasicUNet: r"conv_0|(down|upcat)_\d",
     nets.DynUNet: r"input_block|(down|up)samples\.\d+|bottleneck",

@@ -25,6 +25,7 @@ from common.ignored import IGNORED
 from common.losses import (
     BoundaryAwareBCEDiceLoss,
     CodebookMambaLoss,
+    DiceCELoss,
     DiceCERegionTverskyLoss,
     HybridLoss,
     WeightedDeepSupervisionLoss,
@@ -459,3 +460,89 @@ class SwinUNETRTrainer(UNETRTrainer):
     def learning_rate(self, epoch: int) -> float:
         left = (1 + math.cos(math.pi * epoch / self.num_epochs)) / 2
         return 1e-6 + (self.initial_lr - 1e-6) * left
+
+
+class VMUNetTrainer(BundleTrainer):
+    """VM-UNet as its release trains on Synapse, in 2D, from scratch: AdamW, a rate that cycles.
+
+    300 epochs; the loss is nnU-Net's, of cross entropy and Dice as that of the release.
+    """
+
+    target = "common.networks.VMUNet"
+    dims = (2,)
+    regions = True
+    multiple = 32
+    epochs = 300
+    rate = 1e-3
+    decay = 1e-2
+    least = 1e-5  # the lowest rate
+    period: int | None = 100  # epochs of the fall to it; None is all
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            self.network.parameters(),
+            self.initial_lr,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+        )
+
+    def learning_rate(self, epoch: int) -> float:
+        left = (1 + math.cos(math.pi * epoch / (self.period or self.num_epochs))) / 2
+        return self.least + (self.initial_lr - self.least) * left
+
+
+class SwinUMambaTrainer(VMUNetTrainer):
+    """Swin-UMamba as its released trainer without pretrained weights has it, in 2D: 1000 epochs.
+
+    AdamW, cosine to 1e-6, nnU-Net's loss with deep supervision.
+    """
+
+    target = "common.networks.SwinUMamba"
+    epochs = 1000
+    rate = 1e-4
+    decay = 0.05
+    eps = 1e-5
+    least = 1e-6
+    period = None
+
+    @staticmethod
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
+        return {"decoder": "convolution"}
+
+    def _build_loss(self) -> nn.Module:
+        # The target's class for voxels that nobody labelled stays: nnU-Net's loss knows it.
+        return _WithIgnored(WeightedDeepSupervisionLoss(super()._build_loss()), None)
+
+
+class SwinUMambaDTrainer(SwinUMambaTrainer):
+    """Swin-UMamba† as its released trainer without pretrained weights: no deep supervision."""
+
+    @staticmethod
+    def arguments(configuration: ConfigurationManager) -> dict[str, Any]:
+        return {"decoder": "mamba", "deep_supervision": False}
+
+
+class SegMambaTrainer(BundleTrainer):
+    """SegMamba as its release trains, in 3D: SGD with Nesterov momentum, 1000 epochs.
+
+    The loss is cross entropy alone.
+    """
+
+    target = "common.networks.SegMamba"
+    dims = (3,)
+    multiple = 32
+    epochs = 1000
+    rate = 1e-2
+    decay = 3e-5
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.network.parameters(),
+            self.initial_lr,
+            momentum=0.99,
+            weight_decay=self.weight_decay,
+            nesterov=True,
+        )
+
+    def _build_loss(self) -> nn.Module:
+        return self._of_labels(DiceCELoss(to_onehot_y=True, softmax=True, lambda_dice=0.0))

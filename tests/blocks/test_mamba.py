@@ -26,6 +26,46 @@ def test_state_dict_is_that_of_mamba_ssm():
     }
 
 
+def orders(length: int, slices: int) -> list[list[int]]:
+    """The sites of SegMamba's three orders: position p n + r of the third holds r L / n + p."""
+    run = length // slices
+    across = [r * run + p for p in range(run) for r in range(slices)]
+    return [list(range(length)), list(range(length))[::-1], across]
+
+
+def test_three_orders_are_three_blocks_that_share_their_projections():
+    torch.manual_seed(0)
+    block = Mamba(8, slices=3).double()
+    weights = block.state_dict()
+    shared = {name: weights[name] for name in ("in_proj.weight", "out_proj.weight")}
+    x = torch.randn(2, 12, 8, dtype=torch.float64)
+    expected = torch.zeros_like(x)
+    for place, order in zip(("", "others.reversed.", "others.sliced."), orders(12, 3), strict=True):
+        single = Mamba(8).double()
+        own = {name: weights[place + name] for name in single.state_dict() if name not in shared}
+        single.load_state_dict(shared | own)
+        expected[:, order] += single(x[:, order])
+    torch.testing.assert_close(block(x), expected)
+
+
+def test_three_orders_in_torchscript_and_in_float32():
+    torch.manual_seed(0)
+    block = Mamba(8, slices=4)
+    x = torch.randn(2, 20, 8)
+    y = block(x)
+    y.square().sum().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad.abs().sum() > 0, name
+    block, x = block.double(), x.double()
+    torch.testing.assert_close(y.double(), block(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.jit.script(block)(x), block(x))
+
+
+def test_tokens_that_cannot_be_cut_into_slices():
+    with pytest.raises(ValueError, match="x has 10 tokens; allowed are multiples of 4"):
+        Mamba(8, slices=4)(torch.randn(1, 10, 8))
+
+
 def test_initial_values():
     torch.manual_seed(0)
     block = Mamba(64)
@@ -71,7 +111,7 @@ def test_shorter_than_the_convolution():
     assert Mamba(8)(torch.randn(1, 1, 8)).shape == (1, 1, 8)
 
 
-@pytest.mark.parametrize("name", ["d_model", "d_state", "d_conv", "expand", "dt_rank"])
+@pytest.mark.parametrize("name", ["d_model", "d_state", "d_conv", "expand", "dt_rank", "slices"])
 def test_bad_arguments_are_named(name):
     with pytest.raises(ValueError, match=f"{name} is 0; allowed"):
         Mamba(**{"d_model": 8, name: 0})

@@ -15,6 +15,8 @@ from ..conftest import GoldenCase
         ("mambaclinix", "mambaclinix"),
         ("umamba_bot_2d", "umamba"),
         ("umamba_v1_enc_3d", "umamba"),
+        ("segmamba", "segmamba"),
+        ("swin_umamba_d", "swin_umamba"),
     ],
 )
 @pytest.mark.parametrize(
@@ -35,7 +37,14 @@ def test_wrapped_checkpoints_are_unwrapped(wrap, case: str, network: str):
 
 @pytest.mark.parametrize(
     ("network", "name"),
-    [("lightm_unet", "LightM-UNet"), ("mambaclinix", "MambaClinix"), ("umamba", "U-Mamba")],
+    [
+        ("lightm_unet", "LightM-UNet"),
+        ("mambaclinix", "MambaClinix"),
+        ("segmamba", "SegMamba"),
+        ("swin_umamba", "Swin-UMamba"),
+        ("umamba", "U-Mamba"),
+        ("vm_unet", "VM-UNet"),
+    ],
 )
 def test_foreign_parameters_are_refused(network: str, name: str):
     message = rf"has a parameter 'encoder\.layers\.0\.weight', which {name}'s released code"
@@ -66,3 +75,14 @@ def test_mambaclinix_at_other_depths():
     parameters = dict(network.named_parameters())
     assert len(converted) == 4
     assert all(x is parameters[name] for name, x in converted.items())
+
+
+def test_vm_unets_checkpoint_of_a_training_that_goes_on():
+    """As its train.py writes latest.pth, after thop has counted what each module does."""
+    head = torch.zeros(3, 24, 1, 1)
+    counts = ("vmunet.total_ops", "vmunet.layers.0.total_params", "total_params")
+    released = {"vmunet.final_conv.weight": head, **dict.fromkeys(counts, torch.zeros(1))}
+    latest = {"epoch": 7, "model_state_dict": released, "optimizer_state_dict": {"state": {}}}
+    converted = convert_checkpoint(latest, "vm_unet")
+    assert list(converted) == ["head.weight"]
+    assert converted["head.weight"] is head

@@ -12,10 +12,10 @@ from monai.transforms import Activationsd, AsDiscreted, Compose, Lambdad
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.blocks import Codebook
+from common.blocks import Codebook, MambaMixer
 from common.losses import CodebookMambaLoss
 from common.networks import CodebookMambaUNet
-from common.networks.codebook_mamba_unet import AttentionMixer, MambaMixer, MultiScaleBlock
+from common.networks.codebook_mamba_unet import AttentionMixer, MultiScaleBlock
 
 SMALL: dict[str, Any] = {
     "in_channels": 1,

@@ -13,7 +13,10 @@ from common.networks import (
     LCMambaNet,
     LightMUNet,
     MambaClinix,
+    SegMamba,
+    SwinUMamba,
     UMamba,
+    VMUNet,
     lcmambanet,
 )
 
@@ -49,7 +52,31 @@ def u_mamba(**arguments: Any) -> nn.Module:
     return UMamba(3, 1, 3, features=(8, 16, 16), **arguments)
 
 
-@pytest.fixture(params=[light_m, mamba_clinix, codebook, elan_res, lc_mamba, u_mamba])
+def seg_mamba(**arguments: Any) -> nn.Module:
+    return SegMamba(1, 3, (1, 1, 1, 1), (4, 4, 8, 8), hidden_size=8, **arguments)
+
+
+def swin_u_mamba(**arguments: Any) -> nn.Module:
+    return SwinUMamba(1, 3, depths=(1, 1), features=(8, 16), drop_path=0.0, **arguments)
+
+
+def vm_unet(**arguments: Any) -> nn.Module:
+    return VMUNet(1, 3, (1, 1), (1, 1), (8, 16), drop_path=0.0, **arguments)
+
+
+@pytest.fixture(
+    params=[
+        light_m,
+        mamba_clinix,
+        codebook,
+        elan_res,
+        lc_mamba,
+        seg_mamba,
+        swin_u_mamba,
+        u_mamba,
+        vm_unet,
+    ]
+)
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Build:
     # One block per stage, without stochastic depth: dropout alone is random.
     monkeypatch.setattr(lcmambanet, "_DEPTHS", {"T": (1, 1, 1, 1)})
@@ -66,7 +93,7 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bu
 
 def image(network: nn.Module) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
-    dims = 2 if isinstance(network, LCMambaNet) else 3
+    dims = 2 if isinstance(network, (LCMambaNet, SwinUMamba, VMUNet)) else 3
     return torch.rand(2, 1, *[32] * dims, generator=generator)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.ao.nn.quantized.dynamic import Linear as DynamicLinear
 from torch.ao.quantization import quantize_dynamic
 
-from common.networks import LCMambaNet, LightMUNet, MambaClinix
+from common.networks import LCMambaNet, LightMUNet, MambaClinix, SwinUMamba, VMUNet
 
 
 @pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
@@ -21,8 +21,10 @@ from common.networks import LCMambaNet, LightMUNet, MambaClinix
             lambda: MambaClinix(1, 2, (8, 16, 16), [[1] * 3, [2] * 3, [2] * 3], [[3] * 3] * 3),
             (1, 1, 16, 16, 16),
         ),
+        (lambda: VMUNet(3, 1, (1, 1), (1, 1), (16, 32)), (1, 3, 64, 64)),
+        (lambda: SwinUMamba(3, 2, "mamba", (1, 1), (16, 32)), (1, 3, 64, 64)),
     ],
-    ids=["LightMUNet", "LCMambaNet", "MambaClinix"],
+    ids=["LightMUNet", "LCMambaNet", "MambaClinix", "VMUNet", "SwinUMamba"],
 )
 def test_quantised_network_is_near_the_other(
     build: Callable[[], nn.Module], shape: tuple[int, ...]

@@ -20,13 +20,25 @@ from common.errors import InputError
 from common.networks import (
     LCMambaNet,
     LiverTumourCascade,
+    SwinUMamba,
+    VMUNet,
     lcmambanet,
     recomputation,
     recompute_levels,
 )
 
 from ..test_comparison_networks import BUNDLES, SMALL, parser, small
-from .test_dropout import codebook, elan_res, lc_mamba, light_m, mamba_clinix, u_mamba
+from .test_dropout import (
+    codebook,
+    elan_res,
+    lc_mamba,
+    light_m,
+    mamba_clinix,
+    seg_mamba,
+    swin_u_mamba,
+    u_mamba,
+    vm_unet,
+)
 
 Build = Callable[[], nn.Module]
 
@@ -36,7 +48,8 @@ def cascade() -> nn.Module:
 
 
 OWN: list[Callable[..., nn.Module]] = [
-    *(light_m, mamba_clinix, codebook, elan_res, lc_mamba, u_mamba),
+    *(light_m, mamba_clinix, codebook, elan_res, lc_mamba),
+    *(u_mamba, seg_mamba, swin_u_mamba, vm_unet),
     cascade,
 ]
 
@@ -60,7 +73,7 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Bu
 
 
 def image(network: nn.Module) -> Tensor:
-    dims = 2 if isinstance(network, LCMambaNet) else 3
+    dims = 2 if isinstance(network, (LCMambaNet, SwinUMamba, VMUNet)) else 3
     return torch.rand(2, 1, *[32] * dims, generator=torch.Generator().manual_seed(0))
 
 

@@ -34,6 +34,10 @@ NAMES = (
     "SegResNetTrainer",
     "UNETRTrainer",
     "SwinUNETRTrainer",
+    "VMUNetTrainer",
+    "SwinUMambaTrainer",
+    "SwinUMambaDTrainer",
+    "SegMambaTrainer",
 )
 LABELS = {"background": 0, "liver": 1, "tumour": 2}
 REGIONS = {"background": 0, "whole liver": [1, 2], "tumour": [2]}
@@ -119,6 +123,26 @@ def build_small(plans_manager: Any, configuration_manager: Any, *_: Any) -> torc
     return conv(1, 3, 1)
 
 
+# Arguments of networks whose recipe's size takes seconds.
+NARROW: dict[str, dict[str, Any]] = {
+    "VMUNetTrainer": {"features": [8, 16], "depths": [1, 1], "decoder_depths": [1, 1]},
+    "SwinUMambaTrainer": {"features": [8, 16, 32], "depths": [1, 1, 1]},
+    "SwinUMambaDTrainer": {"features": [8, 16, 32], "depths": [1, 1, 1]},
+    "SegMambaTrainer": {"features": [4, 4, 8, 8], "depths": [1, 1, 1, 1], "hidden_size": 8},
+}
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    def narrowed(name: str, arguments: Callable[..., dict]) -> Callable[..., dict]:
+        return lambda configuration: arguments(configuration) | NARROW[name]
+
+    of = {name: getattr(trainers, name).arguments for name in NARROW}
+    for name, arguments in of.items():
+        kind = getattr(trainers, name)
+        monkeypatch.setattr(kind, "arguments", staticmethod(narrowed(name, arguments)))
+
+
 def check_training(trainer: Any) -> None:
     trainer.on_train_epoch_start()
     before = [x.detach().clone() for x in trainer.network.parameters()]
@@ -154,8 +178,13 @@ def check_training(trainer: Any) -> None:
         pytest.param("UNETRTrainer", 3, marks=pytest.mark.slow),
         ("SwinUNETRTrainer", 2),
         pytest.param("SwinUNETRTrainer", 3, marks=pytest.mark.slow),
+        ("VMUNetTrainer", 2),
+        ("SwinUMambaTrainer", 2),
+        ("SwinUMambaDTrainer", 2),
+        ("SegMambaTrainer", 3),
     ],
 )
+@pytest.mark.usefixtures("narrow")
 def test_a_step_of_training(build: Callable[..., Any], name: str, dims: int):
     check_training(build(name, dims, size=(33, 16, 16)))
 
@@ -170,13 +199,32 @@ def test_the_codebooks_loss_is_the_papers_for_nested_regions(build: Callable[...
     assert torch.equal(trainer.loss(output, target), CodebookMambaLoss()(output, target.float()))
 
 
-@pytest.mark.parametrize("name", ["MambaClinixTrainer", "UMambaBotTrainer"])
-def test_ignored_voxels_have_no_part_in_the_loss(build: Callable[..., Any], name: str):
+@pytest.mark.usefixtures("narrow")
+def test_deep_supervision_of_regions(build: Callable[..., Any]):
+    check_training(build("SwinUMambaTrainer", 2, labels=REGIONS))
+
+
+@pytest.mark.parametrize(
+    ("name", "dims"),
+    [
+        ("MambaClinixTrainer", 3),
+        ("UMambaBotTrainer", 3),
+        ("SwinUMambaTrainer", 2),
+        ("SegMambaTrainer", 3),
+    ],
+)
+def test_ignored_voxels_have_no_part_in_the_loss(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, name: str, dims: int
+):
     """Whatever the network says of them."""
-    trainer = build(name, 3, labels={**LABELS, "ignore": 3})
+    monkeypatch.setattr(
+        getattr(trainers, name), "build_network_architecture", staticmethod(build_small)
+    )
+    trainer = build(name, dims, labels={**LABELS, "ignore": 3})
     target = batch(trainer)["target"]
     target[..., :4] = 3
-    logits = torch.randn(2, 3, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    size = target.shape[2:]
+    logits = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
     other = logits.clone()
     other[..., :4] += 5
     assert torch.equal(trainer.loss(logits, target), trainer.loss(other, target))
@@ -192,7 +240,14 @@ RECIPES = {
     "SegResNetTrainer": (torch.optim.Adam, 1e-5, 100, 1e-4, 1e-4 * 0.5**0.9, 1e-4 * 0.01**0.9),
     "UNETRTrainer": (torch.optim.AdamW, 0.01, 100, 1e-4, 5e-5, 1e-6),
     "SwinUNETRTrainer": (torch.optim.AdamW, 0.01, 100, 8e-4, 4.005e-4, 1.197e-6),
+    "VMUNetTrainer": (torch.optim.AdamW, 0.01, 300, 1e-3, 5.05e-4, 1.0244e-5),
+    "SwinUMambaTrainer": (torch.optim.AdamW, 0.05, 1000, 1e-4, 5.05e-5, 1e-6),
+    "SwinUMambaDTrainer": (torch.optim.AdamW, 0.05, 1000, 1e-4, 5.05e-5, 1e-6),
+    "SegMambaTrainer": (torch.optim.SGD, 3e-5, 1000, 1e-2, 1e-2 * 0.5**0.9, 1e-2 * 0.001**0.9),
 }
+EPS = dict.fromkeys(
+    ("LightMUNetTrainer", "MambaClinixTrainer", "SwinUMambaTrainer", "SwinUMambaDTrainer"), 1e-5
+)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -201,15 +256,14 @@ def test_recipes(build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.setattr(
         getattr(trainers, name), "build_network_architecture", staticmethod(build_small)
     )
-    trainer = build(name, 3)
+    trainer = build(name, max(getattr(trainers, name).dims))
     assert type(trainer.optimizer) is kind
     assert trainer.optimizer.defaults["weight_decay"] == decay
     if kind is torch.optim.SGD:
         assert trainer.optimizer.defaults["momentum"] == 0.99
         assert trainer.optimizer.defaults["nesterov"]
     else:
-        eps = 1e-5 if name in ("LightMUNetTrainer", "MambaClinixTrainer") else 1e-8
-        assert trainer.optimizer.defaults["eps"] == eps
+        assert trainer.optimizer.defaults["eps"] == EPS.get(name, 1e-8)
     assert trainer.num_epochs == epochs
     assert trainer.num_iterations_per_epoch == 250
     for epoch, rate in zip((0, epochs // 2, epochs - 1), rates, strict=True):
@@ -292,6 +346,19 @@ def test_scales_of_umamba_weigh_as_nnunets(
     torch.testing.assert_close(trainer.loss(scales, target), theirs(scales, targets))
 
 
+def test_segmambas_loss_is_cross_entropy_alone(
+    build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        trainers.SegMambaTrainer, "build_network_architecture", staticmethod(build_small)
+    )
+    trainer = build("SegMambaTrainer", 3)
+    label = batch(trainer)["target"]
+    logits = torch.randn(2, 3, *label.shape[2:], generator=torch.Generator().manual_seed(1))
+    expected = torch.nn.functional.cross_entropy(logits, label[:, 0].long())
+    torch.testing.assert_close(trainer.loss(logits, label), expected)
+
+
 def test_weights_are_as_the_ranks_were_given_them(
     build: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ):
@@ -316,6 +383,8 @@ def test_weights_are_as_the_ranks_were_given_them(
         ("UNETRTrainer", 20, 32),
         ("SwinUNETRTrainer", 40, 64),
         ("CodebookMambaUNetTrainer", 12, 16),
+        ("VMUNetTrainer", 20, 32),
+        ("SegMambaTrainer", 40, 64),
     ],
 )
 def test_patches_are_rounded_in_the_plans_that_predictions_read(name: str, size: int, rounded: int):

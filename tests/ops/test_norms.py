@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from common.blocks import BatchNorm2d, BatchNorm3d, GroupNorm, InstanceNorm3d
+from common.blocks import BatchNorm2d, BatchNorm3d, GroupNorm, InstanceNorm2d, InstanceNorm3d
 from common.ops import cpp, norms
 
 BUILD: dict[str, Callable[[int], nn.Module]] = {
@@ -187,3 +187,20 @@ def test_16_bit_maps_are_normalised_in_the_weights_precision():
         y = norm(x.bfloat16())
         assert y.dtype == torch.float32
         torch.testing.assert_close(y, norm(x.bfloat16().float()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(InstanceNorm2d, (2, 6, 5, 7)), (InstanceNorm3d, (1, 6, 4, 5, 3))]
+)
+def test_instance_norm_without_parameters(kind: type[nn.Module], shape: tuple[int, ...]):
+    norm = kind(6, affine=False)
+    assert not norm.state_dict()
+    assert not list(norm.parameters())
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = torch.randn(shape)
+    expected = torch.nn.functional.instance_norm(x)
+    for given in (x, x.to(memory_format=layout)):
+        torch.testing.assert_close(norm(given), expected)
+        torch.testing.assert_close(torch.jit.script(norm)(given), expected)
+    assert norm(x.bfloat16()).dtype == torch.float32
+    assert norm.double()(x.double()).dtype == torch.float64

@@ -22,7 +22,10 @@ from common.networks import (
     LightMUNet,
     LiverTumourCascade,
     MambaClinix,
+    SegMamba,
+    SwinUMamba,
     UMamba,
+    VMUNet,
     lcmambanet,
 )
 from common.workflows import FORMS, export, export_network
@@ -43,6 +46,10 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], list[int]]] = {
         lambda: LiverTumourCascade(nn.Conv3d(1, 1, 3), nn.Conv3d(1, 1, 3)),
         [8] * 3,
     ),
+    "VMUNet": (lambda: VMUNet(1, 2, (1, 1), (1, 1), (8, 16)), [40, 32]),
+    "SwinUMamba": (lambda: SwinUMamba(1, 2, depths=(1, 1), features=(8, 16)), [40, 32]),
+    "SwinUMambaD": (lambda: SwinUMamba(1, 2, "mamba", (1, 1), (8, 16)), [40, 32]),
+    "SegMamba": (lambda: SegMamba(1, 2, (1, 1, 1, 1), (4, 4, 8, 8), 8), [16, 32, 64]),
 }
 LOADER = """
 import sys
@@ -98,7 +105,7 @@ def test_every_network(form: str, tmp_path: Path):
         network, size = build(name)
         export_network(network, size, form, file)
         if form == "torchscript":  # takes any size
-            size = [x + 8 for x in size]
+            size = [x + 32 for x in size]
         channels = 2 if name == "LightMUNet-2D" else 1
         image = torch.rand(3, channels, *size)  # and all of them, any batch
         with torch.no_grad():
