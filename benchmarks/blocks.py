@@ -18,13 +18,14 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
+from common.blocks import MambaMixer
 from common.cli.output import say, table
 from common.measure import Failed, in_own_process, machine, median_seconds, peak_memory
-from common.networks.codebook_mamba_unet import AttentionMixer, MambaMixer
+from common.networks.codebook_mamba_unet import AttentionMixer
 from common.ops import count_flops
 
 BLOCKS = {
-    "Mamba": lambda channels: MambaMixer(channels, "auto"),
+    "Mamba": lambda channels: MambaMixer(channels),
     "attention": AttentionMixer,
 }
 # As printed: parameters, and by batch seconds of a sample and "M" of GPU memory.
