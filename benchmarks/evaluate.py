@@ -44,7 +44,7 @@ def main() -> None:
             peak, seconds = in_own_process(
                 measured, folder, cases, options.threads, preload=["benchmarks.evaluate"]
             )
-            figures = [f"{seconds:.1f}", f"{seconds / cases:.2f}", f"{peak / MIB:.0f}"]
+            figures = [f"{seconds:.3g}", f"{seconds / cases:.3g}", f"{peak / MIB:.0f}"]
             rows.append([str(cases), *figures])
     size = " x ".join(map(str, options.size))
     say(f"Evaluation of label maps of {size}. {machine('cpu', options.threads)}\n")
