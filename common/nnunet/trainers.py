@@ -234,7 +234,20 @@ class MambaClinixTrainer(BundleTrainer):
         return self._of_labels(WeightedDeepSupervisionLoss(loss))
 
 
-class UMambaBotTrainer(BundleTrainer):
+class _NesterovTrainer(BundleTrainer):
+    """nnU-Net's optimiser."""
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            self.network.parameters(),
+            self.initial_lr,
+            momentum=0.99,
+            weight_decay=self.weight_decay,
+            nesterov=True,
+        )
+
+
+class UMambaBotTrainer(_NesterovTrainer):
     """U-Mamba with Mamba in the bottleneck, of release 2, its stages from the plan: 1000 epochs.
 
     The recipe is its released trainer's, which is nnU-Net's own: SGD, deep supervision, nnU-Net's
@@ -259,15 +272,6 @@ class UMambaBotTrainer(BundleTrainer):
             "strides": planned["strides"],
             "deep_supervision": True,
         }
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            self.network.parameters(),
-            self.initial_lr,
-            momentum=0.99,
-            weight_decay=self.weight_decay,
-            nesterov=True,
-        )
 
     def _build_loss(self) -> nn.Module:
         return _AtEachScale(super()._build_loss())
@@ -522,7 +526,7 @@ class SwinUMambaDTrainer(SwinUMambaTrainer):
         return {"decoder": "mamba", "deep_supervision": False}
 
 
-class SegMambaTrainer(BundleTrainer):
+class SegMambaTrainer(_NesterovTrainer):
     """SegMamba as its release trains, in 3D: SGD with Nesterov momentum, 1000 epochs.
 
     The loss is cross entropy alone.
@@ -534,15 +538,6 @@ class SegMambaTrainer(BundleTrainer):
     epochs = 1000
     rate = 1e-2
     decay = 3e-5
-
-    def build_optimizer(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(
-            self.network.parameters(),
-            self.initial_lr,
-            momentum=0.99,
-            weight_decay=self.weight_decay,
-            nesterov=True,
-        )
 
     def _build_loss(self) -> nn.Module:
         return self._of_labels(DiceCELoss(to_onehot_y=True, softmax=True, lambda_dice=0.0))
