@@ -140,7 +140,7 @@ def test_codebook_takes_all_channels(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("arguments", "expected"),
     [
         (["--cases", 0], "cases is 0; allowed are whole numbers from 1"),
-        (["--kind", "mri"], "kind is 'mri'; allowed are 'ct' and 'cxr'"),
+        (["--kind", "mri"], "kind is 'mri'; allowed are 'ct', 'mr' and 'cxr'"),
         (["--size", 5], "size is 5; allowed are whole numbers from 32 to 512"),
     ],
 )

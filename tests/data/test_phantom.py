@@ -13,7 +13,7 @@ from PIL import Image
 from scipy import ndimage
 
 from common.data import labelled_cases
-from common.data.phantom import CTCase, Tissue, ct_case, cxr_case, write_phantom
+from common.data.phantom import CTCase, Tissue, ct_case, cxr_case, mr_case, write_phantom
 from common.errors import InputError
 
 SHAPE, SPACING = (64, 54, 36), (5.2, 5.2, 5.6)
@@ -48,10 +48,10 @@ def patients() -> list[CTCase]:
     return [ct_case(np.random.default_rng(seed), SHAPE, SPACING) for seed in range(6)]
 
 
-@pytest.mark.parametrize("kind", ["ct", "cxr"])
-def test_the_seed_decides_every_byte(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "size"), [("ct", 64), ("mr", 24), ("cxr", 64)])
+def test_the_seed_decides_every_byte(tmp_path: Path, kind: str, size: int) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        write_phantom(tmp_path / name, 2, seed, kind, size=64, progress=False)
+        write_phantom(tmp_path / name, 2, seed, kind, size=size, progress=False)
     a, b, c = (digests(tmp_path / name) for name in "abc")
     assert a == b
     assert not {a[name] for name in a.keys() & c.keys() - {"dataset.json"}} & set(c.values())
@@ -203,9 +203,45 @@ def test_lungs_are_dark_apart_and_on_their_sides() -> None:
     assert opacities == {True, False}
 
 
+def test_mr_has_the_layout_of_the_decathlon(tmp_path: Path) -> None:
+    folder = write_phantom(tmp_path, 3, kind="mr", progress=False)
+    about = json.loads((folder / "dataset.json").read_text())
+    assert about["labels"] == {"0": "background", "1": "anterior", "2": "posterior"}
+    names = {f"hippocampus_{number:03d}.nii.gz" for number in range(3)}
+    for part in ("imagesTr", "labelsTr"):
+        assert {path.name for path in (folder / part).iterdir()} == names
+        assert (folder / part.replace("Tr", "Ts") / "hippocampus_003.nii.gz").is_file()
+    for name in sorted(names):
+        image, label = (nib.load(folder / part / name) for part in ("imagesTr", "labelsTr"))
+        assert (image.get_data_dtype(), label.get_data_dtype()) == (np.int16, np.uint8)
+        np.testing.assert_array_equal(image.affine, label.affine)
+        assert all(30 < n < 60 for n in image.shape)
+        assert image.header.get_zooms() == pytest.approx([1, 1, 1], abs=0.021)
+    assert len(labelled_cases(folder)) == 3
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_hippocampus_has_a_head_in_front(seed: int) -> None:
+    """Of the size of a hippocampus, grey, one piece, and within the field of view."""
+    spacing = (1.0, 1.0, 1.0)
+    case = mr_case(np.random.default_rng(seed), (36, 50, 36), spacing)
+    anterior, posterior = case.label == 1, case.label == 2
+    assert all(ndimage.label(part)[1] == 1 for part in (anterior, posterior, case.label > 0))
+    assert 1500 < np.count_nonzero(case.label) < 5000
+    assert 0.3 < np.count_nonzero(anterior) / np.count_nonzero(case.label) < 0.7
+    assert np.argwhere(anterior)[:, 1].mean() > np.argwhere(posterior)[:, 1].mean() + 10
+    inner = ndimage.binary_erosion(case.label > 0)
+    white = np.percentile(case.image, 90)
+    assert 0.5 < case.image[inner].mean() / white < 0.85
+    edges = case.label.copy()
+    edges[1:-1, 1:-1, 1:-1] = 0
+    assert not edges.any()
+
+
 def test_an_earlier_phantom_is_replaced_without_a_trace(tmp_path: Path) -> None:
     folder, fresh = tmp_path / "used", tmp_path / "fresh"
     write_phantom(folder, 3, kind="cxr", size=64, progress=False)
+    write_phantom(folder, 2, kind="mr", size=24, progress=False)
     write_phantom(folder, 3, seed=1, size=32, progress=False)
     (folder / ".phantom-unfinished").touch()
     (folder / "imagesTr" / ".17.liver_000.nii.gz").touch()
@@ -233,8 +269,9 @@ def test_other_data_is_left_alone(tmp_path: Path, content: str) -> None:
         ({"cases": True}, "cases is True"),
         ({"seed": -1}, "seed is -1; allowed are whole numbers from 0"),
         ({"size": 31}, "size is 31; allowed are whole numbers from 32 to 512"),
+        ({"size": 23, "kind": "mr"}, "size is 23; allowed are whole numbers from 24 to 256"),
         ({"size": 63, "kind": "cxr"}, "size is 63; allowed are whole numbers from 64 to 2048"),
-        ({"kind": "mri"}, "kind is 'mri'; allowed are 'ct' and 'cxr'"),
+        ({"kind": "mri"}, "kind is 'mri'; allowed are 'ct', 'mr' and 'cxr'"),
     ],
 )
 def test_bad_arguments_are_named(tmp_path: Path, arguments: dict, message: str) -> None:
@@ -267,5 +304,7 @@ def test_grids_that_hold_no_patient_are_named() -> None:
         ct_case(rng, (32, 32, 16), (3, 3, 5))
     with pytest.raises(InputError, match="at most 16 mm"):
         ct_case(rng, (16, 16, 10), (20, 20, 20))
+    with pytest.raises(InputError, match="cover 32 x 46 x 32 mm"):
+        mr_case(rng, (36, 40, 36), (1, 1, 1))
     with pytest.raises(InputError, match=r"shape is \(40, 90\)"):
         cxr_case(rng, (40, 90))

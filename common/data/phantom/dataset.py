@@ -1,6 +1,6 @@
 """Phantoms as data sets on disk, decided byte by byte by a seed.
 
-Kind ``ct`` is laid out like the Medical Segmentation Decathlon (MSD,
+Kinds ``ct`` and ``mr`` are laid out like the Medical Segmentation Decathlon (MSD,
 http://medicaldecathlon.com), kind ``cxr`` like the Montgomery County set (Jaeger et al., Quant
 Imaging Med Surg 4(6), 2014).
 """
@@ -23,15 +23,19 @@ from ...errors import InputError
 from ...files import replacing
 from .ct import ct_case
 from .cxr import cxr_case
+from .mr import mr_case
 from .shapes import Array
 
-_SIZES = {"ct": (112, 32, 512), "cxr": (288, 64, 2048)}
-_ROLES = {"ct": ("image", "label"), "cxr": ("image", "leftMask", "rightMask")}
+_SIZES = {"ct": (112, 32, 512), "mr": (36, 24, 256), "cxr": (288, 64, 2048)}
+_VOLUME = ("image", "label")
+_ROLES = {"ct": _VOLUME, "mr": _VOLUME, "cxr": ("image", "leftMask", "rightMask")}
 _ORIENTATIONS = ("RAS", "LPS", "LAS", "RSP")
 _UNFINISHED = ".phantom-unfinished"
 _FILES = (
     "imagesT[rs]/liver_*.nii.gz",
     "labelsT[rs]/liver_*.nii.gz",
+    "imagesT[rs]/hippocampus_*.nii.gz",
+    "labelsT[rs]/hippocampus_*.nii.gz",
     "CXR_png/MCUCXR_*.png",
     "ManualMask/*Mask/MCUCXR_*.png",
 )
@@ -45,6 +49,16 @@ _ABOUT: dict[str, dict[str, Any]] = {
         "tensorImageSize": "3D",
         "modality": {"0": "CT"},
         "labels": {"0": "background", "1": "liver", "2": "tumour"},
+    },
+    "mr": {
+        "name": "Hippocampus phantom",
+        "description": "Synthetic T1-weighted MR: anterior and posterior hippocampus",
+        "reference": "python -m common phantom",
+        "licence": "CC0 1.0",
+        "release": "1.0",
+        "tensorImageSize": "3D",
+        "modality": {"0": "MRI"},
+        "labels": {"0": "background", "1": "anterior", "2": "posterior"},
     },
     "cxr": {
         "name": "Chest X-ray phantom",
@@ -63,32 +77,33 @@ def write_phantom(
     output: str | Path,
     cases: int = 8,
     seed: int = 0,
-    kind: Literal["ct", "cxr"] = "ct",
+    kind: Literal["ct", "mr", "cxr"] = "ct",
     size: int | None = None,
     progress: bool = True,
 ) -> Path:
     """Write a synthetic data set and return its folder.
 
-    ``ct`` writes ``cases`` labelled training volumes and a fifth as many test volumes, whose
-    labels lie in ``labelsTs`` (as in MSD, ``dataset.json`` does not list them). ``cxr`` writes
-    ``cases`` radiographs; a name ends in 1 instead of 0 where the lungs have opacities. Equal
-    arguments give equal bytes, and the contents of case i do not depend on ``cases``.
+    ``ct`` and ``mr`` write ``cases`` labelled training volumes and a fifth as many test volumes,
+    whose labels lie in ``labelsTs`` (as in MSD, ``dataset.json`` does not list them). ``cxr``
+    writes ``cases`` radiographs; a name ends in 1 instead of 0 where the lungs have opacities.
+    Equal arguments give equal bytes, and the contents of case i do not depend on ``cases``.
 
     Args:
         output: a new or empty folder, or one with an earlier phantom, which is replaced.
         cases: at least 1.
         seed: at least 0.
-        kind: ``"ct"`` or ``"cxr"``.
-        size: about how many voxels wide a volume is (32 to 512, default 112), or pixels a
-            radiograph (64 to 2048, default 288); the field of view stays the same.
+        kind: ``"ct"``, ``"mr"`` or ``"cxr"``.
+        size: about how many voxels wide a CT is (32 to 512, default 112) or an MR (24 to 256,
+            default 36), or pixels a radiograph (64 to 2048, default 288); the field of view stays
+            the same.
         progress: show a bar on standard error.
 
     Raises:
         InputError: an argument is out of range, or ``output`` is a file, holds other data or
             cannot be written.
     """
-    if kind not in ("ct", "cxr"):
-        raise InputError(f"kind is {kind!r}; allowed are 'ct' and 'cxr'.")
+    if kind not in _SIZES:
+        raise InputError(f"kind is {kind!r}; allowed are 'ct', 'mr' and 'cxr'.")
     usual, *allowed = _SIZES[kind]
     size = usual if size is None else size
     _check_whole("cases", cases, 1)
@@ -96,8 +111,8 @@ def write_phantom(
     _check_whole("size", size, *allowed)
 
     folder = Path(str(output))
-    held_out = max(1, round(0.2 * cases)) if kind == "ct" else 0
-    draw = _ct_files if kind == "ct" else _cxr_files
+    held_out = 0 if kind == "cxr" else max(1, round(0.2 * cases))
+    draw = {"ct": _ct_files, "mr": _mr_files, "cxr": _cxr_files}[kind]
     listed: dict[str, list[Any]] = {"training": [], "test": []}
     try:
         _claim(folder)
@@ -131,6 +146,19 @@ def _ct_files(rng: Generator, number: int, size: int, split: str) -> dict[str, b
     name = f"liver_{number:03d}.nii.gz"
     return {
         f"images{split}/{name}": _nifti(case.hu, affine, codes),
+        f"labels{split}/{name}": _nifti(case.label, affine, codes),
+    }
+
+
+def _mr_files(rng: Generator, number: int, size: int, split: str) -> dict[str, bytes]:
+    spacing = (round(rng.uniform(0.98, 1.02) * 36 / size, 3),) * 3
+    shape = np.ceil(rng.uniform((34, 48, 34), (40, 54, 40)) / spacing).astype(int)
+    codes = rng.choice(_ORIENTATIONS)
+    affine = np.diag([*spacing, 1.0])
+    case = mr_case(rng, tuple(shape.tolist()), spacing)
+    name = f"hippocampus_{number:03d}.nii.gz"
+    return {
+        f"images{split}/{name}": _nifti(case.image, affine, codes),
         f"labels{split}/{name}": _nifti(case.label, affine, codes),
     }
 
