@@ -8,7 +8,7 @@ from .output import say
 def phantom(
     output: str, cases: int = 8, seed: int = 0, kind: str = "ct", size: int | None = None
 ) -> None:
-    """Write a synthetic data set: kind "ct" (liver, tumours), "mr" (hippocampus) or "cxr" (lungs)."""
+    """Write a synthetic data set: kind "ct" (liver, tumours), "mr" (hippocampus), "cxr" (lungs)."""
     from ..data.phantom import write_phantom
 
     folder = write_phantom(output, cases=cases, seed=seed, kind=kind, size=size)  # type: ignore[arg-type]
