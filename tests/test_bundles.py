@@ -19,6 +19,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor, list_data_collate
 from monai.transforms import Compose
 
+from common.checkpoints import load_settings
 from common.errors import input_error_in
 from common.networks.recomputation import _Recomputed
 from common.zoo.contract import (
@@ -38,11 +39,12 @@ from .conftest import REPOSITORY, shared
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
 # Bundles of a family are alike but for these ids; the first name is the family's reference.
 FAMILIES: dict[str, list[str]] = {
-    "3D CT": [
+    "3D": [
         "liver_ct_lightm_unet_segmentation",
         "liver_tumor_ct_mambaclinix_segmentation",
         "liver_tumor_ct_codebook_mamba_segmentation",
         "liver_tumor_ct_elanres_msca_segmentation",
+        "hippocampus_mr_lightm_unet_segmentation",
     ],
     "2D": ["lung_cxr_lightm_unet_segmentation"],
     "2D slices": ["liver_tumor_ct_lcmambanet_segmentation"],
@@ -67,6 +69,11 @@ MAY_DIFFER = {
 }
 # What one bundle alone must do otherwise: ids, with all below them.
 MAY_DIFFER_IN = {
+    "hippocampus_mr_lightm_unet_segmentation": {
+        "dataset_dir": "other data",
+        "modality": "other data",
+        "cache_num": "its volumes are small",
+    },
     "liver_tumor_ct_mambaclinix_segmentation": {
         "batch_dice": "nnU-Net's planner decides it",
         "split": "the paper's",
@@ -139,7 +146,9 @@ def parser(bundle: Path, name: str, **override: Any) -> ConfigParser:
     parsed = ConfigParser()
     parsed.read_config(str(bundle / f"configs/{name}.json"))
     parsed.read_meta(str(bundle / "configs/metadata.json"))
-    parsed.update({"bundle_root": str(bundle), "device": "cpu"} | override)
+    # Without the settings of weights that are shipped: the configs by themselves.
+    own = {"bundle_root": str(bundle), "checkpoint": "none.pt", "device": "cpu"}
+    parsed.update(own | override)
     return parsed
 
 
@@ -156,6 +165,45 @@ def test_there_are_bundles():
 @pytest.mark.parametrize("check", [*READING, *RUNNING], ids=lambda check: check.__name__)
 def test_contract(bundle: Path, check: Check):
     assert list(check(bundle)) == []
+
+
+WITH_WEIGHTS = [
+    "hippocampus_mr_lightm_unet_segmentation",
+]
+
+
+def test_who_ships_weights_says_so(bundle: Path):
+    shipped = bundle.name in WITH_WEIGHTS
+    meta = config(bundle, "metadata")
+    for key in ("weights", "weights_license", "reference_prediction"):
+        assert (key in meta) == shipped, key
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_shipped_weights_are_small_and_licensed(name: str):
+    bundle = REPOSITORY / "bundles" / name
+    meta = config(bundle, "metadata")
+    licence = re.fullmatch(r"CC-(BY-SA|BY-NC-SA)-4\.0", meta["weights_license"])
+    assert licence is not None
+    assert f"CC {licence[1]} 4.0" in (bundle / "docs/data_license.txt").read_text()
+    assert (bundle / "models/model.pt").stat().st_size <= 6_000_000
+    told = load_settings(bundle / "models/model.pt")
+    names = meta["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert told["label_names"] == list(names.values())
+    assert told == json.loads((bundle / "models/settings.json").read_text())
+
+
+@pytest.mark.parametrize("name", WITH_WEIGHTS)
+def test_shipped_weights_are_of_the_bundles_recipe(name: str):
+    """Their training was told what train.json says, but for the cases and their names."""
+    bundle = REPOSITORY / "bundles" / name
+    told = load_settings(bundle / "models/model.pt")
+    train = parser(bundle, "train")
+    for id_ in told.keys() - {"label_names", "network_def", "intensity"}:
+        assert told[id_] == train.get_parsed_content(id_), id_
+    for id_ in ("network_def", "intensity"):
+        for name, value in told[id_].items():
+            assert value == train.get_parsed_content(f"{id_}#{name}"), f"{id_}#{name}"
 
 
 def test_licence(bundle: Path):
@@ -368,7 +416,7 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
     assert steps()[-2:] == ["KeepLargestComponentsd", "SaveImaged"]
 
 
-@pytest.mark.parametrize("name", FAMILIES["3D CT"])
+@pytest.mark.parametrize("name", FAMILIES["3D"])
 def test_overlap_of_an_evaluation(name: str):
     """Inference's own by default, not that of training's validation; or as it is given."""
     files = [f"{REPOSITORY}/bundles/{name}/configs/{file}.json" for file in ("train", "evaluate")]
@@ -515,7 +563,7 @@ def test_every_process_validates(bundle: Path):
     assert ".index('TensorBoardStatsHandler')" in chosen
 
 
-@pytest.mark.parametrize("name", FAMILIES["3D CT"][:2])  # whose papers released their code
+@pytest.mark.parametrize("name", FAMILIES["3D"][:2])  # whose papers released their code
 def test_arrays_as_in_the_released_code(name: str, tmp_path: Path):
     """SimpleITK gives nnU-Net axes z, y, x of a file whose axes are x, y, z in LPS."""
     values = np.random.default_rng(0).integers(-200, 250, (9, 8, 7)).astype(np.int16)

@@ -21,6 +21,7 @@ from .test_mambaclinix_bundle import SHORT as MAMBACLINIX
 
 # Bundle -> options of its training, small.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "hippocampus_mr_lightm_unet_segmentation": LIGHTM | {"max_epochs": 1},
     "liver_ct_lightm_unet_segmentation": LIGHTM | {"max_epochs": 1},
     "liver_tumor_ct_codebook_mamba_segmentation": CODEBOOK,
     "liver_tumor_ct_elanres_msca_segmentation": ELANRES,

@@ -19,7 +19,7 @@ from .checkpoints import convert, export, join, settings
 from .data import ircadb, phantom
 from .results import codebook, compare, evaluate, overlay, profile, report, study
 from .setup import doctor, nnunet, plan
-from .zoo import zoo_index, zoo_install, zoo_pack, zoo_push, zoo_verify
+from .zoo import zoo_index, zoo_install, zoo_pack, zoo_push, zoo_ship, zoo_verify
 
 __all__ = ["main"]
 
@@ -29,7 +29,7 @@ def main() -> None:
         before = (phantom, ircadb, check, plan, nnunet, doctor)
         results = (overlay, evaluate, compare, report, profile, study)
         after = (*results, settings, convert, join, codebook, export)
-        zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
+        zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push, zoo_ship)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}
         verbs = {verb.__name__: _typed(verb) for verb in (*before, *after)}
         _check_flags(verbs | groups, sys.argv[1:])

@@ -98,3 +98,26 @@ def zoo_push(name: str, repo: str, dry_run: bool = True, private: bool = True) -
     )
     if dry_run:
         say("--dry_run False uploads them")
+
+
+def zoo_ship(
+    name: str,
+    checkpoint: str,
+    kind: str,
+    size: int | None = None,
+    seed: int = 0,
+    min_dice: float = 0.98,
+) -> None:
+    """Put a training's weights into a bundle, with a reference prediction that verify repeats.
+
+    The reference is what they make of a synthetic image, as `common phantom` draws it: --kind ct,
+    mr or cxr, --size and --seed. Where a class has a Dice below --min_dice later, verify says that
+    something is computed in another way there.
+    """
+    from ..zoo import find_bundle, ship
+
+    quieten_monai()
+    weights, checksum, voxels = ship(find_bundle(name), checkpoint, kind, size, seed, min_dice)
+    say(f"weights:   {weights}, {weights.stat().st_size} bytes")
+    say(f"SHA-256:   {checksum}")
+    say(f"reference: {', '.join(f'{n} voxels of {name}' for name, n in voxels.items())}")

@@ -6,6 +6,7 @@ from .index import write_index
 from .install import install
 from .pack import find_bundle, pack
 from .push import push
+from .ship import ship
 from .verify import verify
 from .versions import check_version
 
@@ -20,6 +21,7 @@ __all__ = [
     "members",
     "pack",
     "push",
+    "ship",
     "verify",
     "write_index",
 ]

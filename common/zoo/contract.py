@@ -24,6 +24,7 @@ from ..checkpoints import check_checkpoint, check_setting, load_settings, load_s
 from ..errors import InputError, first_line
 from ..files import read_json
 from .archives import COMPILED, sha256
+from .reference import reference_failures
 
 Config = dict[str, Any]
 Check = Callable[[Path], Iterator[str]]
@@ -557,6 +558,11 @@ def network(bundle: Path) -> Iterator[str]:
             yield str(error)
 
 
+def reference(bundle: Path) -> Iterator[str]:
+    """The weights make of a phantom what they made of it where they were published."""
+    yield from reference_failures(bundle, config(bundle, "metadata"))
+
+
 READING: list[Check] = [
     name_and_files,
     metadata,
@@ -572,4 +578,4 @@ READING: list[Check] = [
     logging_conf,
     weights,
 ]
-RUNNING: list[Check] = [properties, network]
+RUNNING: list[Check] = [properties, network, reference]

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..files import replacing
 from .archives import write_archive
 from .contract import SETTINGS, WEIGHTS, config, shipped
+from .reference import LABEL_MAPS
 from .verify import check_verified
 
 
@@ -38,9 +39,9 @@ def find_bundle(name: str) -> Path:
 def pack(bundle: str | Path, output: str | Path) -> Packed:
     """Write ``<name>_v<version>.zip`` and its checksum, as sha256sum writes it, into a folder.
 
-    In it are the bundle's LICENSE, configs, docs and weights, where it has ``models/model.pt`` and
-    its ``models/settings.json``, and the sources of this package. Nothing else of the folder is:
-    no data, outputs, other checkpoints.
+    In it are the bundle's LICENSE, configs, docs and weights, where it has ``models/model.pt``, its
+    ``models/settings.json`` and its reference prediction, and the sources of this package. Nothing
+    else of the folder is: no data, outputs, other checkpoints.
 
     Raises:
         InputError: what would be packed does not pass `verify`, or is a link; or the output cannot
@@ -87,6 +88,7 @@ def _files(bundle: Path) -> Iterator[Path]:
     places = [bundle / "LICENSE", configs, *configs.glob("*.json"), configs / "logging.conf"]
     places += [configs / "networks", *configs.glob("networks/*.json")]
     places += [docs, *docs.rglob("*"), weights.parent, weights, bundle / SETTINGS]
+    places += [bundle / name for name in LABEL_MAPS]
     for place in places:
         if any(part.startswith(".") for part in place.relative_to(bundle).parts):
             continue

@@ -8,11 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from monai.bundle import push_to_hf_hub
-
 from ..errors import InputError, how_to_install
 from .archives import unpack_archive
-from .contract import config
+from .contract import WEIGHTS, config
 from .pack import pack
 
 
@@ -27,8 +25,8 @@ class Upload(NamedTuple):
 def push(bundle: str | Path, repo: str, dry_run: bool = True, private: bool = True) -> Upload:
     """Upload what `pack` packs, as one commit with the version as its tag.
 
-    The bundle's docs/README.md becomes the model card. Files of earlier versions that this one has
-    not are removed from the repository, not from its history.
+    The bundle's docs/README.md becomes the model card, see `model_card`. Files of earlier versions
+    that this one has not are removed from the repository, not from its history.
 
     Args:
         bundle: its folder.
@@ -57,14 +55,39 @@ def push(bundle: str | Path, repo: str, dry_run: bool = True, private: bool = Tr
     return upload
 
 
+def model_card(folder: Path) -> str:
+    """A bundle's docs/README.md, and before it what the Hub reads, as `push_to_hf_hub` has it.
+
+    But for the licence, which MONAI takes from LICENSE: that is the code's, and weights may have
+    another by what they were trained with. Where there are weights it is ``weights_license`` of the
+    metadata.
+
+    Raises:
+        InputError: ``weights_license`` is no identifier.
+    """
+    code = (folder / "LICENSE").read_text(encoding="utf-8", errors="replace")
+    licence = "apache-2.0" if "Apache License" in code else "other"
+    if (folder / WEIGHTS).is_file():
+        licence = str(config(folder, "metadata").get("weights_license", licence)).lower()
+    if not re.fullmatch(r"[a-z0-9.+-]+", licence):
+        raise InputError(
+            f"weights_license of metadata.json is {licence!r}; allowed are identifiers, such as "
+            "CC-BY-SA-4.0."
+        )
+    head = f"---\ntags:\n- monai\n- medical\nlibrary_name: monai\nlicense: {licence}\n---\n"
+    return head + (folder / "docs/README.md").read_text(encoding="utf-8")
+
+
 def _upload(folder: Path, upload: Upload, private: bool) -> None:
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
+    hub = HfApi()
+    (folder / "README.md").write_text(model_card(folder), encoding="utf-8", newline="\n")
     try:
         try:
-            tags = [tag.name for tag in HfApi().list_repo_refs(upload.repo).tags]
+            tags = [tag.name for tag in hub.list_repo_refs(upload.repo).tags]
         except RepositoryNotFoundError:
             tags = []
         if upload.version in tags:
@@ -72,15 +95,14 @@ def _upload(folder: Path, upload: Upload, private: bool) -> None:
                 f"{upload.repo} has version {upload.version} already; a version does not change "
                 "once it is released: raise it in metadata.json."
             )
-        push_to_hf_hub(
-            repo=upload.repo,
-            name=folder.name,
-            bundle_dir=str(folder.parent),
-            private=private,
-            version=upload.version,
+        hub.create_repo(upload.repo, private=private, exist_ok=True)
+        hub.upload_folder(
+            repo_id=upload.repo,
+            folder_path=folder,
             delete_patterns="*",
             commit_message=f"Version {upload.version}",
         )
+        hub.create_tag(upload.repo, tag=upload.version, exist_ok=True)
     except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{upload.repo} cannot be uploaded to ({reason}).") from error

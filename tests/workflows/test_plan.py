@@ -38,6 +38,7 @@ LIGHTM, CODEBOOK, ELANRES, LCMAMBA, CLINIX, LUNGS = (
         "lung_cxr_lightm_unet",
     )
 )
+HIPPOCAMPUS = REPOSITORY / "bundles/hippocampus_mr_lightm_unet_segmentation"
 # What nnU-Net plans for images with thick slices along x: it moves that axis, its last, to the
 # front, and its plan is of the axes x, z, y.
 PLANS = {
@@ -302,7 +303,7 @@ def test_every_bundle_trains_by_its_plan(bundle: Path, phantoms: dict[int, Path]
     assert all(id_ in config for id_ in done.overrides), done.overrides
     assert {"intensity", "batch_size", "num_classes", "in_channels"} <= done.overrides.keys()
     assert ("network_def#strides" in done.overrides) == (bundle == CLINIX)
-    assert ("spacing" in done.overrides) == (bundle in (LIGHTM, CLINIX))
+    assert ("spacing" in done.overrides) == (bundle in (LIGHTM, CLINIX, HIPPOCAMPUS))
 
     config.read_config([str(bundle / "configs/train.json"), str(tmp_path / "plan.json")])
     small = {

@@ -88,6 +88,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "image_size": [64, 64],
         "intensity": {"_target_": "ScaleIntensityd", "keys": "image"},
     },
+    "hippocampus_mr_lightm_unet_segmentation": {
+        "spacing": [1.0, 1.0, 2.0],
+        "intensity#nonzero": True,
+    },
     "liver_ct_lightm_unet_segmentation": {"spacing": "$[2, 2, @num_classes]", "axcodes": "SPL"},
     "liver_tumor_ct_mambaclinix_segmentation": {"intensity#a_min": -50, "batch_dice": False},
     "liver_tumor_ct_codebook_mamba_segmentation": {"slice_spacing": 2.5, "ignore_label": 9},

@@ -46,7 +46,10 @@ def make_bundle(folder: Path) -> Path:
     """The bundle for lungs, with a small network and its weights."""
     copy = folder / NAME
     source = REPOSITORY / "bundles" / NAME
-    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("eval", "*.pt"))
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("eval", "models"))
+    (copy / "models").mkdir()
+    told = ("weights", "weights_license", "reference_prediction")  # of those that it ships
+    edit(copy, "metadata", lambda x: [x.pop(key, None) for key in told])
     edit(copy, "train", lambda x: x["network_def"].update(SIZES))
     for config in ("inference", "evaluate"):
         edit(copy, config, lambda x: x["network_def"]["default"].update(SIZES))

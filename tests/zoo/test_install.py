@@ -460,7 +460,7 @@ def test_command_line(
     done = zoo("install", NAME, "--index", index, "--output", output)
     assert done == f"{NAME} is in {output / NAME}\n"
     done = zoo("verify", output / NAME)
-    assert done.splitlines()[-1] == "passed  network"
+    assert done.splitlines()[-1] == "passed  reference"
     done = zoo("pack", output / NAME, "--output", tmp_path / "again")
     archive = tmp_path / "again" / packed.name
     Path(f"{archive}.sha256").unlink()
