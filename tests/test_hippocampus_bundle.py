@@ -100,3 +100,11 @@ def test_the_log_is_of_the_recipe():
     for option in ("batch_size", "learning_rate", "epoch_length", "seed", "max_epochs"):
         assert f"> {option}: {train[option]}\n" in log
     assert f"> network_def#init_filters: {train['network_def']['init_filters']}\n" in log
+
+
+def test_the_readmes_figures_are_the_metadatas():
+    metrics = json.loads((BUNDLE / "configs/metadata.json").read_text())["eval_metrics"]
+    assert list(metrics) == ["dice_anterior", "dice_posterior", "mean_dice"]
+    readme = (BUNDLE / "docs/README.md").read_text()
+    row = " | ".join(f"{value:.3f}" for value in metrics.values())
+    assert f"| these weights, with flips | {row} |" in readme
