@@ -15,7 +15,7 @@ from ...errors import InputError
 from .shapes import Array, smooth_noise
 
 _WHITE, _GREY, _FLUID = 110.0, 76.0, 24.0
-_HEAD = 0.38  # of the way from the front: the uncus ends there, where the anterior part does
+_HEAD = 0.33  # of the way from the front: the uncus ends there, where the anterior part does
 
 
 class MRCase(NamedTuple):
@@ -43,8 +43,8 @@ def mr_case(rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> M
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
     mm = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     warp = np.stack([smooth_noise(rng, axes, 16) for _ in range(3)])
-    shift = rng.uniform((-1.5, -2, -1.5), (1.5, 2, 1.5)).reshape(3, 1, 1, 1)
-    point = (mm + 0.8 * warp - shift) / rng.uniform(0.92, 1.03)
+    shift = rng.uniform((-1.5, -1, -1.5), (1.5, 1, 1.5)).reshape(3, 1, 1, 1)
+    point = (mm + 0.5 * warp - shift) / rng.uniform(0.92, 1)
     point[0] *= rng.choice((-1, 1))  # from here on, away from the body's middle is +
 
     level, along = _hippocampus(point)
@@ -62,8 +62,8 @@ def _hippocampus(point: Array) -> tuple[Array, Array]:
     It is a tube that bends inwards and upwards to the back, thick at its head.
     """
     t = np.linspace(0, 1, 60)
-    line = np.stack([4 * np.sin(np.pi * t) - 4 * t**2, 14.5 - 33 * t, -4.5 + 11 * t**1.6], axis=1)
-    radius = 3.6 + 3.2 * np.exp(-(((t - 0.16) / 0.15) ** 2)) - 1.3 * t
+    line = np.stack([4 * np.sin(np.pi * t) - 4 * t**2, 14 - 32 * t, -4.5 + 11 * t**1.6], axis=1)
+    radius = 4.4 + 2.4 * np.exp(-(((t - 0.16) / 0.15) ** 2)) - 1.6 * t
     distance, nearest = cKDTree(line).query(point.reshape(3, -1).T)
     level, along = distance - radius[nearest], t[nearest]
     return level.reshape(point.shape[1:]), along.reshape(point.shape[1:])
