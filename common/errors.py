@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from difflib import get_close_matches
 from multiprocessing.dummy import DummyProcess
 from pathlib import Path
 from types import TracebackType
@@ -143,3 +144,16 @@ def listed(things: Iterable[object], most: int = 20) -> str:
     words = [str(thing) for thing in things]
     rest = len(words) - most
     return "; ".join([*words[:most], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """The end of a sentence on a name that is none of those that are allowed.
+
+    The nearest is what it was probably meant to be, or all that it is a part of; where nothing is
+    near, all are named.
+    """
+    known = list(allowed)
+    parts = [other for other in known if len(name) > 2 and name in other]
+    if near := get_close_matches(name, known, n=1) or parts:
+        return f"; the nearest {'is' if len(near) == 1 else 'are'} {listed(near)}"
+    return f"; allowed are {listed(known) or 'none'}"

@@ -39,7 +39,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime", "psutil", "ray"},
     ),
     "zoo": (
-        BASE | {"__version__", "checkpoints"},
+        BASE | {"__version__", "checkpoints", "ops"},
         {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},
     ),
     "nnunet": (DOMAIN, FRAMEWORKS | {"nnunetv2"}),

@@ -2,9 +2,10 @@
 
 # The configs of bundles find these here.
 from ..checkpoints import check_checkpoint, check_stage, keep_other_stage, load_encoder, members
+from .find import find_bundle, known_bundles
 from .index import write_index
 from .install import install
-from .pack import find_bundle, pack
+from .pack import pack
 from .push import push
 from .verify import verify
 from .versions import check_version
@@ -16,6 +17,7 @@ __all__ = [
     "find_bundle",
     "install",
     "keep_other_stage",
+    "known_bundles",
     "load_encoder",
     "members",
     "pack",

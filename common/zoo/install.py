@@ -107,9 +107,7 @@ def _check_nothing_is_lost(target: Path, overwrite: bool) -> None:
 
 def _own_files(folder: Path) -> Iterator[str]:
     """Files that the record of an installation does not have as they are: the user's."""
-    record = folder / RECORD
-    lines = record.read_text(errors="replace").splitlines() if record.is_file() else []
-    installed = {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+    installed = _record(folder)
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder)
         if file.is_symlink():
@@ -120,6 +118,22 @@ def _own_files(folder: Path) -> Iterator[str]:
             continue
         if not file.is_file() or installed.get(path.as_posix()) != sha256(file):
             yield path.as_posix()
+
+
+def _record(folder: Path) -> dict[str, str]:
+    """The files that were installed in a folder, and their SHA-256; none where none were."""
+    record = folder / RECORD
+    lines = record.read_text(errors="replace").splitlines() if record.is_file() else []
+    return {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether all files that were installed in a folder are there as they were."""
+    record = _record(folder)
+    return bool(record) and all(
+        (folder / path).is_file() and sha256(folder / path) == digest
+        for path, digest in record.items()
+    )
 
 
 @contextmanager
@@ -150,13 +164,23 @@ def _fetched(entry: Entry, folder: Path) -> Iterator[BinaryIO]:
 
 
 def _unpacked(archive: BinaryIO, entry: Entry, folder: str) -> Path:
-    """The bundle in an archive, unpacked below a folder, with a record of its files."""
+    """The bundle of an entry, from its archive, as `unpack_recorded`."""
     if (found := check_archive(archive)) != entry.name:
         raise InputError(f"{entry.source} has the bundle {found}; needed is {entry.name}.")
-    bundle = unpack_archive(archive, folder)
+    bundle = unpack_recorded(archive, folder)
     version = config(bundle, "metadata").get("version")
     if version != entry.version:
         raise InputError(f"{entry.source} has version {version}; needed is {entry.version}.")
+    return bundle
+
+
+def unpack_recorded(archive: BinaryIO, folder: str | Path) -> Path:
+    """The bundle in an archive, unpacked below a folder, with a record of its files.
+
+    Raises:
+        InputError: as `unpack_archive`, or its weights hold more than tensors.
+    """
+    bundle = unpack_archive(archive, folder)
     for unsafe in unsafe_weights(bundle):
         raise InputError(unsafe)
     (bundle / RECORD).unlink(missing_ok=True)  # one of the archive's own says nothing

@@ -23,18 +23,6 @@ class Packed(NamedTuple):
     left_out: list[str]
 
 
-def find_bundle(name: str) -> Path:
-    """A bundle's folder by its path, or by its name in ``bundles``.
-
-    Raises:
-        InputError: there is none.
-    """
-    for folder in (Path(name), Path("bundles") / name):
-        if (folder / "configs").is_dir():
-            return folder.resolve()
-    raise InputError(f"There is no bundle {name}; allowed is a folder, or its name in bundles.")
-
-
 def pack(bundle: str | Path, output: str | Path) -> Packed:
     """Write ``<name>_v<version>.zip`` and its checksum, as sha256sum writes it, into a folder.
 

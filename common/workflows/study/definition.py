@@ -6,7 +6,6 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from pydoc import ErrorDuringImport, locate
@@ -15,7 +14,7 @@ from typing import Any
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
 
 from ...data import label_names
-from ...errors import InputError, check_choice, first_line, listed
+from ...errors import InputError, check_choice, first_line, listed, nearest
 from ...files import read_json
 
 STUDY = {
@@ -386,13 +385,6 @@ def _parameters(node: dict[str, Any]) -> Mapping[str, inspect.Parameter] | None:
 @cache
 def _locator() -> ComponentLocator:
     return ComponentLocator()
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of a sentence on a name that is none of those that are allowed."""
-    known = list(allowed)
-    near = get_close_matches(name, known, n=1)
-    return f"; the nearest is {near[0]}" if near else f"; allowed are {listed(known) or 'none'}"
 
 
 def _kind(kind: Any) -> str:
