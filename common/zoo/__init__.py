@@ -2,7 +2,8 @@
 
 # The configs of bundles find these here.
 from ..checkpoints import check_checkpoint, check_stage, keep_other_stage, load_encoder, members
-from .find import find_bundle, known_bundles
+from .catalogue import HEADER, catalogue, catalogue_rows, describe
+from .find import find_bundle
 from .index import write_index
 from .install import install
 from .pack import pack
@@ -11,13 +12,16 @@ from .verify import verify
 from .versions import check_version
 
 __all__ = [
+    "HEADER",
+    "catalogue",
+    "catalogue_rows",
     "check_checkpoint",
     "check_stage",
     "check_version",
+    "describe",
     "find_bundle",
     "install",
     "keep_other_stage",
-    "known_bundles",
     "load_encoder",
     "members",
     "pack",

@@ -8,11 +8,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
+from ..collection import known_bundles, places
 from ..errors import InputError, nearest
 from ..files import replace_folder
 from ..ops.native import cache_folder
 from .archives import check_archive, differs_from_checksum, sha256
-from .collection import collection
 from .install import is_intact, unpack_recorded
 
 
@@ -31,28 +31,13 @@ def find_bundle(name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return _unpacked(path)
-    places = [Path()] if path.name != str(path) else _places()
-    for place in places:
+    for place in places() if path.name == str(path) else [Path()]:
         if (place / path / "configs").is_dir():
             return (place / path).resolve()
     if path.is_dir():
         raise InputError(f"{path} is no bundle: it has no folder configs; needed is one with it.")
     known = nearest(str(name), known_bundles())
     raise InputError(f"There is no bundle {name}, by its name, folder or zip file{known}.")
-
-
-def known_bundles() -> dict[str, Path]:
-    """Bundles that `find_bundle` finds by their names, and their folders."""
-    found: dict[str, Path] = {}
-    for place in _places():
-        for file in sorted(place.glob("*/configs/metadata.json")):
-            found.setdefault(file.parents[1].name, file.parents[1].resolve())
-    return dict(sorted(found.items()))
-
-
-def _places() -> list[Path]:
-    ours = collection()
-    return [Path(), Path("bundles"), *([ours / "bundles"] if ours else [])]
 
 
 def _unpacked(path: Path) -> Path:

@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
+from ..collection import default_index
 from ..errors import InputError
 from ..files import replace_folder
 from .archives import check_archive, sha256, unpack_archive
 from .contract import config, unsafe_weights
 from .download import download, open_partial, read, scheme
-from .index import Entry, find_entry, parse_index
+from .index import Entry, Index, find_entry, parse_index
 
 RECORD = ".installed.sha256"
 
@@ -23,7 +24,7 @@ RECORD = ".installed.sha256"
 def install(
     name: str,
     version: str | None = None,
-    index: str | Path = "model_zoo_index.json",
+    index: str | Path | None = None,
     output: str | Path = ".",
     overwrite: bool = False,
 ) -> Path:
@@ -35,7 +36,7 @@ def install(
     Args:
         name: the bundle's.
         version: the newest if None.
-        index: a file or an address.
+        index: a file or an address; None is `default_index`.
         output: the folder that has or will have the bundle's.
         overwrite: replace a folder also where this loses files that were not installed.
 
@@ -44,8 +45,8 @@ def install(
             files that would be lost; or a file or a link is in its place. What was there before is
             as it was.
     """
-    where = str(index)
-    entry = find_entry(parse_index(_index_text(where), where), name, version, where)
+    where = str(default_index() if index is None else index)
+    entry = find_entry(read_index(where), name, version, where)
     _check_released(entry, where)
     target = Path(output).resolve() / name
     _check_nothing_is_lost(target, overwrite)
@@ -63,14 +64,19 @@ def install(
     return target
 
 
-def _index_text(index: str) -> bytes:
+def read_index(index: str) -> Index:
+    """An index that is a file or at an address.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
     if scheme(index) is not None:
-        return read(index)
+        return parse_index(read(index), index)
     if not Path(index).is_file():
         raise InputError(
             f"There is no index {index}; --index names one, as a file or an http or https address."
         )
-    return read(Path(index).resolve().as_uri())
+    return parse_index(read(Path(index).resolve().as_uri()), index)
 
 
 def _check_released(entry: Entry, where: str) -> None:

@@ -35,7 +35,7 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
             be written.
     """
     bundle = Path(bundle).resolve()
-    members = {file.relative_to(bundle).as_posix(): file for file in _files(bundle)}
+    members = {file.relative_to(bundle).as_posix(): file for file in files_of(bundle)}
     top = {Path(name).parts[0] for name in members}
     left_out = sorted(
         path.name for path in bundle.iterdir() if path.name not in top | {"common", "models"}
@@ -65,7 +65,7 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
     return Packed(archive, left_out)
 
 
-def _files(bundle: Path) -> Iterator[Path]:
+def files_of(bundle: Path) -> Iterator[Path]:
     """The files of a bundle that are packed.
 
     Raises:

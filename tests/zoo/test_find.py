@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+import common.collection
+from common.collection import collection, known_bundles
 from common.errors import InputError
-from common.zoo import find, find_bundle, known_bundles
+from common.zoo import find, find_bundle
 from common.zoo.archives import sha256, write_archive
-from common.zoo.collection import collection
 
 from ..conftest import REPOSITORY
 from .conftest import NAME
@@ -83,7 +84,7 @@ def test_near_names_are_named(name: str, expected: str):
 
 
 def test_packages_without_a_collection_have_no_names(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(find, "collection", lambda: None)
+    monkeypatch.setattr(common.collection, "collection", lambda: None)
     with pytest.raises(InputError, match=f"no bundle {NAME}, .*; allowed are none"):
         find_bundle(NAME)
 
