@@ -72,7 +72,9 @@ def _takes(node: Any, name: str) -> bool:
 
 def _names(node: Any) -> list[str]:
     """The names that a part of a config has, or may have."""
-    return [*node, *(_parameters(node) or ())] if isinstance(node, dict) else []
+    if not isinstance(node, dict):
+        return []
+    return [*(x for x in node if x != ConfigParser.meta_key), *(_parameters(node) or ())]
 
 
 def _parameters(node: dict[str, Any]) -> Mapping[str, inspect.Parameter] | None:
