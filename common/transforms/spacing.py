@@ -104,13 +104,13 @@ class SplineResized(Resized):
     ) -> dict[Hashable, Any]:
         filtered = dict(data)
         for key, mode in self.key_iterator(filtered, self.mode):
+            shape = filtered[key].shape[1:]
+            if len(self.resizer.spatial_size) != len(shape):
+                raise InputError(
+                    f"The size of images is {list(self.resizer.spatial_size)}; allowed are "
+                    f"{len(shape)} whole numbers, one for each axis."
+                )
             if mode not in _OF_LABELS:
-                shape = filtered[key].shape[1:]
-                if len(self.resizer.spatial_size) != len(shape):
-                    raise InputError(
-                        f"The size of images is {list(self.resizer.spatial_size)}; allowed are "
-                        f"{len(shape)} whole numbers, one for each axis."
-                    )
                 size = fall_back_tuple(self.resizer.spatial_size, shape)
                 ratios = [new / old for new, old in zip(size, shape, strict=True)]
                 filtered[key] = _low_passed(filtered[key], ratios)

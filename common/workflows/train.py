@@ -52,8 +52,8 @@ def prepare_training(
     """
     given = dict(overrides or {})
     source, folder = working_folder(name, output)
-    names = [config_file] if isinstance(config_file, str) else list(config_file)
-    found = [_config_file(source, name) for name in names]
+    names = config_file if isinstance(config_file, (list, tuple)) else [config_file]
+    found = [_config_file(source, str(name)) for name in names]
     _check(source, [source / file for file in found], given)
     if source != folder:
         copy_bundle(source, folder)

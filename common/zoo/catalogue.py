@@ -96,33 +96,29 @@ def describe(name: str, index: str | Path | None = None) -> dict[str, list[str]]
             "folder": [f"not on this machine; python -m common download {name}"],
         }
     metadata = config(folder, "metadata")
-    version = str(metadata.get("version", ""))
+    version = _text(metadata, "version")
     changed = _part(metadata, "changelog").get(version)
     formats = _part(metadata, "network_data_format")
-    image, pred = (
-        _part(formats, *path) for path in (("inputs", "image"), ("outputs", "pred", "channel_def"))
-    )
-    shape = " x ".join(str(size) for size in image.get("spatial_shape", ()))
-    papers = metadata.get("references", [])
-    networks = [name.rpartition("/")[2] for name in compared(folder)]
+    image = _part(formats, "inputs", "image")
+    names = _part(formats, "outputs", "pred", "channel_def")
+    shape = " x ".join(_several(image, "spatial_shape"))
     weights = folder / WEIGHTS
     lines = {
         "bundle": [folder.name],
-        **{key: [str(metadata.get(key, ""))] for key in ("task", "organ", "modality")},
-        "description": [str(metadata.get("description", ""))],
+        **{key: [_text(metadata, key)] for key in ("task", "organ", "modality", "description")},
         "version": [f"{version} ({changed})" if changed else version],
         "released": [", ".join(released.get(folder.name, [])) or _NONE],
-        "image": [f"{image.get('num_channels')} channels, {shape} voxels at once" if image else ""],
-        "classes": [", ".join(f"{number} {label}" for number, label in pred.items())],
+        "image": [f"channels: {_text(image, 'num_channels')}; at once: {shape}" if image else ""],
+        "classes": [", ".join(f"{number} {label}" for number, label in names.items())],
         "weights": [
             f"{WEIGHTS}, {_bytes(weights.stat().st_size)}"
             if weights.is_file()
             else "none: train it, or download a version that is released with weights"
         ],
-        "compared": [", ".join(networks)],
-        "data": [str(metadata.get("data_source", ""))],
-        "use": [str(metadata.get("intended_use", ""))],
-        "papers": [str(paper) for paper in papers] if isinstance(papers, list) else [str(papers)],
+        "compared": [", ".join(name.rpartition("/")[2] for name in compared(folder))],
+        "data": [_text(metadata, "data_source")],
+        "use": [_text(metadata, "intended_use")],
+        "papers": _several(metadata, "references"),
         "folder": [str(folder)],
     }
     return {key: found for key, found in lines.items() if any(found)}
@@ -153,8 +149,8 @@ def _listing(name: str, folder: Path | None, released: list[str]) -> Listing:
     return Listing(
         name,
         folder,
-        str(metadata.get("task", "")),
-        str(metadata.get("version", "")),
+        _text(metadata, "task"),
+        _text(metadata, "version"),
         weights.stat().st_size if weights.is_file() else None,
         size,
         released,
@@ -167,6 +163,16 @@ def _part(content: Any, *keys: str) -> dict[str, Any]:
     for key in keys:
         content = content.get(key) if isinstance(content, dict) else None
     return content if isinstance(content, dict) else {}
+
+
+def _text(content: dict[str, Any], key: str) -> str:
+    value = content.get(key)
+    return "" if value is None else str(value)
+
+
+def _several(content: dict[str, Any], key: str) -> list[str]:
+    values = content.get(key)
+    return [str(value) for value in values] if isinstance(values, list) else []
 
 
 def _bytes(number: int | None) -> str:
