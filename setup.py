@@ -1,7 +1,7 @@
-"""Build the C++ library with the package, where a compiler is at hand; the rest is pyproject.toml.
+"""Build the C++ library with the package, and add the bundles to it; the rest is pyproject.toml.
 
-Nothing is lost where it cannot be built: the package then compiles it on first use (see
-common/ops/native.py), or runs without.
+The library is built where a compiler is at hand. Nothing is lost where it cannot be: the package
+then compiles it on first use (see common/ops/native.py), or runs without.
 """
 
 import importlib.util
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError
 
 path = Path(__file__).parent / "common" / "ops" / "native.py"
@@ -32,6 +33,39 @@ class BuildLibrary(build_ext):
             raise CompileError(str(error)) from error
 
 
+class BuildWithBundles(build_py):
+    """The package, and within it the bundles and their index, as common/collection.py finds them.
+
+    In a checkout they are beside the package, and so they stay where it is installed as editable.
+    Weights are not among them: those are somebody's, or come with a release.
+    """
+
+    def bundled(self) -> dict[str, str]:
+        """Where each file goes, and where it is."""
+        parts = ("LICENSE", "configs/**/*", "docs/**/*")
+        found = [file for part in parts for file in Path("bundles").glob(f"*/{part}")]
+        files = [str(x) for x in sorted(found) if x.is_file() and not x.name.startswith(".")]
+        return {
+            str(Path(self.build_lib, "common", file)): file
+            for file in ("model_zoo_index.json", *files)
+        }
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            for target, source in self.bundled().items():
+                self.mkpath(str(Path(target).parent))
+                self.copy_file(source, target)
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        ours = [] if self.editable_mode else self.bundled()
+        return [*super().get_outputs(include_bytecode), *ours]
+
+    def get_source_files(self) -> list[str]:
+        """What a source distribution has."""
+        return [*super().get_source_files(), *self.bundled().values()]
+
+
 sources = sorted(str(path) for path in Path("common/ops/csrc").iterdir())
 library = Extension("common.ops._selective_scan", sources, optional=True)
-setup(ext_modules=[library], cmdclass={"build_ext": BuildLibrary})
+setup(ext_modules=[library], cmdclass={"build_ext": BuildLibrary, "build_py": BuildWithBundles})

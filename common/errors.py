@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterable
+from difflib import get_close_matches
 from multiprocessing.dummy import DummyProcess
+from numbers import Integral, Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -133,6 +136,34 @@ def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
         raise InputError(f"{name} is {value!r}; allowed are {', '.join(map(repr, choices))}.")
 
 
+def are_numbers(
+    value: object,
+    count: int | None = None,
+    least: float = -math.inf,
+    above: float = -math.inf,
+    whole: bool = False,
+) -> bool:
+    """Whether a setting is a list of finite numbers: on a command line it may be one, or a word.
+
+    Args:
+        value: a list, tuple, array or tensor of one axis, or anything else, which is none.
+        count: how many there have to be; None allows any number from 1.
+        least: what they may be at least.
+        above: what they have to be above.
+        whole: whether they have to be whole numbers.
+    """
+    found = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(found, (list, tuple)) or not found or len(found) != (count or len(found)):
+        return False
+    return all(
+        isinstance(x, Integral if whole else Real)
+        and not isinstance(x, bool)
+        and x >= least
+        and above < x < math.inf
+        for x in found
+    )
+
+
 def by_axis(numbers: Iterable[float], digits: int = 6) -> str:
     """Numbers along the axes of an image as a part of a sentence: 512 x 512 x 80."""
     return " x ".join(f"{float(number):.{digits}g}" for number in numbers)
@@ -143,3 +174,21 @@ def listed(things: Iterable[object], most: int = 20) -> str:
     words = [str(thing) for thing in things]
     rest = len(words) - most
     return "; ".join([*words[:most], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def nearest(name: str, allowed: Iterable[str], prefix: str = "") -> str:
+    """The end of a sentence on a name that is none of those that are allowed.
+
+    The nearest is what it was probably meant to be, or all that it is a part of; where nothing is
+    near, all are named.
+
+    Args:
+        prefix: of each name in the sentence.
+    """
+    known = list(allowed)
+    parts = [other for other in known if len(name) > 2 and name in other]
+    near = get_close_matches(name, known, n=1) or parts
+    names = listed(f"{prefix}{other}" for other in near or known) or "none"
+    if not near:
+        return f"; allowed are {names}"
+    return f"; the nearest {'is' if len(near) == 1 else 'are'} {names}"

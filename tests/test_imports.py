@@ -11,7 +11,7 @@ from .conftest import REPOSITORY
 COMMON = REPOSITORY / "common"
 FRAMEWORKS = {"torch", "monai", "numpy", "ignite", "nibabel", "scipy", "matplotlib", "tqdm", "PIL"}
 # what every other part may use
-BASE = {"components", "distributed", "errors", "files", "ignored", "scratch"}
+BASE = {"collection", "components", "distributed", "errors", "files", "ignored", "scratch"}
 DOMAIN = BASE | {
     *("ops", "blocks", "networks", "losses", "data", "transforms", "inferers", "evaluation"),
     "checkpoints",
@@ -35,11 +35,11 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "checkpoints": (BASE, {"torch", "monai", "numpy"}),
     "workflows": (
-        DOMAIN | {"measure"},
+        DOMAIN | {"measure", "zoo"},
         FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime", "psutil", "ray"},
     ),
     "zoo": (
-        BASE | {"__version__", "checkpoints", "data", "evaluation"},
+        BASE | {"__version__", "checkpoints", "data", "evaluation", "ops"},
         {"torch", "monai", "tqdm", "huggingface_hub", "httpx"},
     ),
     "nnunet": (DOMAIN, FRAMEWORKS | {"nnunetv2"}),
@@ -48,6 +48,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "optimizers": (BASE, {"torch"}),
     "doctor": ({"__version__", "ops"}, {"torch"}),
     "measure": ({"doctor", "errors"}, {"psutil", "torch"}),
+    "collection": (set(), set()),
     "components": (set(), {"numpy", "scipy"}),
     "errors": (set(), set()),
     "files": ({"errors"}, {"fire"}),

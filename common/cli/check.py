@@ -18,11 +18,23 @@ def check(
     cases: str | None = None,
     modality: str | None = None,
 ) -> None:
-    """Load every case as training does; say what it is, what is wrong, and what training changes.
+    """Load every case as training does; say what is wrong, and what training changes.
 
-    The report also goes to --output, FILE.json or FILE.csv. Where anything is wrong the exit code
-    is 1. What training will be given belongs here as well: --label_map "{0: 0, 1: 0, 2: 1}",
-    --cases FILE, --modality CT.
+    Where anything is wrong the exit code is 1. What training will be given about its data belongs
+    here as well.
+
+    Input:
+        dataset_dir: the data set: a folder in any of the layouts of docs/data.md.
+        cases: a file that lists the cases, in place of the folder.
+        modality: of the DICOM series that count, as CT; by default any.
+    Labels:
+        num_classes: by default as many as the labels have.
+        label_map: what becomes of their values, as "{0: 0, 1: 0, 2: 1}".
+        ignore_label: the value of voxels that do not count.
+    Output:
+        output: a file for the report, FILE.json, or FILE.csv for its cases alone.
+    Computing:
+        workers: processes; by default as many as processors, or one for little data.
     """
     from ..workflows import check_dataset
 

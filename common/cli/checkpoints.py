@@ -21,17 +21,24 @@ def convert(
     intensity: Sequence[float] | str | None = None,
     strides: Sequence[Sequence[int]] | None = None,
 ) -> None:
-    """Rename a checkpoint of a paper's released code for the network of that name here.
+    """Rename a checkpoint of a paper's released code for the network of that name.
 
-    Of LightM-UNet and U-Mamba in 3D and MambaClinix give --spacing and --patch_size of the nnU-Net
-    plan that it was trained with, as they stand there, (z, y, x), and of the latter two --strides;
-    --axcodes tells where these axes point to, by default SPL. --intensity is of the same plan: of
-    CT, "[percentile 0.5, percentile 99.5, mean, standard deviation]" of the foreground; else
-    z-score, or "nonzero z-score" where its use_mask_for_norm is true. The bundles read it from the
-    checkpoint.
+    Of LightM-UNet and U-Mamba in 3D and MambaClinix the bundles have to know the nnU-Net plan that
+    it was trained with, and read it from the checkpoint: give its values as they stand there,
+    (z, y, x). With --network nnunet, the checkpoint of a training inside nnU-Net becomes a
+    bundle's, with its plan's settings.
 
-    With --network nnunet, the checkpoint of a training inside nnU-Net becomes a bundle's, with its
-    plan's settings; --axcodes tells where nnU-Net's axes point to, if that cannot be found.
+    Input:
+        checkpoint: the file.
+        network: lightm_unet, mambaclinix, umamba, rma_mamba, nnunet or another, as docs say.
+    Output:
+        output: the file for the weights.
+    The plan of its training:
+        axcodes: where its axes point to, by default SPL; of nnunet by default what is found.
+        spacing: as "[2.5,0.8,0.8]".
+        patch_size: as "[64,128,128]".
+        intensity: of CT "[percentile 0.5, 99.5, mean, deviation]"; z-score or "nonzero z-score".
+        strides: three for each stage, of MambaClinix and U-Mamba.
     """
     from ..checkpoints import convert_checkpoint, load_state_dict, released_settings
 
@@ -61,7 +68,14 @@ def convert(
 
 
 def join(liver: str, tumor: str, output: str) -> None:
-    """Join a cascade's checkpoints, one from --stage liver, one from --stage tumor, into one."""
+    """Join a cascade's checkpoints, of --stage liver and of --stage tumor, into one.
+
+    Input:
+        liver: the checkpoint of the first stage.
+        tumor: the checkpoint of the second.
+    Output:
+        output: the file for both.
+    """
     from ..checkpoints import join_settings, join_stages
 
     weights = OrderedDict(join_stages(liver, tumor))
@@ -73,6 +87,11 @@ def settings(checkpoint: str, output: str | None = None) -> None:
     """Print what a checkpoint's training was told, as JSON, or write it to a config.
 
     The config is given after others: --config_file "['configs/train.json','settings.json']".
+
+    Input:
+        checkpoint: the file.
+    Output:
+        output: a file for the config; by default they are printed.
     """
     from ..checkpoints import check_setting, load_settings
     from ..workflows import write_settings
@@ -104,9 +123,16 @@ def export(
 ) -> None:
     """Write a trained network as "torchscript", "torch_export" or "onnx" (extra: onnx).
 
-    Run it in the bundle's folder, or name its config_file. The settings are the checkpoint's, but
-    for what is given here. The file is kept if its logits are the network's in float64. Images have
-    the bundle's patch_size (--patch_size "[96,96,96]" for another); in TorchScript, any.
+    The settings are the checkpoint's, but for what is given here. The file is kept if its logits
+    are the network's in float64. Images have the bundle's patch_size; in TorchScript, any.
+
+    Input:
+        checkpoint: the file with the weights.
+        config_file: of the bundle; this one in its folder.
+        overrides: what the config may be given, such as --patch_size "[96,96,96]".
+    Output:
+        format: torchscript, torch_export or onnx.
+        output: the file.
     """
     import time
 

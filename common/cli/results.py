@@ -20,9 +20,17 @@ def overlay(
     label: str | None = None,
     window: tuple[float, float] | None = (-150.0, 250.0),
 ) -> None:
-    """Draw a prediction's contours on its image; with a label, print the Dice of each class too.
+    """Draw a prediction's contours on its image; with a label, print each class's Dice.
 
     All are NIfTI files, or all PNG files.
+
+    Input:
+        image: the file of the image.
+        prediction: a label map on its grid.
+        label: the true label map, whose contours are dashed.
+    Output:
+        output: the PNG to write.
+        window: the lowest and the highest HU that are shown; None is of the image's own.
     """
     from ..evaluation import dice_per_class, draw_overlay
 
@@ -43,8 +51,15 @@ def codebook(
 ) -> None:
     """Draw a network's prototypes and write which one each voxel of the images has.
 
-    Run it in the bundle's folder, or name its config_file. The settings are the checkpoint's, but
-    for what is given here (--patch_size "[96,96,64]").
+    The settings are the checkpoint's, but for what is given here.
+
+    Input:
+        checkpoint: the file with the weights.
+        images: an image, or a folder of them.
+        config_file: of the bundle; this one in its folder.
+        overrides: what the config may be given, such as --patch_size "[96,96,64]".
+    Output:
+        output: the folder for prototypes.png and the maps.
     """
     from ..data import OutputLayout, check_output_folder, image_files
     from ..evaluation import draw_prototypes, write_code_maps
@@ -74,8 +89,14 @@ def compare(
 ) -> None:
     """Compare methods over the cases that they share: tests, intervals, effect sizes, ranks.
 
-    METHODS are folders into which evaluate wrote, or NAME=FOLDER. Metrics are columns of cases.csv,
-    or lesion_dice, which is compared in strata of the lesions' diameters in mm.
+    Input:
+        METHODS: folders into which evaluate wrote, or NAME=FOLDER.
+    Output:
+        output: the folder for comparison.json.
+    Statistics:
+        metrics: columns of cases.csv, or lesion_dice; A,B for several.
+        strata: of lesion_dice, diameters in mm between which lesions are compared.
+        seed: of the resampled cases.
     """
     from ..evaluation import compare as compare_methods
     from ..evaluation import comparison_lines
@@ -120,12 +141,24 @@ def evaluate(
     label_map: Any = None,
     ignore_label: int | None = None,
 ) -> None:
-    """Measure a folder of predicted label maps against one of labels; write tables to --output.
+    """Measure a folder of predicted label maps against one of true ones; write tables.
 
-    Classes are values of the label maps, or several: --classes "{'liver': [1,2], 'tumour': 2}". Of
-    those in --lesions, tumour, each connected component is looked at. docs/evaluation.md says what
-    the metrics are, and what counts where a mask is empty (--empty). Where a case cannot be
-    evaluated the exit code is 1, and the others are in the tables.
+    docs/evaluation.md says what the metrics are. Where a case cannot be evaluated the exit code is
+    1, and the others are in the tables.
+
+    Input:
+        predictions: the folder of the predicted label maps.
+        labels: the folder of the true ones; equal names are of one case.
+        label_map: what values of the labels are in the predictions, as "{1: 1, 2: 1}".
+        ignore_label: the value in the labels of voxels that do not count.
+    Output:
+        output: the folder for cases.csv, summary.json and lesions.csv.
+    What is measured:
+        classes: values by names, as "{'liver': [1,2], 'tumour': 2}"; by default each value.
+        lesions: names of classes whose connected components are looked at, as tumour.
+        lesion_overlap: the part of a lesion that has to be covered for it to be found.
+        empty: what counts where a mask is empty: nnunet, or another rule of that page.
+        tolerance_mm: of the normalised surface Dice; pixels of pictures.
     """
     from ..evaluation import evaluate as evaluate_folders
 
@@ -172,19 +205,33 @@ def profile(
 ) -> None:
     """Measure what a bundle's network costs: parameters, FLOPs, seconds, peak memory.
 
-    --networks segresnet,unetr measures these of its configs/networks beside it; --bundle A,B
-    several bundles. Times are of a patch, of a training step and, with --volume "[512,512,100]" or
-    --volume FILE, from an image's file to its mask's, each the median of --repeats. With
-    --output DIR they are in DIR/costs.json, of several networks in DIR/NAME/costs.json. What
-    train.json and inference.json may be given, as there (--patch_size "[96,96,96]").
+    Times are of a patch, of a training step and, with --volume, from an image's file to its mask's.
+
+    Input:
+        bundle: the bundle, by its name, folder or zip file; A,B for several.
+        networks: names of its configs/networks to measure beside it, as segresnet,unetr.
+        checkpoint: whose settings count, and through whose weights a volume goes.
+        volume: an image's file, or the size of one that is made up, as "[512,512,100]".
+        overrides: what train.json and inference.json may be given, as --patch_size "[96,96,96]".
+    Output:
+        output: a folder for costs.json; of several networks each has a folder in it.
+    How it is measured:
+        device: cpu, cuda or cuda:1; by default a GPU if there is one.
+        batch: patches at once.
+        repeats: of which the median counts.
     """
     from ..workflows import cost_rows
     from ..workflows import profile as measure
+    from ..zoo import find_bundle
 
     quieten_monai()
+    names = [bundle] if Path(bundle).is_dir() else bundle.split(",")
+    bundles = [find_bundle(name) for name in names]
     if not isinstance(volume, (list, tuple)):
         volume = as_typed("volume", volume)
-    found = measure(bundle, output, networks, checkpoint, volume, device, batch, repeats, overrides)
+    found = measure(
+        bundles, output, networks, checkpoint, volume, device, batch, repeats, overrides
+    )
     header, *rows = cost_rows(found)
     say(f"{next(iter(found.values())).machine}; scans by {next(iter(found.values())).scan_backend}")
     say()
@@ -212,12 +259,23 @@ def study(
     dry_run: bool = False,
     **overrides: Any,
 ) -> None:
-    """Train, predict, evaluate and compare what a study file says (extra: study; docs/studies.md).
+    """Train, predict, evaluate and compare what a study file says (extra: study).
 
-    What is left is run, what is finished stays. --rows A,B runs these rows alone, --dry_run True
-    prints the commands; what else the file says may be given in its place (--budget#max_epochs 10).
-    --engine ray runs on a Ray cluster, by its --address (extra: ray), with --gpus for each run;
-    --jobs is how many run at once on this machine.
+    What is left is run, what is finished stays. docs/studies.md says what the file says.
+
+    Input:
+        FILE: the study.
+        dataset_dir: the data set, in place of the file's.
+        rows: those to run, A,B; by default all.
+        overrides: what else the file says, in its place, such as --budget#max_epochs 10.
+    Output:
+        output: a folder for everything, which the study has for itself.
+        dry_run: only print the commands.
+    Where it runs:
+        engine: local for this machine, ray for a Ray cluster (extra: ray).
+        address: of the cluster.
+        jobs: how many runs at once on this machine.
+        gpus: for each run on the cluster.
     """
     from ..workflows import run_study
 
@@ -243,9 +301,18 @@ def report(
 ) -> None:
     """Write a page, tables and figures of methods that were evaluated on the same cases.
 
-    METHODS are folders into which evaluate wrote, or NAME=FOLDER; --comparison is what compare
-    wrote. To see the best, the median and the worst case, name the folders of --images, --labels
-    and, as NAME=FOLDER,NAME=FOLDER, of each method's --predictions.
+    The best, the median and the worst case are shown where images, labels and predictions are
+    given.
+
+    Input:
+        METHODS: folders into which evaluate wrote, or NAME=FOLDER.
+        comparison: the comparison.json that compare wrote of them.
+        images: the folder of the images.
+        labels: the folder of the true label maps.
+        predictions: the folders of each method's label maps, NAME=FOLDER,NAME=FOLDER.
+    Output:
+        output: the folder for report.html, tables and figures.
+        title: of the page.
     """
     from ..evaluation import write_report
 

@@ -9,7 +9,7 @@ from .output import say
 
 
 def doctor() -> None:
-    """Say which backend runs the selective scan where, why, how fast, and whether it is right."""
+    """Say which backend runs the scan where, why, how fast, and whether it is right."""
     from ..doctor import SelfTestError, examine
 
     try:
@@ -22,16 +22,25 @@ def doctor() -> None:
 def plan(
     bundle: str, dataset_dir: str, output: str, gpu_memory: float = 8.0, **overrides: Any
 ) -> None:
-    """Let nnU-Net plan a bundle's training: spacing, patches, batch, intensities (extra: plan).
+    """Let nnU-Net plan a training: spacing, patches, batch, intensities (extra: plan).
 
-    --bundle is the bundle's folder; the cases are those that training would train on. What training
-    will be given belongs here as well: --fold 0, --cases FILE, --ignore_label 3, --modality MR. The
-    output goes after the bundle's own config, in training alone, as the weights keep it:
+    The cases are those that training would train on. The output goes after the bundle's own config,
+    in training alone, as the weights keep it:
     --config_file "['configs/train.json','configs/plan.json']"
+
+    Input:
+        bundle: the bundle, by its name, folder or zip file.
+        dataset_dir: the data set: a folder in any of the layouts of docs/data.md.
+    Output:
+        output: a JSON file for the plan.
+    Training:
+        gpu_memory: GB that nnU-Net's own U-Net may fill.
+        overrides: what training will be given as well, such as --fold 0 or --modality MR.
     """
     from ..workflows import write_plan
+    from ..zoo import find_bundle
 
-    planned = write_plan(bundle, dataset_dir, output, gpu_memory, **overrides)
+    planned = write_plan(find_bundle(bundle), dataset_dir, output, gpu_memory, **overrides)
     for key, value in planned.overrides.items():
         say(f"{key}: {value}")
     say(f"cases: {planned.cases} of {planned.of}, those for training")
@@ -39,7 +48,7 @@ def plan(
 
 
 def nnunet() -> None:
-    """Print the folder of nnU-Net's trainers for our networks, for nnUNet_extTrainer (extra: plan).
+    """Print the folder of nnU-Net's trainers for our networks (extra: plan).
 
     export nnUNet_extTrainer=$(python -m common nnunet), then nnUNetv2_train 4 3d_fullres 0 -tr
     LightMUNetTrainer. docs/nnunet.md lists the trainers.

@@ -7,14 +7,19 @@ from .output import quieten_monai, say
 
 
 def zoo_pack(*names: str, output: str) -> None:
-    """Write bundles as zip files that run by themselves, each with its SHA-256 beside it.
+    """Write bundles as zip files that run by themselves, each with its SHA-256.
 
-    NAMES are bundles' folders, or their names in bundles. Equal bundles give equal bytes.
+    Equal bundles give equal bytes.
+
+    Input:
+        NAMES: the bundles, by their names or folders.
+    Output:
+        output: the folder for the zip files.
     """
     from ..zoo import find_bundle, pack
 
     if not names:
-        raise InputError("No bundle is named; needed are folders, or names of folders in bundles.")
+        raise InputError("No bundle is named; needed are folders, or names of bundles.")
     quieten_monai()
     for bundle in [find_bundle(name) for name in names]:
         archive, left_out = pack(bundle, output)
@@ -28,6 +33,9 @@ def zoo_verify(path: str) -> None:
 
     What only reads comes first. Where that passes, the network and the workflows are built, and
     expressions in the configs run: verify only what you would run.
+
+    Input:
+        PATH: the folder or the zip file.
     """
     from ..zoo import verify
 
@@ -53,37 +61,33 @@ def zoo_index(
     base_url: str | None = None,
     bundles: str | None = None,
 ) -> None:
-    """Add packed bundles (--zips, which will be at --base_url) to an index; what it has stays.
+    """Add packed bundles, or folders of unreleased ones, to an index; the rest stays.
 
-    --bundles lists, of versions that are not released, the folders in which they are.
+    Output:
+        output: the index, which is made if there is none.
+    Released:
+        zips: the folder with the zip files that zoo pack wrote.
+        base_url: the address of the folder in which they will be.
+    Not released:
+        bundles: the folder with the bundles' folders.
     """
     from ..zoo import write_index
 
     say(f"{len(write_index(output, zips, base_url, bundles))} versions are in {output}")
 
 
-def zoo_install(
-    name: str,
-    version: str | None = None,
-    index: str = "model_zoo_index.json",
-    output: str = ".",
-    overwrite: bool = False,
-) -> None:
-    """Download a bundle that an index lists, verify its SHA-256, and unpack it below --output.
-
-    The index is a file or an address. A download that broke off goes on. An old version is
-    replaced, unless that would lose files of yours (--overwrite True).
-    """
-    from ..zoo import install
-
-    say(f"{name} is in {install(name, version, index, output, overwrite)}")
-
-
 def zoo_push(name: str, repo: str, dry_run: bool = True, private: bool = True) -> None:
-    """Upload a bundle to the Hugging Face Hub, as --repo owner/name (extra: hub).
+    """Upload a bundle to the Hugging Face Hub (extra: hub).
 
     It only tells what it would upload, unless --dry_run False. The token is in $HF_TOKEN, or that
     of `hf auth login`.
+
+    Input:
+        NAME: the bundle, by its name or folder.
+    Output:
+        repo: where to, as owner/name.
+        dry_run: only tell what would be uploaded.
+        private: whether a repository that is made is private.
     """
     from ..zoo import find_bundle, push
 
@@ -110,9 +114,16 @@ def zoo_ship(
 ) -> None:
     """Put a training's weights into a bundle, with a reference prediction that verify repeats.
 
-    The reference is what they make of a synthetic image, as `common phantom` draws it: --kind ct,
-    mr or cxr, --size and --seed. Where a class has a Dice below --min_dice later, verify says that
-    something is computed in another way there.
+    The reference is what they make of a synthetic image.
+
+    Input:
+        NAME: the bundle, by its name or folder.
+        checkpoint: the file of the training's weights; its settings go with them.
+    Reference:
+        kind: of the synthetic image, as the verb phantom draws it: ct, mr or cxr.
+        size: its voxels or pixels across, by default the kind's own.
+        seed: another one gives another image.
+        min_dice: where a class has less later, verify says that something is computed otherwise.
     """
     from ..zoo import find_bundle, ship
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from monai.data import partition_dataset
 
-from ..errors import InputError, listed
+from ..errors import InputError, are_numbers, listed
 from .case_lists import NameIndex, are_names, check_ircadb, read_any_json, without
 from .layouts import (
     SPLITS,
@@ -103,8 +103,11 @@ def _split(
 ) -> list[Case]:
     if split not in SPLITS:
         raise InputError(f"split is {split!r}; allowed are {', '.join(SPLITS)}.")
-    if len(ratios) != 3 or min(ratios) < 0 or sum(ratios) <= 0:
-        raise InputError(f"ratios is {list(ratios)}; allowed are three numbers, none below 0.")
+    if not are_numbers(ratios, 3, least=0) or sum(ratios) <= 0:
+        raise InputError(
+            f"The split is by {ratios!r}; allowed are three numbers, none below 0 and not all 0, "
+            "as [7, 1, 2]."
+        )
     for name, value in (("fold", fold), ("num_folds", num_folds), ("seed", seed)):
         if type(value) is not int and not (name == "fold" and value is None):
             raise InputError(f"{name} is {value!r}; allowed are whole numbers.")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..data.formats import allowed_endings, format_of, is_lossy
 from ..data.readers import FormatReader
-from ..errors import InputError, first_line
+from ..errors import InputError, are_numbers, first_line
 from ..files import replacing
 from .overlap import OVERLAP, confusion
 
@@ -127,10 +127,16 @@ def draw_overlay(
             as a radiograph always does.
 
     Raises:
-        InputError: a file cannot be read, the grids differ, or the PNG cannot be written.
+        InputError: a file cannot be read, the grids differ, the window is none, or the PNG cannot
+            be written.
     """
     from matplotlib.figure import Figure
 
+    if window is not None and not (are_numbers(window, 2) and window[0] < window[1]):
+        raise InputError(
+            f"window is {window!r}; allowed are two numbers, the lower first, as [-150, 250], and "
+            "None."
+        )
     scene = load_scene(image, {"prediction": prediction} | ({"label": label} if label else {}))
     shown = window if window and not scene.flat else _window(scene.values)
     centre = _centre(scene.maps.get("label"), scene.maps["prediction"])

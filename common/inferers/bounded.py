@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from .. import scratch
-from ..errors import InputError, first_line
+from ..errors import InputError, are_numbers, first_line
 
 _logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
         in_memory: bytes of sums that are gathered in the CPU's memory; more are on disk.
 
     Raises:
-        InputError: at a call, no window fits into the memory, or the sums fit nowhere.
+        InputError: at a call, windows are not of as many axes as the volume, none of them fits into
+            the memory, or the sums fit nowhere.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
 
         size = list(inputs.shape[2:])
         dims = len(size)
-        roi = fall_back_tuple(self.roi_size, size)
+        roi = self._windows(size)
         padded, start = _pad(inputs, roi, self.padding_mode, self.cval)
         whole = padded.shape[2:]
         interval = _get_scan_interval(whole, roi, dims, ensure_tuple_rep(self.overlap, dims))
@@ -124,6 +125,17 @@ class BoundedSlidingWindowInferer(SlidingWindowInferer):
             like = MetaTensor([]).copy_meta_from(inputs, copy_attr=False)
             result = convert_to_dst_type(result, like, device=sums.device)[0]
         return result
+
+    def _windows(self, size: Sequence[int]) -> tuple[int, ...]:
+        """Their size, of a volume of this one."""
+        asked: Any = self.roi_size
+        several = isinstance(asked, (list, tuple))
+        if not are_numbers(asked if several else [asked], len(size) if several else 1, whole=True):
+            raise InputError(
+                f"patch_size, of windows, is {asked!r}; allowed are {len(size)} whole numbers, one "
+                "for each axis."
+            )
+        return fall_back_tuple(asked, size)
 
     def _predict(
         self, network: Callable[..., Any], windows: Tensor, *args: Any, **kwargs: Any
@@ -182,9 +194,16 @@ class BoundedSliceInferer(BoundedSlidingWindowInferer):
         roi_size: of the windows in a slice, two numbers.
         spatial_dim: the axis across the slices.
         kwargs: as for `BoundedSlidingWindowInferer`.
+
+    Raises:
+        InputError: roi_size is not two whole numbers; or as that one.
     """
 
     def __init__(self, roi_size: Sequence[int], spatial_dim: int = 0, **kwargs: Any) -> None:
+        if not are_numbers(roi_size, 2, whole=True):
+            raise InputError(
+                f"patch_size, of windows, is {roi_size!r}; allowed are two whole numbers."
+            )
         window = list(roi_size)
         window.insert(spatial_dim, 1)
         super().__init__(window, **kwargs)

@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor, nn
 
 from ..components import largest_component
-from ..errors import InputError
+from ..errors import InputError, are_numbers
 
 _logger = logging.getLogger(__name__)
 
@@ -52,9 +52,12 @@ class CascadeInferer(Inferer):
     ) -> None:
         super().__init__()
         self.inferer = inferer
+        several = isinstance(margin, (list, tuple))
+        if not are_numbers(margin if several else [margin], 3 if several else 1, 0, whole=True):
+            raise InputError(
+                f"margin is {margin!r}; allowed are whole numbers from 0, one or three."
+            )
         self.margin = ensure_tuple_rep(margin, 3)
-        if min(self.margin) < 0:
-            raise InputError(f"margin is {margin}; allowed are whole numbers from 0.")
         self.reparameterize = reparameterize
 
     def __call__(self, inputs: Tensor, network: nn.Module, *args: Any, **kwargs: Any) -> Tensor:

@@ -14,7 +14,7 @@ from monai.transforms import MapTransform, MultiSampleTrait, Randomizable
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample, pad
 
-from ..errors import InputError
+from ..errors import InputError, are_numbers
 from ..ignored import IGNORED, is_ignored
 
 
@@ -75,7 +75,7 @@ class RandAffinePatchesd(Randomizable, MapTransform, MultiSampleTrait):
                 raise InputError(f"{name} is {number}; allowed are numbers from 1.")
         if not 0 <= foreground_fraction <= 1:
             raise InputError(f"foreground_fraction is {foreground_fraction}; allowed are 0 to 1.")
-        if min(scale_range) <= 0:
+        if not are_numbers(scale_range, 2, above=0):
             raise InputError(f"scale_range is {scale_range}; allowed are two numbers above 0.")
         self.patch_size = np.array(patch_size)
         self.num_samples = num_samples

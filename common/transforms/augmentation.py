@@ -14,6 +14,7 @@ from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..errors import InputError, are_numbers
 from .affine_patches import through_plane
 
 
@@ -58,6 +59,9 @@ class RandGaussianBlurd(_RandChannelsd):
     Args:
         keys, prob, channel_prob: probability of the image, then of each of its channels.
         sigma: limits of the sigmas, in voxels.
+
+    Raises:
+        InputError: they are not two numbers above 0.
     """
 
     def __init__(
@@ -68,6 +72,8 @@ class RandGaussianBlurd(_RandChannelsd):
         channel_prob: float = 0.5,
     ) -> None:
         super().__init__(keys, prob, channel_prob)
+        if not are_numbers(sigma, 2, above=0):
+            raise InputError(f"sigma is {sigma!r}; allowed are two numbers above 0.")
         self.sigma = sigma
 
     def _change(self, channel: Tensor) -> Tensor:
@@ -88,6 +94,9 @@ class RandLowResolutiond(_RandChannelsd):
     Args:
         keys, prob, channel_prob: probability of the image, then of each of its channels.
         zoom_range: limits of what is left along an axis, 1 being all.
+
+    Raises:
+        InputError: they are not two numbers above 0.
     """
 
     def __init__(
@@ -98,6 +107,8 @@ class RandLowResolutiond(_RandChannelsd):
         channel_prob: float = 0.5,
     ) -> None:
         super().__init__(keys, prob, channel_prob)
+        if not are_numbers(zoom_range, 2, above=0):
+            raise InputError(f"zoom_range is {zoom_range!r}; allowed are two numbers above 0.")
         self.zoom_range = zoom_range
 
     def _change(self, channel: Tensor) -> Tensor:
@@ -119,6 +130,9 @@ class RandGammad(_RandChannelsd):
         keys, prob: see there.
         gamma: limits of the power, one below and one above 1.
         invert_image: whether the highest intensity counts as 0, as MONAI's.
+
+    Raises:
+        InputError: the limits are not two numbers above 0.
     """
 
     def __init__(
@@ -129,6 +143,8 @@ class RandGammad(_RandChannelsd):
         invert_image: bool = False,
     ) -> None:
         super().__init__(keys, prob)
+        if not are_numbers(gamma, 2, above=0):
+            raise InputError(f"gamma is {gamma!r}; allowed are two numbers above 0.")
         self.gamma = gamma
         self.invert_image = invert_image
 

@@ -14,7 +14,7 @@ from monai.transforms import InvertibleTransform, MapTransform, Resized, Spacing
 from monai.utils import ensure_tuple_rep, fall_back_tuple
 from scipy import ndimage
 
-from ..errors import InputError
+from ..errors import InputError, are_numbers
 from .slabs import SlabwiseResample, SplineResize
 
 _OF_LABELS = ("nearest", "nearest-exact", "one-hot")
@@ -30,10 +30,21 @@ class OwnKeysSpacingd(Spacingd):
     `common.transforms.resampling`. nnU-Net's grid begins and ends with the image, so that its
     voxels are a little off the spacing asked for; MONAI's first voxel is the image's, its voxels
     have the spacing, and the last one lies within half a voxel of the image's.
+
+    Args:
+        keys: of the images.
+        pixdim: the spacing, along each axis.
+        args, kwargs: as of MONAI's.
+
+    Raises:
+        InputError: the spacing is none, or at a call not of as many axes as the image.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, keys: KeysCollection, pixdim: Sequence[float], *args: Any, **kwargs: Any
+    ) -> None:
+        self._check(pixdim, None)
+        super().__init__(keys, pixdim, *args, **kwargs)
         whole = self.spacing_transform.sp_resample
         self.spacing_transform.sp_resample = SlabwiseResample(
             whole.mode, whole.padding_mode, whole.align_corners, whole.dtype, whole.lazy
@@ -43,7 +54,19 @@ class OwnKeysSpacingd(Spacingd):
         self, data: Mapping[Hashable, Any], lazy: bool | None = None
     ) -> dict[Hashable, Any]:
         own = {key: data[key] for key in self.key_iterator(dict(data))}
+        for image in own.values():
+            self._check(self.spacing_transform.pixdim, image.ndim - 1)
         return dict(data) | super().__call__(own, lazy=lazy)
+
+    @staticmethod
+    def _check(pixdim: Any, axes: int | None) -> None:
+        if not are_numbers(pixdim, axes, above=0):
+            of = f"{axes} numbers" if axes else "numbers"
+            shown = pixdim.tolist() if isinstance(pixdim, np.ndarray) else pixdim
+            raise InputError(
+                f"spacing is {shown!r}; allowed are {of} above 0, one for each axis, as "
+                "[0.8, 0.8, 1.0]."
+            )
 
 
 class SplineResized(Resized):
@@ -57,6 +80,9 @@ class SplineResized(Resized):
         keys: keys of the images and label maps, MetaTensors (channels, ...).
         spatial_size: pixels or voxels; -1 keeps those of an axis.
         mode: MONAI's, 3, or "one-hot"; one for all keys or one for each.
+
+    Raises:
+        InputError: spatial_size is not of whole numbers, or at a call not one for each axis.
     """
 
     def __init__(
@@ -65,6 +91,11 @@ class SplineResized(Resized):
         spatial_size: Sequence[int],
         mode: str | int | Sequence[str | int] = 3,
     ) -> None:
+        if not are_numbers(spatial_size, whole=True):
+            raise InputError(
+                f"The size of images is {spatial_size!r}; allowed are whole numbers, one for each "
+                "axis, as [512, 512]."
+            )
         super().__init__(keys, spatial_size, mode=mode)
         self.resizer = SplineResize(spatial_size)
 
@@ -73,8 +104,13 @@ class SplineResized(Resized):
     ) -> dict[Hashable, Any]:
         filtered = dict(data)
         for key, mode in self.key_iterator(filtered, self.mode):
+            shape = filtered[key].shape[1:]
+            if len(self.resizer.spatial_size) != len(shape):
+                raise InputError(
+                    f"The size of images is {list(self.resizer.spatial_size)}; allowed are "
+                    f"{len(shape)} whole numbers, one for each axis."
+                )
             if mode not in _OF_LABELS:
-                shape = filtered[key].shape[1:]
                 size = fall_back_tuple(self.resizer.spatial_size, shape)
                 ratios = [new / old for new, old in zip(size, shape, strict=True)]
                 filtered[key] = _low_passed(filtered[key], ratios)
@@ -110,7 +146,7 @@ class RelativeSpacingd(MapTransform, InvertibleTransform):
     ) -> None:
         super().__init__(keys)
         for name, value in (("in_plane_factor", in_plane_factor), ("slice_spacing", slice_spacing)):
-            if value is not None and value <= 0:
+            if value is not None and not are_numbers([value], above=0):
                 raise InputError(f"{name} is {value}; allowed are positive numbers.")
         self.in_plane_factor = in_plane_factor
         self.slice_spacing = slice_spacing

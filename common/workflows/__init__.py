@@ -13,6 +13,7 @@ from .prototypes import CodebookStatistics
 from .resume import Stopped, TrainingState
 from .settings import as_trained, read_settings, running_settings, with_settings, write_settings
 from .study import run_study
+from .train import prepare_training
 from .trained import load_for_export, load_trained
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "export_network",
     "load_for_export",
     "load_trained",
+    "prepare_training",
     "profile",
     "read_settings",
     "run_study",

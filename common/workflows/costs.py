@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ..checkpoints import check_checkpoint, check_setting, load_settings, save_checkpoint
 from ..data import check_output_folder
-from ..errors import InputError, by_axis, first_line, input_error_in, listed
+from ..errors import InputError, by_axis, first_line, input_error_in, listed, nearest
 from ..files import read_json, write_json
 from ..measure import (
     Failed,
@@ -286,11 +286,9 @@ def _check_configs(bundle: Path, networks: Sequence[str], overrides: Mapping[str
             raise InputError(f"There is no {configs / file}.json; needed is a bundle, by --bundle.")
         known |= read_json(configs / f"{file}.json").keys()
     for id_ in overrides:
-        if id_.partition("#")[0] not in known:
-            raise InputError(
-                f"{bundle.name} has no {id_} in train.json or inference.json, which have "
-                f"{', '.join(sorted(known))}."
-            )
+        if (first := id_.partition("#")[0]) not in known:
+            near = nearest(first, sorted(known))
+            raise InputError(f"{bundle.name} has no {id_} in train.json or inference.json{near}.")
     there = sorted(file.stem for file in configs.glob("networks/*.json"))
     for name in networks:
         if name not in there:

@@ -32,7 +32,7 @@ from ..checkpoints import ct_intensity, z_score_intensity
 from ..data import check_output_folder, find_cases
 from ..data.label_values import count_values
 from ..data.layouts import Case, DataSet
-from ..errors import InputError, first_line, how_to_install, input_error_in, listed
+from ..errors import InputError, first_line, how_to_install, input_error_in, listed, nearest
 from ..files import read_json, write_json
 
 _NAME = "Dataset001_Planned"
@@ -141,12 +141,11 @@ def _config(bundle: Path, overrides: Mapping[str, Any]) -> ConfigParser:
             f"There is no {path}; needed is a bundle's folder, such as "
             "bundles/liver_ct_lightm_unet_segmentation."
         )
-    config = ConfigParser(read_json(path))
+    content = read_json(path)
+    config = ConfigParser(content)
     if unknown := [id_ for id_ in overrides if id_ not in config]:
-        raise InputError(
-            f"{path} has no {listed(unknown)}; allowed are its ids, such as fold, label_map and "
-            "ignore_label."
-        )
+        first = unknown[0].partition("#")[0]
+        raise InputError(f"{path} has no {unknown[0]}{nearest(first, content)}.")
     config.update(dict(overrides))
     return config
 

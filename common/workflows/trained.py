@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from ..checkpoints import check_checkpoint, load_settings, load_state_dict
-from ..errors import InputError
+from ..errors import InputError, are_numbers, nearest
 from ..files import read_json
 from .settings import with_settings
 
@@ -48,6 +48,7 @@ def load_trained(
     """
     parser = _read_config(config_file, checkpoint, overrides, Trained._fields)
     trained = Trained(*(parser.get_parsed_content(name) for name in Trained._fields))
+    _check_size("patch_size", trained.patch_size)
     _load(trained.network, checkpoint)
     return trained
 
@@ -66,13 +67,15 @@ def load_for_export(
     name = next((name for name in ("patch_size", "image_size") if name in parser.config), None)
     if name is None:
         raise InputError(f"{config_file} has no patch_size and no image_size; needed is one.")
+    size = parser.get_parsed_content(name)
+    _check_size(name, size)
     network = parser.get_parsed_content("network_def")
     _load(network, checkpoint)
     metadata = Path(config_file).with_name("metadata.json")
     config = {name: x for name, x in parser.config.items() if name != ConfigParser.meta_key}
     return Exportable(
         network,
-        list(parser.get_parsed_content(name)),
+        list(size),
         with_settings(config, load_settings(checkpoint)),
         read_json(metadata) if metadata.is_file() else None,
     )
@@ -103,13 +106,19 @@ def _read_config(
         raise InputError(f"{file} cannot be read as a bundle's config ({error}).") from error
     for name in (*(overrides or {}), *needed):
         if name.partition("#")[0] not in parser.config:
-            raise InputError(
-                f"{file} has no {name}; it has {', '.join(str(key) for key in parser.config)}."
-            )
+            known = [str(key) for key in parser.config if key != ConfigParser.meta_key]
+            raise InputError(f"{file} has no {name}{nearest(name.partition('#')[0], known)}.")
     if "settings" in parser.config:
         parser["checkpoint"] = str(checkpoint)
     parser.update(overrides or {})
     return parser
+
+
+def _check_size(name: str, size: Any) -> None:
+    if not are_numbers(size, least=1, whole=True):
+        raise InputError(
+            f"{name} is {size!r}; allowed are whole numbers from 1, one for each axis."
+        )
 
 
 def _load(network: nn.Module, checkpoint: str | Path) -> None:

@@ -67,6 +67,21 @@ def sha256(file: File) -> str:
     return digest.hexdigest()
 
 
+def differs_from_checksum(path: Path, archive: BinaryIO) -> list[str] | None:
+    """How an archive differs from the checksum in the file beside it; None if there is none."""
+    file = path.with_name(f"{path.name}.sha256")
+    if not file.exists():
+        return None
+    try:
+        wanted = file.read_text(errors="replace")
+    except OSError as error:
+        return [f"{file.name} cannot be read ({error})"]
+    found = sha256(archive)
+    if wanted.lower().split()[:1] == [found]:
+        return []
+    return [f"{path.name} has SHA-256 {found}, and {file.name} says {wanted.strip()[:64]}"]
+
+
 def write_archive(path: str | Path, members: Mapping[str, Path]) -> str:
     """Write a zip file whose bytes depend on nothing but the names and contents of its members.
 

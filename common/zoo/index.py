@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from ..errors import InputError
+from ..errors import InputError, nearest
 from ..files import parse_json, replacing
 from .archives import DAMAGE, check_archive, is_portable, sha256
 from .contract import config
@@ -75,28 +75,41 @@ def find_entry(index: Index, name: str, version: str | None, where: str) -> Entr
     Raises:
         InputError: the bundle or the version is not in the index.
     """
-    entries = [
-        Entry(found[1], found[2], entry["source"], _checksum(entry))
+    found = entries(index, name)
+    if not found:
+        raise InputError(f"{where} has no bundle {name}{nearest(name, names_in(index))}.")
+    if version is None:
+        return found[-1]
+    for entry in found:
+        if entry.version == version:
+            return entry
+    versions = ", ".join(entry.version for entry in found)
+    raise InputError(f"{where} has no version {version} of {name}; it has {versions}.")
+
+
+def names_in(index: Index) -> list[str]:
+    """The names of an index's bundles."""
+    return sorted({found[1] for key in index if (found := _KEY.fullmatch(key))})
+
+
+def entries(index: Index, name: str) -> list[Entry]:
+    """A bundle's versions: those that are not released, those before a release, the others.
+
+    Each of these from the oldest to the newest.
+    """
+    found = [
+        Entry(match[1], match[2], entry["source"], _checksum(entry))
         for key, entry in index.items()
-        if (found := _KEY.fullmatch(key)) and found[1] == name
+        if (match := _KEY.fullmatch(key)) and match[1] == name
     ]
-    if not entries:
-        names = sorted({found[1] for key in index if (found := _KEY.fullmatch(key))})
-        raise InputError(f"{where} has no bundle {name}; it has {', '.join(names) or 'none'}.")
-    entries.sort(
+    return sorted(
+        found,
         key=lambda entry: (
             entry.checksum is not None,
             not is_prerelease(entry.version),
             precedence(entry.version),
-        )
+        ),
     )
-    if version is None:
-        return entries[-1]
-    for entry in entries:
-        if entry.version == version:
-            return entry
-    versions = ", ".join(entry.version for entry in entries)
-    raise InputError(f"{where} has no version {version} of {name}; it has {versions}.")
 
 
 def _checksum(entry: dict[str, str]) -> str | None:

@@ -10,12 +10,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
+from ..collection import default_index
 from ..errors import InputError
 from ..files import replace_folder
 from .archives import check_archive, sha256, unpack_archive
 from .contract import config, unsafe_weights
 from .download import download, open_partial, read, scheme
-from .index import Entry, find_entry, parse_index
+from .index import Entry, Index, find_entry, parse_index
 
 RECORD = ".installed.sha256"
 
@@ -23,7 +24,7 @@ RECORD = ".installed.sha256"
 def install(
     name: str,
     version: str | None = None,
-    index: str | Path = "model_zoo_index.json",
+    index: str | Path | None = None,
     output: str | Path = ".",
     overwrite: bool = False,
 ) -> Path:
@@ -35,7 +36,7 @@ def install(
     Args:
         name: the bundle's.
         version: the newest if None.
-        index: a file or an address.
+        index: a file or an address; None is `default_index`.
         output: the folder that has or will have the bundle's.
         overwrite: replace a folder also where this loses files that were not installed.
 
@@ -44,8 +45,8 @@ def install(
             files that would be lost; or a file or a link is in its place. What was there before is
             as it was.
     """
-    where = str(index)
-    entry = find_entry(parse_index(_index_text(where), where), name, version, where)
+    where = str(default_index() if index is None else index)
+    entry = find_entry(read_index(where), name, version, where)
     _check_released(entry, where)
     target = Path(output).resolve() / name
     _check_nothing_is_lost(target, overwrite)
@@ -63,14 +64,19 @@ def install(
     return target
 
 
-def _index_text(index: str) -> bytes:
+def read_index(index: str) -> Index:
+    """An index that is a file or at an address.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
     if scheme(index) is not None:
-        return read(index)
+        return parse_index(read(index), index)
     if not Path(index).is_file():
         raise InputError(
             f"There is no index {index}; --index names one, as a file or an http or https address."
         )
-    return read(Path(index).resolve().as_uri())
+    return parse_index(read(Path(index).resolve().as_uri()), index)
 
 
 def _check_released(entry: Entry, where: str) -> None:
@@ -107,9 +113,7 @@ def _check_nothing_is_lost(target: Path, overwrite: bool) -> None:
 
 def _own_files(folder: Path) -> Iterator[str]:
     """Files that the record of an installation does not have as they are: the user's."""
-    record = folder / RECORD
-    lines = record.read_text(errors="replace").splitlines() if record.is_file() else []
-    installed = {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+    installed = _record(folder)
     for file in sorted(folder.rglob("*")):
         path = file.relative_to(folder)
         if file.is_symlink():
@@ -120,6 +124,22 @@ def _own_files(folder: Path) -> Iterator[str]:
             continue
         if not file.is_file() or installed.get(path.as_posix()) != sha256(file):
             yield path.as_posix()
+
+
+def _record(folder: Path) -> dict[str, str]:
+    """The files that were installed in a folder, and their SHA-256; none where none were."""
+    record = folder / RECORD
+    lines = record.read_text(errors="replace").splitlines() if record.is_file() else []
+    return {path: digest for digest, _, path in (line.partition("  ") for line in lines)}
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether all files that were installed in a folder are there as they were."""
+    record = _record(folder)
+    return bool(record) and all(
+        (folder / path).is_file() and sha256(folder / path) == digest
+        for path, digest in record.items()
+    )
 
 
 @contextmanager
@@ -150,13 +170,23 @@ def _fetched(entry: Entry, folder: Path) -> Iterator[BinaryIO]:
 
 
 def _unpacked(archive: BinaryIO, entry: Entry, folder: str) -> Path:
-    """The bundle in an archive, unpacked below a folder, with a record of its files."""
+    """The bundle of an entry, from its archive, as `unpack_recorded`."""
     if (found := check_archive(archive)) != entry.name:
         raise InputError(f"{entry.source} has the bundle {found}; needed is {entry.name}.")
-    bundle = unpack_archive(archive, folder)
+    bundle = unpack_recorded(archive, folder)
     version = config(bundle, "metadata").get("version")
     if version != entry.version:
         raise InputError(f"{entry.source} has version {version}; needed is {entry.version}.")
+    return bundle
+
+
+def unpack_recorded(archive: BinaryIO, folder: str | Path) -> Path:
+    """The bundle in an archive, unpacked below a folder, with a record of its files.
+
+    Raises:
+        InputError: as `unpack_archive`, or its weights hold more than tensors.
+    """
+    bundle = unpack_archive(archive, folder)
     for unsafe in unsafe_weights(bundle):
         raise InputError(unsafe)
     (bundle / RECORD).unlink(missing_ok=True)  # one of the archive's own says nothing

@@ -24,18 +24,6 @@ class Packed(NamedTuple):
     left_out: list[str]
 
 
-def find_bundle(name: str) -> Path:
-    """A bundle's folder by its path, or by its name in ``bundles``.
-
-    Raises:
-        InputError: there is none.
-    """
-    for folder in (Path(name), Path("bundles") / name):
-        if (folder / "configs").is_dir():
-            return folder.resolve()
-    raise InputError(f"There is no bundle {name}; allowed is a folder, or its name in bundles.")
-
-
 def pack(bundle: str | Path, output: str | Path) -> Packed:
     """Write ``<name>_v<version>.zip`` and its checksum, as sha256sum writes it, into a folder.
 
@@ -48,7 +36,7 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
             be written.
     """
     bundle = Path(bundle).resolve()
-    members = {file.relative_to(bundle).as_posix(): file for file in _files(bundle)}
+    members = {file.relative_to(bundle).as_posix(): file for file in files_of(bundle)}
     top = {Path(name).parts[0] for name in members}
     left_out = sorted(
         path.name for path in bundle.iterdir() if path.name not in top | {"common", "models"}
@@ -78,7 +66,7 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
     return Packed(archive, left_out)
 
 
-def _files(bundle: Path) -> Iterator[Path]:
+def files_of(bundle: Path) -> Iterator[Path]:
     """The files of a bundle that are packed.
 
     Raises:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import BinaryIO
 
 from ..errors import InputError, input_error_in
-from .archives import sha256, unpack_archive
+from .archives import differs_from_checksum, unpack_archive
 from .contract import READING, RUNNING, Check
 
 
@@ -40,7 +39,7 @@ def verify(path: str | Path) -> Iterator[tuple[str, list[str] | None]]:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}).") from error
     with archive, TemporaryDirectory() as folder:
-        failures = _checksum(path, archive)
+        failures = differs_from_checksum(path, archive)
         yield "checksum", failures
         if failures:
             return
@@ -89,18 +88,3 @@ def _run(check: Check, bundle: Path) -> list[str]:
     except Exception as error:  # a config may be of any shape, and build anything
         reason = input_error_in(error) or f"{type(error).__name__}: {error}"
         return [f"it cannot be checked ({reason})"]
-
-
-def _checksum(path: Path, archive: BinaryIO) -> list[str] | None:
-    """How an archive differs from the checksum beside it; None if there is none."""
-    file = path.with_name(f"{path.name}.sha256")
-    if not file.exists():
-        return None
-    try:
-        wanted = file.read_text(errors="replace")
-    except OSError as error:
-        return [f"{file.name} cannot be read ({error})"]
-    found = sha256(archive)
-    if wanted.lower().split()[:1] == [found]:
-        return []
-    return [f"{path.name} has SHA-256 {found}, and {file.name} says {wanted.strip()[:64]}"]

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,14 @@ def test_bad_splits_are_named(folders: Any):
         split_cases(root, "validation")
     with pytest.raises(InputError, match="split is 'val'; allowed are training, validation, test"):
         split_cases(root, "val")  # type: ignore[arg-type]
-    with pytest.raises(InputError, match=r"ratios is \[1, 2\]; allowed are three"):
-        split_cases(root, "training", (1, 2))
+
+
+@pytest.mark.parametrize(
+    "ratios", [5, (1, 2), "7,1,2", [7, 1, "2"], [7, 1, -2], [0, 0, 0], [7, True, 2], [7, 1, nan]]
+)
+def test_a_split_is_three_numbers(folders: Any, ratios: Any):
+    with pytest.raises(InputError, match=r"The split is by .*; allowed are three numbers, none"):
+        split_cases(folders(*cases(5)), "training", ratios)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_table_by_hand():
         ({"repeats": True}, "repeats is True; allowed are whole numbers from 1"),
         (
             {"overrides": {"patchsize": 3}},
-            "has no patchsize in train.json or inference.json, which",
+            "has no patchsize in train.json or inference.json; the nearest is patch_size",
         ),
         ({"overrides": {"patch_size": [4, 4]}}, r"patch_size is \[4, 4\]; allowed are 3 whole num"),
         ({"overrides": {"patch_size": [1, 4, 4]}}, r"patch_size is 1 x 4 x 4, which liver_ct_\w+ "),

@@ -43,7 +43,7 @@ def test_unusable_configs_are_named(files: tuple[Path, Path], tmp_path: Path):
     config, checkpoint = files
     with pytest.raises(InputError, match="is not of this LightMUNet"):
         load_trained(config, checkpoint)
-    with pytest.raises(InputError, match=r"has no filter; it has .*patch_size, filters"):
+    with pytest.raises(InputError, match=r"has no filter; the nearest is filters"):
         load_trained(config, checkpoint, {"filter": 16})
     with pytest.raises(InputError, match=r"There is no config .*none\.json"):
         load_trained(tmp_path / "none.json", checkpoint)

@@ -13,7 +13,7 @@ from monai.bundle import load
 
 from common.data.phantom import write_phantom
 from common.errors import InputError
-from common.zoo import find_bundle, pack, push
+from common.zoo import pack, push
 from common.zoo.archives import unpack_archive
 
 from ..conftest import REPOSITORY
@@ -134,14 +134,6 @@ def test_links_and_folders_are_not_replaced(bundle: Path, tmp_path: Path, name: 
         pack(bundle, tmp_path / "zips")
     assert (tmp_path / "precious").read_text() == "precious"
     assert (tmp_path / "zips" / name).is_symlink()
-
-
-def test_bundles_by_name(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.chdir(REPOSITORY)
-    assert find_bundle(NAME) == REPOSITORY / "bundles" / NAME
-    assert find_bundle(f"bundles/{NAME}") == REPOSITORY / "bundles" / NAME
-    with pytest.raises(InputError, match="There is no bundle none; allowed is a folder"):
-        find_bundle("none")
 
 
 def python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,17 +6,15 @@ import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache
 from pathlib import Path
-from pydoc import ErrorDuringImport, locate
 from typing import Any
 
-from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
+from monai.bundle import ConfigParser
 
 from ...data import label_names
-from ...errors import InputError, check_choice, first_line, listed
+from ...errors import InputError, check_choice, listed, nearest
 from ...files import read_json
+from ..overrides import check_id, read_configs
 
 STUDY = {
     "title": str,
@@ -270,13 +268,13 @@ def _row(
         raise InputError(f"The row {name} has inference {own_inference!r}; allowed is an object.")
     places = [configs, bundle, path.parent, Path()]
     files = [configs / "train.json", *(_found(n, places, f"The row {name}") for n in names)]
-    training = _config(files)
+    training = read_configs(files)
     own = {id_: value for id_, value in said.items() if id_ not in _OF_ROW}
     overrides = {**content.get("overrides", {}), **budget, **own}
     _override(training, overrides, f"The row {name}", files[0])
     inference = {**content.get("inference", {}), **own_inference}
     _override(
-        _config([configs / "inference.json"]),
+        read_configs([configs / "inference.json"]),
         inference,
         f"The inference of the row {name}",
         configs / "inference.json",
@@ -314,24 +312,6 @@ def _found(name: str, places: Iterable[Path], whose: str) -> Path:
     )
 
 
-def _config(files: Sequence[Path]) -> ConfigParser:
-    """Configs, the later ones overriding the earlier, as MONAI reads them.
-
-    Raises:
-        InputError: one is missing, is no JSON object, or overrides what is not there.
-    """
-    for file in files:
-        read_json(file)  # as MONAI reads it too, but with a sentence for what is wrong
-    parser = ConfigParser()
-    try:
-        parser.read_config([str(file) for file in files])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"{listed(files)} cannot be read as configs ({first_line(error)})."
-        ) from error
-    return parser
-
-
 def _override(config: ConfigParser, overrides: Mapping[str, Any], whose: str, file: Path) -> None:
     """Set ids of a config.
 
@@ -341,58 +321,8 @@ def _override(config: ConfigParser, overrides: Mapping[str, Any], whose: str, fi
     for id_, value in overrides.items():
         if id_.partition("#")[0] in _SET_BY_RUNS:
             raise InputError(f"{whose} sets {id_}, which each run sets itself; allowed are others.")
-        node: Any = config.config
-        steps = id_.split("#")
-        for depth, step in enumerate(steps):
-            if isinstance(node, list) and step.isdecimal() and int(step) < len(node):
-                node = node[int(step)]
-            elif isinstance(node, dict) and step in node:
-                node = node[step]
-            elif depth == 0 or step != steps[-1] or not _takes(node, step):
-                of = f" of {'#'.join(steps[:depth])}" if depth else ""
-                raise InputError(
-                    f"{whose} sets {id_}; {file} has no {step}{of}{nearest(step, _names(node))}."
-                )
+        check_id(config, id_, whose, file)
         config[id_] = value
-
-
-def _takes(node: Any, name: str) -> bool:
-    """Whether a part of a config may be given what it has not: an argument has a default."""
-    if not isinstance(node, dict):
-        return False
-    parameters = _parameters(node)
-    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return True
-    return name in parameters or name in ("_disabled_", "_mode_", "_requires_")
-
-
-def _names(node: Any) -> list[str]:
-    """The names that a part of a config has, or may have."""
-    return [*node, *(_parameters(node) or ())] if isinstance(node, dict) else []
-
-
-def _parameters(node: dict[str, Any]) -> Mapping[str, inspect.Parameter] | None:
-    """What a component is built from; None of what is no component, or cannot be looked at."""
-    if "_target_" not in node:
-        return None
-    try:
-        target = ConfigComponent(node, locator=_locator()).resolve_module_name()
-        built: Any = locate(target) if isinstance(target, str) else target
-        return inspect.signature(built).parameters
-    except (ErrorDuringImport, TypeError, ValueError):
-        return None
-
-
-@cache
-def _locator() -> ComponentLocator:
-    return ComponentLocator()
-
-
-def nearest(name: str, allowed: Iterable[str]) -> str:
-    """The end of a sentence on a name that is none of those that are allowed."""
-    known = list(allowed)
-    near = get_close_matches(name, known, n=1)
-    return f"; the nearest is {near[0]}" if near else f"; allowed are {listed(known) or 'none'}"
 
 
 def _kind(kind: Any) -> str:

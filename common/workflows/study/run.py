@@ -15,11 +15,11 @@ from filelock import FileLock, Timeout
 
 from ...checkpoints import differences
 from ...data import check_output_folder
-from ...errors import InputError, check_choice, check_switches, how_to_install, listed
+from ...errors import InputError, check_choice, check_switches, how_to_install, listed, nearest
 from ...files import read_json, write_json
 from ..resume import Stopped
 from .cases import check_folds, folds_of, write_folds
-from .definition import Study, nearest, read_study
+from .definition import Study, read_study
 from .engines import run_here, run_on_ray
 from .estimate import Estimate
 from .jobs import STATE, Job, Outcome, status
