@@ -14,7 +14,7 @@ from typing import Any
 
 from monai.bundle import ComponentLocator, ConfigComponent, ConfigParser
 
-from ...data import label_names
+from ...data import named_classes
 from ...errors import InputError, check_choice, first_line, listed
 from ...files import read_json
 
@@ -181,7 +181,9 @@ def read_study(
         minutes=minutes,
         rows=rows,
         classes=content.get("classes")
-        or _named_classes(data["dataset_dir"], parts.get("cases_file"), rows),
+        or named_classes(
+            data["dataset_dir"], parts.get("cases_file"), next(iter(rows.values())).label_map
+        ),
     )
 
 
@@ -412,10 +414,3 @@ def _check_labels(rows: Mapping[str, Row]) -> None:
                     f"The row {first.name} has {name} {one}, and {row.name} {other}; allowed is "
                     "one for all, which are compared with the same labels."
                 )
-
-
-def _named_classes(
-    dataset_dir: str, cases: Path | None, rows: Mapping[str, Row]
-) -> dict[str, list[int]] | None:
-    names = label_names(dataset_dir, cases, next(iter(rows.values())).label_map)
-    return {name: [i] for i, name in enumerate(names) if i} if names else None
