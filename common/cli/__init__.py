@@ -17,7 +17,7 @@ from ..errors import InputError, check_switches, input_error_in
 from .check import check
 from .checkpoints import convert, export, join, settings
 from .data import ircadb, phantom
-from .results import codebook, compare, evaluate, overlay, profile, report, study
+from .results import codebook, compare, evaluate, overlay, profile, report, study, view
 from .setup import doctor, nnunet, plan
 from .zoo import zoo_index, zoo_install, zoo_pack, zoo_push, zoo_verify
 
@@ -27,7 +27,7 @@ __all__ = ["main"]
 def main() -> None:
     try:
         before = (phantom, ircadb, check, plan, nnunet, doctor)
-        results = (overlay, evaluate, compare, report, profile, study)
+        results = (overlay, view, evaluate, compare, report, profile, study)
         after = (*results, settings, convert, join, codebook, export)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}

@@ -19,19 +19,43 @@ def overlay(
     output: str,
     label: str | None = None,
     window: tuple[float, float] | None = (-150.0, 250.0),
+    classes: Any = None,
 ) -> None:
-    """Draw a prediction's contours on its image; with a label, print the Dice of each class too.
+    """Draw a prediction's contours on its image; with a label, its errors and each class's Dice.
 
-    All are NIfTI files, or all PNG files.
+    All are volumes, or all pictures. Classes have names by --classes "{'liver': [1,2], 'tumour':
+    2}", or those that a dataset.json beside the label's folder has.
     """
     from ..evaluation import dice_per_class, draw_overlay
 
     if label is not None:
-        say("class  Dice")
-        for index, dice in dice_per_class(prediction, label).items():
-            say(f"{index:5d}  {dice:.4f}")
+        scores = dice_per_class(prediction, label, classes)
+        width = max(map(len, ("class", *scores)))
+        say(f"{'class':{width}}  Dice")
+        for name, dice in scores.items():
+            say(f"{name:{width}}  {dice:.4f}")
     say(f"mask:    {prediction}")
-    say(f"picture: {draw_overlay(image, prediction, output, label, window)}")
+    say(f"picture: {draw_overlay(image, prediction, output, label, window, classes)}")
+
+
+def view(
+    image: str,
+    prediction: str,
+    output: str,
+    label: str | None = None,
+    classes: Any = None,
+    modality: str | None = None,
+) -> None:
+    """Write one HTML page to look at a segmentation: slices, classes, windows, statistics.
+
+    It opens without a network. Classes are named as for overlay. With --label it shows what was
+    missed and what is false, too, and metrics. --modality CT, or any other, chooses the windows
+    where the image's values do not tell. docs/viewing.md says what is shown.
+    """
+    from ..evaluation import write_view
+
+    quieten_monai()
+    say(f"page: {write_view(image, prediction, output, label, classes, modality)}")
 
 
 def codebook(

@@ -147,10 +147,10 @@ def kinds_between(
     prediction alone, and of another class if both.
     """
     kinds = np.zeros((len(true), len(found)), np.uint8)
+    in_found = [{name for name, values in classes.items() if b in values} for b in found]
     for i, a in enumerate(true):
-        for j, b in enumerate(found):
-            ours = {name for name, values in classes.items() if a in values}
-            theirs = {name for name, values in classes.items() if b in values}
+        ours = {name for name, values in classes.items() if a in values}
+        for j, theirs in enumerate(in_found):
             if ours - theirs:
                 kinds[i, j] = OTHER if theirs - ours else MISSED
             elif theirs - ours:
