@@ -229,7 +229,7 @@ def _reduced_map(
             slice(part.start * block, part.stop * block)
             for part, block in zip(there, blocks, strict=True)
         )
-        share = block_reduce(classes[voxels] == value, tuple(blocks), np.mean)
+        share = block_reduce(classes[voxels] == value, tuple(blocks), np.mean).astype(np.float32)
         numbers[there][share > most[there]] = number
         most[there] = np.maximum(most[there], share)
         all_[there] += share
