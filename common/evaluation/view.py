@@ -245,8 +245,7 @@ def _grey(values: NDArray[np.float32], is_ct: bool) -> _Grey:
     if is_ct:
         windows = [(name, low, high) for name, (low, high) in _CT_WINDOWS.items()] + windows
         places, known = _CT[0], list(_CT[1])
-    levels = np.interp(np.arange(_LEVELS), places, known)
-    levels = levels.astype(np.float32)
+    levels = np.interp(np.arange(_LEVELS), places, known).astype(np.float32)
     between = (levels[1:] + levels[:-1]) / 2
     return _Grey(np.searchsorted(between, values).astype(np.uint8), levels, windows)
 
