@@ -261,23 +261,23 @@ def evaluate(masks: Path, labels: Path, test: Sequence[str]) -> dict[str, Any]:
     alone has is 0.
     """
     files = {path.name.partition(".")[0]: path for path in masks.rglob("*.nii.gz")}
-    scores: dict[int, list[float]] = {}
+    scores: dict[str, list[float]] = {}
     for name in test:
         mask = next(files[n] for n in (name, f"{name}_seg") if n in files)
-        for number, score in dice_per_class(mask, labels / f"{name}.nii.gz").items():
+        for class_name, score in dice_per_class(mask, labels / f"{name}.nii.gz").items():
             if not math.isnan(score):
-                scores.setdefault(number, []).append(score)
-    means = {str(number): round(statistics.mean(x), 4) for number, x in sorted(scores.items())}
+                scores.setdefault(class_name, []).append(score)
+    means = {class_name: round(statistics.mean(x), 4) for class_name, x in scores.items()}
     return {"dice": means, "mean_dice": round(statistics.mean(means.values()), 4)}
 
 
 def report(results: Mapping[str, Any], names: Sequence[str]) -> str:
-    classes = sorted({number for name in names for number in results[name]["dice"]})
-    head = ["training", "seconds", *(f"class {number}" for number in classes), "mean"]
+    classes = list(dict.fromkeys(x for name in names for x in results[name]["dice"]))
+    head = ["training", "seconds", *classes, "mean"]
     rows = []
     for name in names:
         found = results[name]
-        scores = [found["dice"].get(number) for number in classes]
+        scores = [found["dice"].get(class_name) for class_name in classes]
         shown = ["-" if score is None else f"{score:.3f}" for score in scores]
         rows.append([name, f"{found['seconds']:.0f}", *shown, f"{found['mean_dice']:.3f}"])
     return f"On {results['machine']}:\n\n{table(head, rows)}"

@@ -291,7 +291,7 @@ def test_the_yardstick_counts_as_nnunet_does(tmp_path: Path):
         label_map(tmp_path / f"masks/{name}_seg.nii.gz", *mask)
         label_map(tmp_path / f"labels/{name}.nii.gz", *label)
     found = yardstick.evaluate(tmp_path / "masks", tmp_path / "labels", ["a", "b"])
-    assert found == {"dice": {"1": 0.6667, "2": 0.0}, "mean_dice": 0.3333}
+    assert found == {"dice": {"class 1": 0.6667, "class 2": 0.0}, "mean_dice": 0.3333}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from .completion import script
 from .data import ircadb, phantom
 from .help import Verbs, help_of, overview
 from .output import say
-from .results import codebook, compare, evaluate, overlay, profile, report, study
+from .results import codebook, compare, evaluate, overlay, profile, report, study, view
 from .setup import doctor, nnunet, plan
 from .words import asks_for_help, check_words, find_verb, split_flags
 from .zoo import zoo_index, zoo_pack, zoo_push, zoo_ship, zoo_verify
@@ -43,6 +43,7 @@ VERBS: Verbs = {
     "Data": {"phantom": phantom, "check": check, "plan": plan, "ircadb": ircadb},
     "Results": {
         "overlay": overlay,
+        "view": view,
         "evaluate": evaluate,
         "compare": compare,
         "report": report,

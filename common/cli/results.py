@@ -19,15 +19,17 @@ def overlay(
     output: str,
     label: str | None = None,
     window: tuple[float, float] | None = (-150.0, 250.0),
+    classes: Any = None,
 ) -> None:
-    """Draw a prediction's contours on its image; with a label, print each class's Dice.
+    """Draw a prediction's contours on its image; with a label, its errors and each class's Dice.
 
-    All are NIfTI files, or all PNG files.
+    All are volumes, or all pictures.
 
     Input:
         image: the file of the image.
         prediction: a label map on its grid.
         label: the true label map, whose contours are dashed.
+        classes: names, as "{'liver': [1,2], 'tumour': 2}", by default dataset.json's by the label.
     Output:
         output: the PNG to write.
         window: the lowest and the highest HU that are shown; None is of the image's own.
@@ -35,11 +37,40 @@ def overlay(
     from ..evaluation import dice_per_class, draw_overlay
 
     if label is not None:
-        say("class  Dice")
-        for index, dice in dice_per_class(prediction, label).items():
-            say(f"{index:5d}  {dice:.4f}")
+        scores = dice_per_class(prediction, label, classes)
+        width = max(map(len, ("class", *scores)))
+        say(f"{'class':{width}}  Dice")
+        for name, dice in scores.items():
+            say(f"{name:{width}}  {dice:.4f}")
     say(f"mask:    {prediction}")
-    say(f"picture: {draw_overlay(image, prediction, output, label, window)}")
+    say(f"picture: {draw_overlay(image, prediction, output, label, window, classes)}")
+
+
+def view(
+    image: str,
+    prediction: str,
+    output: str,
+    label: str | None = None,
+    classes: Any = None,
+    modality: str | None = None,
+) -> None:
+    """Write one HTML page to look at a segmentation: slices, classes, windows, statistics.
+
+    It opens without a network. docs/viewing.md says what is shown.
+
+    Input:
+        image: the file of the image.
+        prediction: a label map on its grid.
+        label: the true label map: with it, what was missed and what is false is shown, and metrics.
+        classes: names, as "{'liver': [1,2], 'tumour': 2}", by default dataset.json's by the label.
+        modality: CT, or another, which chooses the windows; by default the image's values tell.
+    Output:
+        output: the HTML file to write.
+    """
+    from ..evaluation import write_view
+
+    quieten_monai()
+    say(f"page: {write_view(image, prediction, output, label, classes, modality)}")
 
 
 def codebook(

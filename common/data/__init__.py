@@ -2,7 +2,7 @@
 
 from .caching import cached_dataset
 from .ircadb import write_ircadb
-from .layouts import find_cases, image_files, label_names, labelled_cases
+from .layouts import find_cases, image_files, label_names, labelled_cases, named_classes
 from .outputs import OutputLayout, check_output_folder
 from .sampling import ValidationSampler
 from .skipping import SkippingDataLoader, SkippingDataset
@@ -24,6 +24,7 @@ __all__ = [
     "image_files",
     "label_names",
     "labelled_cases",
+    "named_classes",
     "split_cases",
     "write_ircadb",
 ]

@@ -16,6 +16,7 @@ from .metrics import (
 )
 from .overlay import dice_per_class, draw_overlay
 from .report import write_report
+from .view import write_view
 
 __all__ = [
     "BETTER",
@@ -43,4 +44,5 @@ __all__ = [
     "write_code_maps",
     "write_report",
     "write_results",
+    "write_view",
 ]

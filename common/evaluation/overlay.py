@@ -2,108 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import nibabel as nib
 import numpy as np
 import torch
-from monai.utils import MetaKeys
 from numpy.typing import NDArray
-from PIL import Image
 
-from ..data.formats import allowed_endings, format_of, is_lossy
-from ..data.readers import FormatReader
-from ..errors import InputError, are_numbers, first_line
+from ..errors import InputError, are_numbers
 from ..files import replacing
+from .label_maps import Segmentation, read_segmentation
 from .overlap import OVERLAP, confusion
+from .scenes import (
+    AGREES,
+    AXES,
+    ERRORS,
+    Scene,
+    box_around,
+    centre_of,
+    colour_of,
+    kinds_of,
+    load_scene,
+    percentiles,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-# Of classes: the first four all people can tell apart (Okabe and Ito's), for more there is the
-# legend. Errors have the rest of these seven.
-COLOURS = (
-    *("#009E73", "#CC79A7", "#0072B2", "#E69F00", "#882255", "#44AA99", "#DDCC77"),
-    *("#AA4499", "#BBCC33", "#FFAABB", "#999933", "#4477AA", "#CC6677", "#99DDFF"),
-    *("#77CC55", "#AA7744", "#DDDDDD", "#7755CC", "#EE8866", "#EEDD88"),
-)
-_AGREES, _MISSED, _FALSE, _OTHER = 1, 2, 3, 4
-_ERRORS = {
-    _MISSED: ("missed", "#D55E00"),
-    _FALSE: ("false", "#56B4E9"),
-    _OTHER: ("another class", "#F0E442"),
-}
-_AXES = ("sagittal", "coronal", "axial")
-_MARGIN = 0.2  # around what is segmented, of its size
-_LEAST = 32  # voxels that are shown across
+_LETTERS = 9  # points, of a legend
 
 
-class Scene(NamedTuple):
-    """An image and label maps on its grid, turned so that axes point right, front and up.
-
-    Attributes:
-        values: of the image, (x, y, z).
-        maps: each label map, (x, y, z).
-        spacing: mm of a voxel.
-        flat: whether it is a radiograph, of one slice.
-    """
-
-    values: NDArray[np.float32]
-    maps: dict[str, NDArray[np.int32]]
-    spacing: tuple[float, ...]
-    flat: bool
-
-    @property
-    def planes(self) -> list[int]:
-        """The axes across which slices are no lines, the axial plane's first."""
-        sizes = self.values.shape
-        return [axis for axis in (2, 1, 0) if min(sizes[:axis] + sizes[axis + 1 :]) > 1] or [2]
-
-
-def load_scene(
-    image: str | Path, maps: Mapping[str, str | Path], last_class: int | None = None
-) -> Scene:
-    """Read an image and label maps on its grid.
-
-    Args:
-        image: a volume in any orientation, the first of several channels in one file; or a picture.
-        maps: of the same kind.
-        last_class: of pictures, whose classes up to this one may be spread over the grey levels;
-            None takes each grey level that there is as a class.
-
-    Raises:
-        InputError: a file cannot be read, or the grids differ.
-    """
-    whole = _load(image, channels=True)
-    values = nib.as_closest_canonical(whole)
-    turned = {}
-    for name, path in maps.items():
-        loaded = _load(path)
-        _same_grid(image, whole, path, loaded)
-        turned[name] = _classes(path, nib.as_closest_canonical(loaded), last_class)
-    spacing = tuple(float(x) for x in values.header.get_zooms())
-    return Scene(values.get_fdata(dtype=np.float32), turned, spacing, _is_picture(image))
-
-
-def dice_per_class(prediction: str | Path, label: str | Path) -> dict[int, float]:
-    """Dice of each class but the background in two label maps on one grid.
+def dice_per_class(
+    prediction: str | Path, label: str | Path, classes: Any = None
+) -> dict[str, float]:
+    """Dice of each class of two label maps on one grid, by its name.
 
     A class that neither has is NaN; one that the prediction alone has is 0.
 
+    Args:
+        prediction, label, classes: as for `read_segmentation`.
+
     Raises:
-        InputError: a file cannot be read, or the grids differ.
+        InputError: a file cannot be read, the grids differ, or classes are none.
     """
-    loaded = {path: _load(path) for path in (prediction, label)}
-    _same_grid(prediction, loaded[prediction], label, loaded[label])
-    found, true = (torch.from_numpy(_classes(path, loaded[path])) for path in (prediction, label))
-    return {
-        value: float(OVERLAP["dice"](confusion(found == value, true == value)))
-        for value in range(1, int(max(found.max(), true.max())) + 1)
-    }
+    maps, named = read_segmentation(prediction, label, classes)
+    scores = {}
+    for name, values in named.items():
+        found, true = (torch.from_numpy(maps[x].mask(values)) for x in ("prediction", "label"))
+        scores[name] = float(OVERLAP["dice"](confusion(found, true)))
+    return scores
 
 
 def draw_overlay(
@@ -112,73 +62,98 @@ def draw_overlay(
     output: str | Path,
     label: str | Path | None = None,
     window: tuple[float, float] | None = (-150.0, 250.0),
+    classes: Any = None,
 ) -> Path:
-    """Draw three slices of an image with the contours of a prediction, and a label's dashed.
+    """Draw three slices of an image with the contours of a prediction.
 
-    The slices, one per body plane, have most voxels of the highest class (of the label, if any).
-    Of a radiograph there is one picture, in full. Classes have up to 20 colours, which a legend
-    names.
+    With a label its contours are dashed, and voxels are filled that the prediction missed, has
+    falsely, or gives another class. The slices, one per body plane, have most voxels of the highest
+    class (of the label, if any). Of a radiograph there is one picture, in full. Classes have up to
+    20 colours, which a legend names.
 
     Args:
-        image, prediction, label: NIfTI files on one grid, in any orientation; or pictures of one
-            size, whose masks have a grey level per class.
+        image: a volume in any orientation, or a DICOM folder; or a picture.
+        prediction, label, classes: as for `read_segmentation`, on the image's grid.
         output: the PNG to write.
         window: lowest and highest value shown, HU for CT; None takes the 1st and 99th percentile,
             as a radiograph always does.
 
     Raises:
-        InputError: a file cannot be read, the grids differ, the window is none, or the PNG cannot
-            be written.
+        InputError: a file cannot be read, the grids differ, classes are none, the window is none,
+            or the PNG cannot be written.
     """
-    from matplotlib.figure import Figure
+    from matplotlib import rc_context
 
     if window is not None and not (are_numbers(window, 2) and window[0] < window[1]):
         raise InputError(
             f"window is {window!r}; allowed are two numbers, the lower first, as [-150, 250], and "
             "None."
         )
-    scene = load_scene(image, {"prediction": prediction} | ({"label": label} if label else {}))
-    shown = window if window and not scene.flat else _window(scene.values)
-    centre = _centre(scene.maps.get("label"), scene.maps["prediction"])
+    segmentation = read_segmentation(prediction, label, classes)
+    scene = load_scene(image, segmentation.maps)
+    with rc_context({"text.parse_math": False}):  # a name may have dollars
+        figure = _overlay(Path(image).name, scene, segmentation, window)
+        path = Path(output)
+        try:
+            with replacing(path) as partial:
+                figure.savefig(partial, dpi=110, format="png")
+        except OSError as error:
+            raise InputError(f"The picture {path} cannot be written ({error.strerror}).") from error
+    return path
+
+
+def _overlay(
+    name: str, scene: Scene, segmentation: Segmentation, window: tuple[float, float] | None
+) -> Figure:
+    from matplotlib.figure import Figure
+
+    label, prediction = scene.maps.get("label"), scene.maps["prediction"]
+    shown = window if window and not scene.flat else percentiles(scene.values, 1, 99)
+    centre = centre_of(*([] if label is None else [label]), prediction)
     planes = scene.planes[::-1]
     size = (7, 7) if len(planes) == 1 else (13, 5)
     figure = Figure(figsize=size, layout="constrained", facecolor="black")
-    drawn: set[int] = set()
+    of_classes: dict[int, Patch] = {}
+    of_errors: dict[int, Patch] = {}
     for axis, axes in zip(planes, figure.subplots(1, len(planes), squeeze=False)[0], strict=True):
         _show_slice(axes, _section(scene.values, axis, centre), axis, scene, shown)
-        for classes, style in zip(scene.maps.values(), ("solid", "dashed"), strict=False):
-            section = _section(classes, axis, centre)
-            found = np.unique(section[section > 0]) if min(section.shape) > 1 else np.empty(0)
-            for value in found.tolist():
-                axes.contour(
-                    section == value,
-                    [0.5],
-                    colors=[colour_of(value)],
-                    linestyles=style,
-                    linewidths=1.3,
-                )
-                drawn.add(value)
-        axes.set_title("frontal" if scene.flat else _AXES[axis], color="white")
+        sections = {x: _section(each, axis, centre) for x, each in scene.maps.items()}
+        if label is not None:
+            kinds = kinds_of(sections["label"], sections["prediction"], segmentation.classes)
+            for kind, (error, colour) in ERRORS.items():
+                if _fill(axes, kinds == kind, colour, 0.6):
+                    of_errors.setdefault(kind, _patch(error, colour))
+        for which, style in (("prediction", "solid"), ("label", "dashed")):
+            section = sections.get(which)
+            if section is None or min(section.shape) < 2:  # of a line there is no contour
+                continue
+            for number, (called, values) in enumerate(segmentation.classes.items(), start=1):
+                mask = np.isin(section, values)
+                if not mask.any():
+                    continue
+                colour = colour_of(number)
+                if not mask.all():
+                    axes.contour(mask, [0.5], colors=[colour], linestyles=style, linewidths=1.3)
+                of_classes.setdefault(number, _patch(called, colour))
+        axes.set_title(scene.plane_name(axis), color="white")
     figure.suptitle(
-        f"{Path(image).name}: prediction solid" + (", label dashed" if label else ""),
+        f"{name}: prediction solid" + (", label dashed" if label is not None else ""),
         color="white",
-        parse_math=False,  # a name may have dollars
     )
-    if drawn:
+    patches = [of_classes[number] for number in sorted(of_classes)]
+    patches += [of_errors[kind] for kind in ERRORS if kind in of_errors]
+    if patches:
+        longest = max(len(str(patch.get_label())) for patch in patches)
+        wide = _LETTERS * (4.8 + 0.6 * longest)  # points, with its patch and what is between two
         figure.legend(
-            handles=[_patch(f"class {x}", colour_of(x)) for x in sorted(drawn)],
+            handles=patches,
             loc="outside lower center",
-            ncols=10,
+            ncols=max(1, int(72 * size[0] / wide)),
             labelcolor="white",
             frameon=False,
+            fontsize=_LETTERS,
         )
-    path = Path(output)
-    try:
-        with replacing(path) as partial:
-            figure.savefig(partial, dpi=110, format="png")
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be written ({error.strerror}).") from error
-    return path
+    return figure
 
 
 def draw_errors(
@@ -199,9 +174,9 @@ def draw_errors(
     """
     from matplotlib.figure import Figure
 
-    centre = _centre(scene.maps["label"], *scene.maps.values())
+    centre = centre_of(scene.maps["label"], *scene.maps.values())
     box = box_around(scene.maps.values())
-    window = _window(scene.values[box])
+    window = percentiles(scene.values[box], 1, 99)
     ratios = []
     for axis in scene.planes:
         width, height = (
@@ -219,21 +194,21 @@ def draw_errors(
         for axes in row:
             _show_slice(axes, section, axis, scene, window)
         for axes, prediction in zip(row[1:], [true, *found], strict=True):
-            kinds = _kinds(true, prediction, classes)
-            innermost = np.where(kinds == _AGREES, true, 0)
+            kinds = kinds_of(true, prediction, classes)
+            innermost = np.where(kinds == AGREES, true, 0)
             for number, (name, values) in reversed(list(enumerate(classes.items(), start=1))):
                 mask = np.isin(innermost, list(values)) & (innermost != 0)
                 innermost[mask] = 0  # a tumour is not painted as liver, too
                 if _fill(axes, mask, colour_of(number), 0.5):
                     drawn.setdefault(f"class {name}", _patch(name, colour_of(number)))
-            for kind, (name, colour) in _ERRORS.items():
+            for kind, (name, colour) in ERRORS.items():
                 if _fill(axes, kinds == kind, colour, 0.9):
                     drawn.setdefault(name, _patch(name, colour))
         if not scene.flat:
             row[0].text(
                 -0.05,
                 0.5,
-                _AXES[axis],
+                AXES[axis],
                 transform=row[0].transAxes,
                 rotation=90,
                 ha="right",
@@ -244,7 +219,7 @@ def draw_errors(
     figure.legend(
         handles=[
             drawn[name]
-            for name in (*order, *(name for name, _ in _ERRORS.values()))
+            for name in (*order, *(name for name, _ in ERRORS.values()))
             if name in drawn
         ],
         loc="outside lower center",
@@ -253,17 +228,6 @@ def draw_errors(
         fontsize=8,
     )
     return figure
-
-
-def colour_of(number: int) -> str:
-    """The colour of a class by its number, from 1; after the last the first comes again."""
-    return COLOURS[(number - 1) % len(COLOURS)]
-
-
-def _window(values: NDArray[np.float32]) -> tuple[float, float]:
-    known = values[np.isfinite(values)]
-    low, high = np.percentile(known, (1, 99)) if known.size else (0.0, 1.0)
-    return float(low), float(high)
 
 
 def _patch(name: str, colour: str) -> Patch:
@@ -309,117 +273,3 @@ def _fill(axes: Axes, mask: NDArray[np.bool_], colour: str, alpha: float) -> boo
     layer[mask] = to_rgba(colour, alpha)
     axes.imshow(layer, origin="lower", interpolation="nearest", aspect=axes.get_aspect())
     return True
-
-
-def _kinds(
-    label: NDArray[np.int32], prediction: NDArray[np.int32], classes: Mapping[str, Sequence[int]]
-) -> NDArray[np.uint8]:
-    """Of each voxel 0 where neither has a class, `_AGREES`, or one of `_ERRORS`.
-
-    Classes may overlap, as a tumour is liver, too: a voxel is missed that is of a class in the
-    label alone, false that is of one in the prediction alone, and of another class if both.
-    """
-    true, found = np.unique(label), np.unique(prediction)
-    kinds = np.zeros((len(true), len(found)), np.uint8)
-    for i, a in enumerate(true.tolist()):
-        for j, b in enumerate(found.tolist()):
-            ours = {name for name, values in classes.items() if a in values}
-            theirs = {name for name, values in classes.items() if b in values}
-            if ours - theirs:
-                kinds[i, j] = _OTHER if theirs - ours else _MISSED
-            elif theirs - ours:
-                kinds[i, j] = _FALSE
-            elif ours:
-                kinds[i, j] = _AGREES
-    return kinds[np.searchsorted(true, label), np.searchsorted(found, prediction)]
-
-
-def box_around(maps: Iterable[NDArray[np.int32]]) -> tuple[slice, ...]:
-    """Where any map has a class, with a margin; all of the grid where none has."""
-    union = np.logical_or.reduce([classes > 0 for classes in maps])
-    box = []
-    for axis, size in enumerate(union.shape):
-        places = np.flatnonzero(union.any(tuple({0, 1, 2} - {axis})))
-        first, last = (places[0], places[-1]) if len(places) else (0, size - 1)
-        margin = max(_MARGIN * (last - first + 1), (_LEAST - (last - first + 1)) / 2)
-        box.append(slice(max(0, int(first - margin)), min(size, int(last + margin) + 2)))
-    return tuple(box)
-
-
-def _is_picture(path: str | Path) -> bool:
-    found = format_of(path)
-    return found is not None and found.spatial_dims == 2
-
-
-def _load(path: str | Path, channels: bool = False) -> nib.Nifti1Image:
-    """A volume of three axes; of one with `channels`, a fourth axis, the first."""
-    found = format_of(path)
-    try:
-        if _is_picture(path):
-            image = _load_picture(path)
-        elif found is not None and found.library == "itk":
-            reader = FormatReader()
-            values, meta = reader.get_data(reader.read(path))
-            image = nib.Nifti1Image(values, np.asarray(meta[MetaKeys.AFFINE], np.float64))
-        else:
-            image = nib.load(path)
-        if len(image.shape) == 4 and (channels or image.shape[3] == 1):
-            image = image.slicer[..., 0]
-        image.get_fdata(dtype=np.float32)
-    except InputError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"{path} cannot be read as an image ({first_line(error)}); allowed are files that end "
-            f"in {allowed_endings()}."
-        ) from error
-    if len(image.shape) != 3:
-        raise InputError(f"{path} has {len(image.shape)} axes; allowed are 3.")
-    return image
-
-
-def _load_picture(path: str | Path) -> nib.Nifti1Image:
-    """A radiograph as the one slice of a volume: the patient's right is at its left."""
-    with Image.open(path) as image:
-        grey = image if image.mode.startswith("I") else image.convert("L")
-        rows = np.asarray(grey).astype(np.int32)
-    return nib.Nifti1Image(rows.T[..., None], np.diag([-1.0, -1.0, 1.0, 1.0]))
-
-
-def _same_grid(
-    path: str | Path, image: nib.Nifti1Image, other_path: str | Path, other: nib.Nifti1Image
-) -> None:
-    same = image.shape == other.shape and np.allclose(image.affine, other.affine, atol=1e-3)
-    if not same:
-        raise InputError(
-            f"{other_path} of size {other.shape} is not on the grid of {path}, {image.shape}; "
-            "allowed are files of one size and affine."
-        )
-
-
-def _classes(
-    path: str | Path, image: nib.Nifti1Image, last_class: int | None = None
-) -> NDArray[np.int32]:
-    if is_lossy(path):
-        raise InputError(
-            f"The mask {path} is a JPEG, which does not keep values as they are; allowed are "
-            "formats that do, such as PNG."
-        )
-    values = np.rint(image.get_fdata(dtype=np.float32)).astype(np.int32)
-    if not _is_picture(path) or (last_class is not None and values.max() <= last_class):
-        return values
-    if last_class is not None:  # as AtomicPILWriter writes them
-        levels = np.linspace(0, 255, last_class + 1).round()
-    else:  # 0 and 255, say, are the classes 0 and 1
-        levels = np.union1d(values, [0])
-    return np.searchsorted(levels, values).astype(np.int32)
-
-
-def _centre(*maps: NDArray[np.int32] | None) -> list[int]:
-    """Per axis, the slice with most voxels of the highest class of the first map that has one."""
-    given = [classes for classes in maps if classes is not None]
-    for classes in given:
-        if classes.any():
-            mask = classes == classes.max()
-            return [int(mask.sum(tuple({0, 1, 2} - {axis})).argmax()) for axis in range(3)]
-    return [size // 2 for size in given[0].shape]

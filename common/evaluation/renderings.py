@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from .overlay import Scene, box_around, colour_of
+from .scenes import Scene, box_around, colour_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

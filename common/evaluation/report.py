@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import math
-import platform
-import re
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import __version__
 from ..data import check_output_folder
-from ..data.formats import format_of, name_of
-from ..data.layouts.names import told_apart, without_first_channel, without_mask
-from ..errors import InputError, how_to_install, listed
+from ..data.label_values import LabelValues
+from ..data.layouts.names import without_first_channel
+from ..errors import InputError, listed
 from ..files import replacing
 from .figures import (
     Picture,
@@ -31,9 +24,12 @@ from .figures import (
     shortened,
     style,
 )
-from .overlay import Scene, draw_errors, load_scene
+from .label_maps import as_classes, files_by_case, read_case
+from .overlay import draw_errors
+from .pages import template, versions
 from .renderings import draw_surfaces
 from .results import Results, read_results
+from .scenes import Scene, load_scene
 from .tables import (
     TITLES,
     Paper,
@@ -53,11 +49,6 @@ from .tables import (
 _TEMPLATE = "report.html.jinja"
 _BOXES = ("dice", "nsd", "hd95")
 _MOST_CLASSES = 8  # that have a figure of their own
-_PROBABILITIES = "_probabilities"  # what the bundles write beside their masks
-_LITS = re.compile(r"^segmentation(?=-\d+$)", re.IGNORECASE)
-_PACKAGES = (
-    *("torch", "monai", "numpy", "scipy", "scikit-image", "nibabel", "matplotlib", "jinja2"),
-)
 
 
 class Section(NamedTuple):
@@ -110,7 +101,7 @@ def write_report(
             on the image's grid; comparison or paper are of something else; jinja2 is not
             installed; or a file cannot be written.
     """
-    template = _template()
+    page_template = template(_TEMPLATE)
     results = read_results(methods)
     numbers = read_paper(paper, next(iter(results.values())).classes)
     if comparison is not None:
@@ -132,13 +123,13 @@ def write_report(
             Section("Cases", (), cases),
         ]
     sections = [section for section in sections if section.tables or section.pictures]
-    page = template.render(
+    page = page_template.render(
         title=title,
         about=_about(results),
         notes=notes,
         sections=sections,
         settings=described(next(iter(results.values())).summary["settings"]),
-        versions=_versions(),
+        versions=versions(),
     )
     shown = [*tables, *statistics, *lesions, *costs]
     files = {
@@ -152,31 +143,6 @@ def write_report(
     files["report.html"] = page.encode()
     _write(Path(output), files)
     return Path(output) / "report.html"
-
-
-def _template() -> Any:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise InputError(f"A report needs jinja2: {how_to_install('study')}.") from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,  # names are anybody's
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "base64": lambda data: base64.b64encode(data).decode(),
-        "digest": _digest,
-        "number": lambda value: "" if math.isnan(value) else f"{value:.10g}",
-    }
-    return environment.get_template(_TEMPLATE)
-
-
-def _digest(script: str) -> str:
-    """What the page's policy allows to run: this script and no other."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
 
 
 def _check_compared(comparison: Mapping[str, Any], results: Mapping[str, Results]) -> None:
@@ -202,13 +168,14 @@ class _Chosen(NamedTuple):
 
     Attributes:
         role: "best", "median" or "worst", or several of them.
-        files: of label and predictions, by the names that they have in a scene.
+        predictions: by method.
     """
 
     name: str
     role: str
     image: Path
-    files: dict[str, Path]
+    label: Path
+    predictions: dict[str, Path]
 
 
 def _chosen(
@@ -230,20 +197,21 @@ def _chosen(
     if lacking := [method for method in results if method not in predictions]:
         raise InputError(f"predictions lack {listed(lacking)}; needed is a folder of each method.")
     roles = _roles(results)
-    found = _by_case(Path(images), lambda name: without_first_channel(name))
-    masks = {"label": _by_case(Path(labels), _case_of_mask)} | {
-        _key(method): _by_case(Path(predictions[method]), _case_of_mask) for method in results
-    }
-    folders = {"label": labels} | {_key(method): predictions[method] for method in results}
-    chosen = []
-    for case, role in roles.items():
-        for folder, files in ((images, found), *((folders[x], masks[x]) for x in masks)):
+    of_images = files_by_case(Path(images), "images", without_first_channel)
+    of_labels = files_by_case(Path(labels), "labels")
+    found = {x: files_by_case(Path(predictions[x]), "predictions") for x in results}
+    folders = [(images, of_images), (labels, of_labels)]
+    folders += [(predictions[method], found[method]) for method in results]
+    for case in roles:
+        for folder, files in folders:
             if case not in files:
                 raise InputError(
                     f"{folder} has no file of the case {case}, which is to be shown; needed is one."
                 )
-        chosen.append(_Chosen(case, role, found[case], {x: masks[x][case] for x in masks}))
-    return chosen
+    return [
+        _Chosen(case, role, of_images[case], of_labels[case], {x: found[x][case] for x in found})
+        for case, role in roles.items()
+    ]
 
 
 def _key(method: str) -> str:
@@ -264,30 +232,6 @@ def _roles(results: Mapping[str, Results]) -> dict[str, str]:
         case = first.cases[order[place]]
         roles[case] = f"{roles[case]} and {role}" if case in roles else role
     return roles
-
-
-def _case_of_mask(name: str) -> str:
-    return _LITS.sub("volume", without_mask(name))
-
-
-def _by_case(folder: Path, case_of: Callable[[str], str]) -> dict[str, Path]:
-    if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}; needed is one with the cases' files.")
-    files = [
-        file
-        for file in sorted(folder.rglob("*"))
-        if format_of(file) is not None
-        and file.is_file()
-        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
-        and not name_of(file).endswith(_PROBABILITIES)
-    ]
-    names = told_apart([case_of(name_of(file)) for file in files], [str(file) for file in files])
-    named: dict[str, Path] = {}
-    for name, file in zip(names, files, strict=True):
-        if name in named:
-            raise InputError(f"{named[name]} and {file} are of one name; allowed is one of them.")
-        named[name] = file
-    return named
 
 
 def _boxes(results: Mapping[str, Results]) -> list[Picture]:
@@ -339,10 +283,7 @@ def _curves(results: Mapping[str, Results]) -> list[Picture]:
 def _cases(results: Mapping[str, Results], chosen: Sequence[_Chosen]) -> list[Picture]:
     pictures = []
     settings = next(iter(results.values())).summary["settings"]
-    classes = {
-        name: [values] if isinstance(values, int) else list(values)
-        for name, values in settings["classes"].items()
-    }
+    classes = as_classes(settings["classes"])
     for case in chosen:
         scene = _scene(case, classes, settings)
         names = {_key(method): _heading(method, x, case.name) for method, x in results.items()}
@@ -364,20 +305,11 @@ def _cases(results: Mapping[str, Results], chosen: Sequence[_Chosen]) -> list[Pi
 def _scene(
     case: _Chosen, classes: Mapping[str, Sequence[int]], settings: Mapping[str, Any]
 ) -> Scene:
-    """The case as it was evaluated: the label's values mapped, and nothing where it is ignored."""
-    most = max(value for values in classes.values() for value in values)
-    scene = load_scene(case.image, case.files, most)
-    label = scene.maps["label"]
-    ignored = settings.get("ignore_label")
-    if ignored is not None:
-        nowhere = label == int(ignored)
-        for classes_of in scene.maps.values():
-            classes_of[nowhere] = 0
-    mapped = label.copy()
-    for value, meant in (settings.get("label_map") or {}).items():
-        mapped[label == int(value)] = int(meant)
-    scene.maps["label"] = mapped
-    return scene
+    """The case as it was evaluated."""
+    label_values = LabelValues(None, settings.get("label_map"), settings.get("ignore_label"))
+    label, found = read_case(case.label, list(case.predictions.values()), label_values, classes)
+    masks = zip(map(_key, case.predictions), found, strict=True)
+    return load_scene(case.image, {"label": label, **dict(masks)})
 
 
 def _heading(method: str, found: Results, case: str) -> str:
@@ -393,11 +325,6 @@ def _about(results: Mapping[str, Results]) -> str:
         for n, what in ((len(results), "method"), (len(first.cases), "case"))
     ]
     return f"{', '.join(counts)}, classes: {', '.join(first.classes)}"
-
-
-def _versions() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in _PACKAGES)
-    return f"monai-mamba-bundles {__version__}, Python {platform.python_version()}, {packages}"
 
 
 def _write(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -246,7 +246,9 @@ def _lesion_table(
     ]
     shown = []
     for stratum, own in known:
-        cells = [[_cell(as_number(x.get(k)), _LESIONS[k][2]) for k in keys] for x in own.values()]
+        cells = [
+            [number_cell(as_number(x.get(k)), _LESIONS[k][2]) for k in keys] for x in own.values()
+        ]
         _mark_best(cells, [_LESIONS[key][1] for key in keys])
         within = [Cell(stratum)] if stratum else []
         shown += [
@@ -273,7 +275,9 @@ def cost_table(results: Mapping[str, Results], paper: Paper) -> Table | None:
         return None
     rows, theirs = (
         {
-            method: [_cell(as_number(x.get(key)) / COSTS[key][1], COSTS[key][2]) for key in keys]
+            method: [
+                number_cell(as_number(x.get(key)) / COSTS[key][1], COSTS[key][2]) for key in keys
+            ]
             for method, x in costs.items()
         }
         for costs in (measured, paper.costs)
@@ -338,8 +342,8 @@ def _ranking(where: str, found: Mapping[str, Any], decimals: int, notes: list[st
             _count(rank.get("rank")),
             Cell(_NOTHING if low is None else f"{low} to {high}", as_number(low)),
             Cell(_NOTHING if math.isnan(first) else f"{100 * first:.1f} %", first),
-            _cell(as_number(own.get("mean")), decimals),
-            _cell(as_number(own.get("sd")), decimals),
+            number_cell(as_number(own.get("mean")), decimals),
+            number_cell(as_number(own.get("sd")), decimals),
             _interval(own.get("ci"), decimals),
         ]
         rows.append(Row([Cell(method), *cells]))
@@ -355,12 +359,12 @@ def _pairs(where: str, found: Mapping[str, Any], decimals: int, notes: list[str]
         cells = [
             Cell(pair["a"]),
             Cell(pair["b"]),
-            _cell(as_number(pair.get("difference")), decimals, sign="+"),
+            number_cell(as_number(pair.get("difference")), decimals, sign="+"),
             _interval(pair.get("ci"), decimals),
-            _cell(as_number(pair.get("statistic")), 1),
+            number_cell(as_number(pair.get("statistic")), 1),
             _p(as_number(pair.get("p"))),
             _p(holm)._replace(strong=holm < 0.05),
-            _cell(as_number(pair.get("effect_size")), 2, sign="+"),
+            number_cell(as_number(pair.get("effect_size")), 2, sign="+"),
             _count(pair.get("n")),
         ]
         rows.append(Row(cells))
@@ -375,8 +379,8 @@ def case_table(results: Mapping[str, Results]) -> Table:
     rows = []
     for i, case in enumerate(first.cases):
         for j, name in enumerate(first.classes):
-            volume = _cell(float(first.values["reference_ml"][i, j]), 2)
-            scores = [_cell(float(x.values["dice"][i, j]), 4) for x in results.values()]
+            volume = number_cell(float(first.values["reference_ml"][i, j]), 2)
+            scores = [number_cell(float(x.values["dice"][i, j]), 4) for x in results.values()]
             rows.append(Row([Cell(case), Cell(name), volume, *scores]))
     columns = ["Case", "Class", TITLES["reference_ml"][0], *(f"Dice of {m}" for m in results)]
     return Table("Dice of every case", columns, rows, _rules(results))
@@ -418,7 +422,8 @@ def _known(values: Iterable[float]) -> bool:
     return any(not math.isnan(value) for value in values)
 
 
-def _cell(value: float, decimals: int, sign: str = "") -> Cell:
+def number_cell(value: float, decimals: int, sign: str = "") -> Cell:
+    """A number as it is read, by which its column sorts; of NaN a dash, which sorts last."""
     if math.isnan(value):
         return Cell(_NOTHING, math.nan)
     shown = round(value, decimals) + 0.0  # of -0 it is 0
@@ -428,7 +433,7 @@ def _cell(value: float, decimals: int, sign: str = "") -> Cell:
 def _mean_cell(metric: str, told: Mapping[str, Any]) -> Cell:
     """A metric's mean, and its standard deviation if it has one."""
     decimals = TITLES[metric][1]
-    cell, deviation = _cell(as_number(told.get("mean")), decimals), as_number(told.get("sd"))
+    cell, deviation = number_cell(as_number(told.get("mean")), decimals), as_number(told.get("sd"))
     if math.isnan(deviation):
         return cell
     return cell._replace(text=f"{cell.text} ± {deviation:.{decimals}f}")
@@ -442,13 +447,13 @@ def _count(value: Any) -> Cell:
 def _p(value: float) -> Cell:
     if value < 0.001:
         return Cell("< 0.001", value)
-    return _cell(value, 3)
+    return number_cell(value, 3)
 
 
 def _interval(ci: Sequence[float] | None, decimals: int) -> Cell:
     if ci is None:
         return Cell(_NOTHING, math.nan)
-    low, high = (_cell(as_number(x), decimals) for x in ci)
+    low, high = (number_cell(as_number(x), decimals) for x in ci)
     return Cell(f"{low.text} to {high.text}", low.order)
 
 

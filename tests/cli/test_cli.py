@@ -46,9 +46,9 @@ def test_phantom_then_overlay(tmp_path: Path):
     done = run(*overlay, "--output", tmp_path / "o.png")
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        "class  Dice",
-        "    1  1.0000",
-        "    2  1.0000",
+        "class   Dice",
+        "liver   1.0000",
+        "tumour  1.0000",
         f"mask:    {label}",
         f"picture: {tmp_path}/o.png",
     ]

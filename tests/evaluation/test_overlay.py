@@ -1,17 +1,30 @@
 import io
+import itertools
+import json
 import math
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from common.errors import InputError
 from common.evaluation import dice_per_class, draw_overlay
-from common.evaluation.overlay import Scene, _kinds, box_around, colour_of, draw_errors
+from common.evaluation.label_maps import read_segmentation
+from common.evaluation.overlay import _overlay, draw_errors
 from common.evaluation.renderings import _TRANSLUCENT, _opacity, _surface, draw_surfaces
+from common.evaluation.scenes import (
+    ERRORS,
+    Scene,
+    box_around,
+    colour_of,
+    kinds_of,
+    load_scene,
+)
 
 
 def write(path: Path, values: np.ndarray, affine: np.ndarray | None = None) -> Path:
@@ -37,24 +50,37 @@ def maps(tmp_path: Path) -> dict[str, Path]:
 def test_dice(maps: dict[str, Path]):
     liver, found, both = 8 * 8 * 8 - 8, 4 * 8 * 8, 4 * 8 * 8
     scores = dice_per_class(maps["prediction"], maps["label"])
-    assert scores == {1: pytest.approx(2 * both / (liver + found)), 2: 0.0}
-    assert dice_per_class(maps["label"], maps["label"]) == {1: 1.0, 2: 1.0}
+    assert scores == {"class 1": pytest.approx(2 * both / (liver + found)), "class 2": 0.0}
+    assert dice_per_class(maps["label"], maps["label"]) == {"class 1": 1.0, "class 2": 1.0}
+    whole = dice_per_class(maps["prediction"], maps["label"], {"whole": [1, 2]})
+    assert whole == {"whole": pytest.approx(2 * both / (liver + 8 + found))}
+
+
+def test_classes_have_the_names_of_dataset_json(maps: dict[str, Path], tmp_path: Path):
+    """Of the folder above the label's; a value that it does not name keeps its number."""
+    labels = {"background": 0, "liver": 1}
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (tmp_path / "labelsTr").mkdir()
+    label = maps["label"].rename(tmp_path / "labelsTr/a.nii.gz")
+    assert list(dice_per_class(maps["prediction"], label)) == ["liver", "class 2"]
+    assert list(dice_per_class(maps["prediction"], label, {"x": 2})) == ["x"]
 
 
 def test_class_that_neither_has(tmp_path: Path):
     values = np.zeros((4, 4, 4), np.uint8)
     values[0, 0, 0] = 2
     file = write(tmp_path / "a.nii.gz", values)
-    scores = dice_per_class(file, file)
-    assert math.isnan(scores[1])
-    assert scores[2] == 1
+    scores = dice_per_class(file, file, {"liver": 1, "tumour": 2})
+    assert math.isnan(scores["liver"])
+    assert scores["tumour"] == 1
+    assert dice_per_class(file, file) == {"class 2": 1}
 
 
 def test_class_that_the_prediction_alone_has(tmp_path: Path):
     values = np.zeros((4, 4, 4), np.uint8)
     label = write(tmp_path / "label.nii.gz", values)
     values[0, 0, 0] = 1
-    assert dice_per_class(write(tmp_path / "prediction.nii.gz", values), label) == {1: 0.0}
+    assert dice_per_class(write(tmp_path / "prediction.nii.gz", values), label) == {"class 1": 0.0}
 
 
 def test_picture_shows_both_contours(maps: dict[str, Path], tmp_path: Path):
@@ -85,11 +111,17 @@ def test_orientation_does_not_change_the_picture(maps: dict[str, Path], tmp_path
 
 def test_bad_files_are_named(maps: dict[str, Path], tmp_path: Path):
     other = write(tmp_path / "other.nii.gz", np.zeros((5, 5, 5), np.uint8))
-    with pytest.raises(InputError, match=r"prediction\.nii\.gz of size .* not on the grid of"):
+    with pytest.raises(InputError) as raised:
         draw_overlay(other, maps["prediction"], tmp_path / "o.png")
+    assert str(raised.value) == (
+        f"The prediction {maps['prediction']} has the size 20 x 24 x 12, its image {other} 5 x 5 x "
+        "5; allowed is the image's."
+    )
     moved = write(tmp_path / "moved.nii.gz", np.asarray(nib.load(maps["label"]).dataobj), np.eye(4))
-    with pytest.raises(InputError, match="is not on the grid of"):
+    with pytest.raises(InputError, match="voxels apart; allowed is the label's place, within"):
         dice_per_class(maps["prediction"], moved)
+    with pytest.raises(InputError, match=r"classes is 'liver'; allowed is \{name: value or"):
+        dice_per_class(maps["prediction"], maps["label"], "liver")
     with pytest.raises(InputError, match=r"missing\.nii cannot be read"):
         dice_per_class(tmp_path / "missing.nii", maps["label"])
     with pytest.raises(InputError, match="cannot be written"):
@@ -108,7 +140,7 @@ def test_radiographs(tmp_path: Path):
         Image.fromarray(values).save(files[name])
     both, found, lung = 10 * 7, 10 * 7, 10 * 15
     dice = dice_per_class(files["prediction"], files["label"])
-    assert dice == {1: pytest.approx(2 * both / (found + lung))}
+    assert dice == {"class 1": pytest.approx(2 * both / (found + lung))}
 
     file = draw_overlay(files["image"], files["label"], tmp_path / "o.png")
     pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
@@ -121,8 +153,22 @@ def test_radiographs(tmp_path: Path):
     assert pixels[height // 2].max() > 200, "a radiograph is shown at its own contrast"
 
     Image.fromarray(rows[1:]).save(tmp_path / "other.png")
-    with pytest.raises(InputError, match="is not on the grid of"):
+    with pytest.raises(InputError, match=r"other\.png has the size 60 x 39, its label .* 60 x 40;"):
         dice_per_class(tmp_path / "other.png", files["label"])
+
+
+def test_grey_levels_of_pictures_are_the_classes_of_all(tmp_path: Path):
+    """255 is the second class where the other picture has 128, too."""
+    label = np.zeros((9, 12), np.uint8)
+    label[2:5, 2:9], label[6:8, 2:9] = 128, 255
+    files = []
+    for name, values in (("label", label), ("prediction", np.where(label == 255, label, 0))):
+        files.append(tmp_path / f"{name}.png")
+        Image.fromarray(values.astype(np.uint8)).save(files[-1])
+    assert dice_per_class(files[1], files[0]) == {"class 1": 0.0, "class 2": 1.0}
+    assert dice_per_class(files[0], files[0], {"a": 2}) == {"a": 1.0}
+    with pytest.raises(InputError, match="has the values 0; 128; 255; allowed are the classes"):
+        dice_per_class(files[0], files[0], {"a": 1})
 
 
 def test_a_jpeg_is_no_mask(tmp_path: Path):
@@ -167,7 +213,7 @@ def test_other_formats_of_volumes(maps: dict[str, Path], tmp_path: Path):
     head += "ElementType = MET_UCHAR\nElementDataFile = LOCAL\n"
     file = tmp_path / "label.mha"
     file.write_bytes(head.encode() + values.tobytes(order="F"))
-    assert dice_per_class(file, maps["label"]) == {1: 1.0, 2: 1.0}
+    assert dice_per_class(file, maps["label"]) == {"class 1": 1.0, "class 2": 1.0}
 
 
 def test_the_first_channel_of_an_image_is_shown(maps: dict[str, Path], tmp_path: Path):
@@ -179,7 +225,7 @@ def test_the_first_channel_of_an_image_is_shown(maps: dict[str, Path], tmp_path:
         for image in (maps["image"], two)
     ]
     np.testing.assert_array_equal(*pictures)
-    with pytest.raises(InputError, match=r"two/image\.nii\.gz has 4 axes; allowed are 3"):
+    with pytest.raises(InputError, match=r"two/image\.nii\.gz has 4 axes; allowed are 2 and 3"):
         draw_overlay(maps["image"], two, tmp_path / "o.png")
 
 
@@ -187,6 +233,13 @@ def test_twenty_classes_have_colours_of_their_own(tmp_path: Path):
     colours = [colour_of(number) for number in range(1, 21)]
     assert len(set(colours)) == 20
     assert colour_of(21) == colours[0]
+    others = [*colours, *(colour for _, colour in ERRORS.values())]
+    greys = [to_hex([level] * 3) for level in np.linspace(0, 1, 40)]
+    for colour, other in itertools.chain(
+        itertools.combinations(others, 2), itertools.product(colours, greys)
+    ):
+        lab = rgb2lab([[to_rgb(colour), to_rgb(other)]])[0]
+        assert deltaE_ciede2000(*lab) > 14, (colour, other)
     values = np.zeros((22, 6, 6), np.uint8)
     values[1:-1, 1:-1, 1:-1] = np.arange(1, 21)[:, None, None]
     file = write(tmp_path / "a.nii.gz", values)
@@ -195,6 +248,43 @@ def test_twenty_classes_have_colours_of_their_own(tmp_path: Path):
     for colour in colours:
         rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
         assert (legend == rgb).all(-1).sum() > 20, colour
+
+
+def test_a_legend_names_classes_and_errors(maps: dict[str, Path]):
+    classes = {"liver $_$": [1, 2], "tumour": 2}
+    for label, expected in (
+        (None, ["liver $_$"]),
+        (maps["label"], ["liver $_$", "tumour", "missed"]),
+    ):
+        segmentation = read_segmentation(maps["prediction"], label, classes)
+        scene = load_scene(maps["image"], segmentation.maps)
+        (legend,) = _overlay("a", scene, segmentation, None).legends
+        assert [text.get_text() for text in legend.get_texts()] == expected
+        colours = [to_hex(patch.get_facecolor()).upper() for patch in legend.get_patches()]
+        assert colours == [colour_of(1), colour_of(2), ERRORS[2][1]][: len(expected)]
+
+
+def test_missed_and_false_voxels_are_filled(maps: dict[str, Path], tmp_path: Path):
+    """With prediction and label in each other's place it is the other error; the image is black."""
+    black = write(tmp_path / "black.nii.gz", np.zeros((20, 24, 12), np.float32))
+
+    def filled(prediction: str, label: str) -> dict[str, int]:
+        file = draw_overlay(
+            black, maps[prediction], tmp_path / "o.png", maps[label], window=(0.0, 1.0)
+        )
+        pixels = np.asarray(Image.open(file).convert("RGB")).astype(int)
+        return {
+            name: int((np.abs(pixels - 0.6 * 255 * np.array(to_rgb(colour))).max(-1) < 3).sum())
+            for name, colour in ERRORS.values()
+        }
+
+    found = filled("prediction", "label")
+    assert found.pop("missed") > 3000
+    assert set(found.values()) == {0}
+    found = filled("label", "prediction")
+    assert found.pop("false") > 1000
+    assert set(found.values()) == {0}
+    assert set(filled("label", "label").values()) == {0}
 
 
 def drawn(figure: Figure) -> np.ndarray:
@@ -240,11 +330,11 @@ def test_kinds_of_errors_where_classes_overlap():
     label = np.array([0, 0, 1, 1, 2, 2, 2, 3])
     prediction = np.array([0, 2, 1, 2, 2, 1, 0, 0])
     names = {0: "-", 1: "right", 2: "missed", 3: "false", 4: "another"}
-    assert [names[x] for x in _kinds(label, prediction, classes).tolist()] == [
+    assert [names[x] for x in kinds_of(label, prediction, classes).tolist()] == [
         *("-", "false", "right", "false", "right", "missed", "missed", "-"),
     ]
     apart = {"left": [1], "right": [2]}
-    assert _kinds(np.array([1]), np.array([2]), apart).tolist() == [4]
+    assert kinds_of(np.array([1]), np.array([2]), apart).tolist() == [4]
 
 
 def test_what_is_shown_reaches_around_what_is_segmented():

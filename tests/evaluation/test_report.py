@@ -7,7 +7,6 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from common.evaluation.results import read_results
 
 from .. import preloaded
 from .browser import Browser, chromium
+from .pages import Page
 from .results_folders import SETTINGS, write_results
 
 HOSTILE = "<script>alert('x')</script> $x_1$ & co"
@@ -34,38 +34,6 @@ DICE = {
     HOSTILE: [[0.93, 0.8], [0.9, 0.5], [0.6, 0.0]],
 }
 LUNG = {**SETTINGS, "classes": {"lung": [1]}}
-
-
-class Page(HTMLParser):
-    """What a browser would load, run and show."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-        self.scripts: list[str] = []
-        self.policy = ""
-        self.words: list[str] = []
-        self._within = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        named = {name: value or "" for name, value in attrs}
-        self._within = tag
-        self.addresses += [named[x] for x in ("src", "href", "srcset", "action") if x in named]
-        assert not [name for name in named if name.startswith("on")], "no handlers in attributes"
-        if named.get("http-equiv") == "Content-Security-Policy":
-            self.policy = named["content"]
-        if tag == "script":
-            self.scripts.append("")
-
-    def handle_endtag(self, tag: str) -> None:
-        self._within = ""
-
-    def handle_data(self, data: str) -> None:
-        if self._within == "script":
-            self.scripts[-1] += data
-        elif self._within != "style":
-            self.words.append(data)
 
 
 def write_case(folder: Path, case: str, quality: Mapping[str, float]) -> None:
@@ -213,13 +181,15 @@ def test_bad_input_is_named(given: dict[str, Any], tmp_path: Path):
     sentence = refused(given, output, predictions=some)
     assert sentence == f"predictions lack {HOSTILE}; needed is a folder of each method."
     sentence = refused(given, output, labels=tmp_path / "none")
-    assert sentence == f"There is no folder {tmp_path}/none; needed is one with the cases' files."
-    (tmp_path / "empty").mkdir()
-    sentence = refused(
-        given, output, predictions={**given["predictions"], HOSTILE: tmp_path / "empty"}
-    )
+    assert sentence == f"There is no folder {tmp_path}/none; needed is one with the labels."
+    (tmp_path / "few").mkdir()
+    few = {**given["predictions"], HOSTILE: tmp_path / "few"}
+    sentence = refused(given, output, predictions=few)
+    assert sentence.startswith(f"{tmp_path}/few holds no predictions; allowed are files that end")
+    (tmp_path / "few/two.nii").touch()
+    sentence = refused(given, output, predictions=few)
     assert sentence == (
-        f"{tmp_path}/empty has no file of the case one, which is to be shown; needed is one."
+        f"{tmp_path}/few has no file of the case one, which is to be shown; needed is one."
     )
     other = json.loads(json.dumps(given["comparison"]).replace("LightM-UNet", "nnU-Net"))
     sentence = refused(given, output, comparison=other)
@@ -239,7 +209,10 @@ def test_masks_on_another_grid_are_named(given: dict[str, Any], tmp_path: Path):
         nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), folder / f"{case}.nii")
     predictions = {**given["predictions"], HOSTILE: folder}
     sentence = refused(given, tmp_path / "output", predictions=predictions)
-    assert f"{folder}/one.nii of size (4, 4, 4) is not on the grid of" in sentence
+    assert sentence == (
+        f"The prediction {folder}/one.nii has the size 4 x 4 x 4, its label "
+        f"{given['labels']}/one.nii.gz 24 x 20 x 12; allowed is the label's."
+    )
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path):
@@ -253,7 +226,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path: Path):
 def test_jinja2_is_named(given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
     sentence = refused(given, tmp_path / "output")
-    assert sentence.startswith('A report needs jinja2: pip install ".[study]"')
+    assert sentence.startswith('A page needs jinja2: pip install ".[study]"')
 
 
 def test_radiographs(tmp_path: Path):

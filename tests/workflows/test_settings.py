@@ -17,7 +17,7 @@ from torch import nn
 
 from common.checkpoints import join_settings, load_settings, load_state_dict
 from common.cli.checkpoints import settings as settings_verb
-from common.data import label_names
+from common.data import label_names, named_classes
 from common.data.phantom import write_phantom
 from common.errors import InputError, input_error_in
 from common.networks import LightMUNet
@@ -487,7 +487,9 @@ def test_names_of_classes(tmp_path: Path):
     assert named({"background": 0, "liver": 1, "ignore": 2}) == ["background", "liver"]
     assert label_names(tmp_path, label_map={1: 1}) is None
     assert label_names(tmp_path, tmp_path / "cases.json") is None
+    assert named_classes(tmp_path) == {"liver": [1]}
     assert named({"background": 0, "whole": [1, 2], "core": 2}) is None
+    assert named_classes(tmp_path) is None
     assert named({"liver": 1}) is None
     assert named({}) is None
 

@@ -2,7 +2,7 @@
 
 from .find import find_cases, image_files, labelled_cases, require_cases, say_once
 from .names import case_key, case_names, distinct_names, told_apart
-from .stated import label_names
+from .stated import label_names, named_classes
 from .types import SPLITS, Case, DataSet, Image, Split
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "image_files",
     "label_names",
     "labelled_cases",
+    "named_classes",
     "require_cases",
     "say_once",
     "told_apart",

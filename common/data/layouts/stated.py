@@ -68,6 +68,16 @@ def label_names(
     return [named[i] for i in classes] if named and named.keys() == {*classes} else None
 
 
+def named_classes(
+    dataset_dir: str | Path,
+    cases_file: str | Path | None = None,
+    label_map: Mapping[Any, Any] | None = None,
+) -> dict[str, list[int]] | None:
+    """The classes of `label_names` but the background, each with its value; None as there."""
+    names = label_names(dataset_dir, cases_file, label_map) or []
+    return {name: [value] for value, name in enumerate(names) if value} or None
+
+
 def _label_values(labels: Any, path: Path) -> dict[str, int | list[int]] | None:
     """Names and values, of {"1": "liver"} as the Decathlon has them or {"liver": 1}, nnU-Net's."""
     if not labels:

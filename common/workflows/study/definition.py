@@ -11,7 +11,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from ...data import label_names
+from ...data import named_classes
 from ...errors import InputError, check_choice, listed, nearest
 from ...files import read_json
 from ..overrides import check_id, read_configs
@@ -179,7 +179,9 @@ def read_study(
         minutes=minutes,
         rows=rows,
         classes=content.get("classes")
-        or _named_classes(data["dataset_dir"], parts.get("cases_file"), rows),
+        or named_classes(
+            data["dataset_dir"], parts.get("cases_file"), next(iter(rows.values())).label_map
+        ),
     )
 
 
@@ -342,10 +344,3 @@ def _check_labels(rows: Mapping[str, Row]) -> None:
                     f"The row {first.name} has {name} {one}, and {row.name} {other}; allowed is "
                     "one for all, which are compared with the same labels."
                 )
-
-
-def _named_classes(
-    dataset_dir: str, cases: Path | None, rows: Mapping[str, Row]
-) -> dict[str, list[int]] | None:
-    names = label_names(dataset_dir, cases, next(iter(rows.values())).label_map)
-    return {name: [i] for i, name in enumerate(names) if i} if names else None
