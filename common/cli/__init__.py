@@ -18,7 +18,7 @@ from .check import check
 from .checkpoints import convert, export, join, settings
 from .data import ircadb, phantom
 from .results import codebook, compare, evaluate, overlay, profile, report, study
-from .setup import doctor, nnunet, plan
+from .setup import doctor, list_networks, nnunet, plan
 from .zoo import zoo_index, zoo_install, zoo_pack, zoo_push, zoo_verify
 
 __all__ = ["main"]
@@ -32,6 +32,7 @@ def main() -> None:
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}
         verbs = {verb.__name__: _typed(verb) for verb in (*before, *after)}
+        verbs["list"] = _typed(list_networks)  # whose own name is Python's
         _check_flags(verbs | groups, sys.argv[1:])
         fire.Fire(verbs | groups, name="common")
     except Exception as error:
