@@ -107,15 +107,10 @@ def read_catalogue(file: Path = FILE) -> Catalogue:
         InputError: as `common.files.read_json`.
     """
     told = read_json(file)
-    entries = {
-        name: Entry(
-            **{
-                **entry,
-                "figures": {dims: Figures(**x) for dims, x in entry["figures"].items()},
-            }
-        )
-        for name, entry in told["networks"].items()
-    }
+    entries = {}
+    for name, entry in told["networks"].items():
+        figures = {dims: Figures(**x) for dims, x in entry["figures"].items()}
+        entries[name] = Entry(**(entry | {"figures": figures}))
     return Catalogue(told["sizes"], entries)
 
 
@@ -166,8 +161,9 @@ def twin_rows(catalogue: Catalogue) -> list[list[str]]:
     rows = [["network", "image", *mixers]]
     for dims, entry, figures in _each(catalogue):
         if figures.twins:
-            counts = {"mamba": [figures.parameters, figures.flops], **figures.twins}
-            cells = [_counts(*counts.get(mixer, [None, None])) for mixer in mixers]
+            counts: dict[str, Sequence[int | None]] = {**figures.twins}
+            counts["mamba"] = (figures.parameters, figures.flops)
+            cells = [_counts(*counts.get(mixer, (None, None))) for mixer in mixers]
             rows.append([entry.title, by_axis(catalogue.sizes[dims]), *cells])
     return rows
 
