@@ -2,12 +2,14 @@
 
     python -m benchmarks.networks [--size 96 96 96] [--batch 1] [--only LightMUNet SegResNet]
         [--device cuda] [--threads 2] [--rounds 3] [--precision bfloat16] [--checkpointing]
+        [--mixer identity]
 
 Images of one channel in, three classes out, in float32 or under autocast to a shorter precision. A
 forward pass is in eval mode without gradients; a training step is forward, Dice and cross-entropy
 loss of the finest logits, backward and AdamW; with --checkpointing, levels are computed again for
 the backward pass. Each has a process of its own, and the networks take turns for `--rounds` rounds,
-so that what slows the machine down for a while slows all of them.
+so that what slows the machine down for a while slows all of them. --mixer puts something else in
+Mamba's place, in networks that have it. docs/networks.md's tables are `benchmarks.catalogue`'s.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from monai.losses import DiceCELoss
@@ -24,6 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from common import networks
+from common.blocks import Mixer
 from common.cli.output import say, table
 from common.measure import Failed, in_own_process, machine, median_seconds, peak_memory
 from common.ops import count_flops
@@ -33,33 +36,42 @@ BASELINE = "SegResNet"
 PRELOAD = ["monai.losses", "monai.networks.nets", "common.networks"]
 
 
-def _of(dims: int, build: Callable[[], nn.Module]) -> Callable[[list[int]], nn.Module]:
+Build = Callable[..., nn.Module]
+
+
+def _of(dims: int, build: Build) -> Build:
     """The network, for sizes of so many axes alone."""
 
-    def checked(size: list[int]) -> nn.Module:
+    def checked(size: list[int], **given: Any) -> nn.Module:
         if len(size) != dims:
             raise ValueError(f"it is for {dims}D images")
-        return build()
+        return build(**given)
 
     return checked
 
 
-# Name -> the network for images of a size.
-COLLECTION: dict[str, Callable[[list[int]], nn.Module]] = {
-    "LightMUNet": lambda size: networks.LightMUNet(len(size), 1, CLASSES, init_filters=32),
-    "LCMambaNet": _of(2, lambda: networks.LCMambaNet("T", 1, CLASSES)),
-    "MambaClinix": _of(3, lambda: networks.MambaClinix(1, CLASSES)),
-    "CodebookMambaUNet": _of(3, lambda: networks.CodebookMambaUNet(1, CLASSES)),
-    "ELANResMSCAUNet": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES)),
-    "UMambaBot": lambda size: networks.UMamba(len(size), 1, CLASSES),
-    "UMambaEnc": lambda size: networks.UMamba(len(size), 1, CLASSES, "encoder", input_size=size),
-    "ELANResMSCAUNetFolded": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES).reparameterize()),
-    "VMUNet": _of(2, lambda: networks.VMUNet(1, CLASSES)),
-    "SwinUMamba": _of(2, lambda: networks.SwinUMamba(1, CLASSES)),
-    "SwinUMambaD": _of(2, lambda: networks.SwinUMamba(1, CLASSES, "mamba")),
-    "SegMamba": _of(3, lambda: networks.SegMamba(1, CLASSES)),
+# Name -> the network for images of a size; those with Mamba, for a mixer too.
+WITH_MAMBA: dict[str, Build] = {
+    "LightMUNet": lambda size, **given: networks.LightMUNet(
+        len(size), 1, CLASSES, init_filters=32, **given
+    ),
+    "LCMambaNet": _of(2, lambda **given: networks.LCMambaNet("T", 1, CLASSES, **given)),
+    "MambaClinix": _of(3, lambda **given: networks.MambaClinix(1, CLASSES, **given)),
+    "CodebookMambaUNet": _of(3, lambda **given: networks.CodebookMambaUNet(1, CLASSES, **given)),
+    "UMambaBot": lambda size, **given: networks.UMamba(len(size), 1, CLASSES, **given),
+    "UMambaEnc": lambda size, **given: networks.UMamba(
+        len(size), 1, CLASSES, "encoder", input_size=size, **given
+    ),
+    "VMUNet": _of(2, lambda **given: networks.VMUNet(1, CLASSES, **given)),
+    "SwinUMamba": _of(2, lambda **given: networks.SwinUMamba(1, CLASSES, **given)),
+    "SwinUMambaD": _of(2, lambda **given: networks.SwinUMamba(1, CLASSES, "mamba", **given)),
+    "SegMamba": _of(3, lambda **given: networks.SegMamba(1, CLASSES, **given)),
 }
-MONAI: dict[str, Callable[[list[int]], nn.Module]] = {
+COLLECTION: dict[str, Build] = WITH_MAMBA | {
+    "ELANResMSCAUNet": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES)),
+    "ELANResMSCAUNetFolded": _of(3, lambda: networks.ELANResMSCAUNet(1, CLASSES).reparameterize()),
+}
+MONAI: dict[str, Build] = {
     "SegResNet": lambda size: nets.SegResNet(len(size), 32, 1, CLASSES),
     "SwinUNETR": lambda size: nets.SwinUNETR(1, CLASSES, feature_size=48, spatial_dims=len(size)),
     "UNETR": lambda size: nets.UNETR(1, CLASSES, size, spatial_dims=len(size)),
@@ -69,6 +81,15 @@ MONAI: dict[str, Callable[[list[int]], nn.Module]] = {
     "BasicUNet": lambda size: nets.BasicUNet(len(size), 1, CLASSES),
 }
 NETWORKS = COLLECTION | MONAI
+
+
+def build(name: str, size: list[int], mixer: str = "mamba") -> nn.Module:
+    """A network for images of a size, with a mixer in Mamba's place."""
+    if mixer == "mamba":
+        return NETWORKS[name](size)
+    if name not in WITH_MAMBA:
+        raise ValueError(f"it has no Mamba that {mixer} could replace")
+    return WITH_MAMBA[name](size, mixer=mixer)
 
 
 class Cost(NamedTuple):
@@ -88,6 +109,7 @@ def main() -> None:
         "--precision", choices=("float32", "float16", "bfloat16"), default="float32"
     )
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--mixer", choices=get_args(Mixer), default="mamba")
     options = parser.parse_args()
     if len(options.size) not in (2, 3):
         parser.error(f"--size has {len(options.size)} numbers; allowed are 2 and 3")
@@ -101,6 +123,7 @@ def main() -> None:
         options.threads,
         options.precision,
         options.checkpointing,
+        options.mixer,
     )
     jobs = tqdm(
         [
@@ -116,6 +139,8 @@ def main() -> None:
 
     size = " x ".join(map(str, options.size))
     how = f"{options.precision}{', checkpointing' if options.checkpointing else ''}"
+    if options.mixer != "mamba":
+        how += f", {options.mixer} in Mamba's place,"
     where = machine(options.device, options.threads)
     say(f"{options.batch} image(s) of {size} in {how} on {where}:\n")
     say(run.report(options.only))
@@ -143,9 +168,11 @@ class Run:
         threads: int,
         precision: str = "float32",
         checkpointing: bool = False,
+        mixer: str = "mamba",
     ) -> None:
         self.arguments = (size, batch, device, threads)
-        self.how = (precision, checkpointing)
+        self.mixer = mixer
+        self.how = (precision, checkpointing, mixer)
         self.counts: dict[str, tuple[int, int]] = {}
         self.costs: dict[tuple[Any, str], list[Cost]] = {}
         self.failures: dict[tuple[Any, str], str] = {}
@@ -158,7 +185,7 @@ class Run:
                 step,
                 name,
                 *self.arguments,
-                *(() if step is count else self.how),
+                *((self.mixer,) if step is count else self.how),
                 preload=PRELOAD,
             )
         except Failed as failure:
@@ -214,9 +241,11 @@ class Run:
         return None
 
 
-def count(name: str, size: list[int], batch: int, device: str, threads: int) -> tuple[int, int]:
+def count(
+    name: str, size: list[int], batch: int, device: str, threads: int, mixer: str = "mamba"
+) -> tuple[int, int]:
     """Parameters, and FLOPs of a forward pass."""
-    network = NETWORKS[name](size)
+    network = build(name, size, mixer)
     parameters = sum(p.numel() for p in network.parameters())
     return parameters, count_flops(network, (batch, 1, *size))
 
@@ -229,6 +258,7 @@ def forward(
     threads: int,
     precision: str = "float32",
     checkpointing: bool = False,
+    mixer: str = "mamba",
 ) -> Cost:
     def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
         network.eval()
@@ -239,7 +269,7 @@ def forward(
 
         return run
 
-    return _cost(prepare, name, size, batch, device, threads, checkpointing)
+    return _cost(prepare, name, size, batch, device, threads, checkpointing, mixer)
 
 
 def train(
@@ -250,12 +280,13 @@ def train(
     threads: int,
     precision: str = "float32",
     checkpointing: bool = False,
+    mixer: str = "mamba",
 ) -> Cost:
     def prepare(network: nn.Module, image: Tensor) -> Callable[[], Any]:
         network.train()
         return training_step(network, image, getattr(torch, precision))
 
-    return _cost(prepare, name, size, batch, device, threads, checkpointing)
+    return _cost(prepare, name, size, batch, device, threads, checkpointing, mixer)
 
 
 def training_step(
@@ -294,6 +325,7 @@ def _cost(
     device: str,
     threads: int,
     checkpointing: bool,
+    mixer: str,
 ) -> Cost:
     torch.manual_seed(0)
     torch.set_num_threads(threads)
@@ -302,7 +334,7 @@ def _cost(
     runs: list[Callable[[], Any]] = []
 
     def first() -> None:
-        network = NETWORKS[name](size).to(device)
+        network = build(name, size, mixer).to(device)
         networks.recompute_levels(network, checkpointing)
         runs.append(prepare(network, torch.randn(batch, 1, *size, device=device)))
         runs[0]()

@@ -16,14 +16,17 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import blocks, evaluate, gpu, networks, whole_scan, yardstick
+from benchmarks import blocks, catalogue, evaluate, gpu, networks, whole_scan, yardstick
 from common import measure
+from common.blocks import Mamba
 from common.cli.output import table
 from common.errors import InputError
 from common.networks import recomputation
 from common.ops import BACKENDS, fastest_backend, selective_scan_2d, why_not
 from common.ops.reference import selective_scan_reference
 from common.ops.selective_scan_2d import _in_order
+from common.workflows import Catalogue, Figures
+from common.workflows.catalogue import Entry
 
 from .conftest import REPOSITORY
 
@@ -165,6 +168,50 @@ def test_counts_of_a_network(monkeypatch):
 
     monkeypatch.setitem(networks.NETWORKS, "layers", layers)
     assert networks.count("layers", [4, 6], 2, "cpu", 1) == (45, 2 * 2 * 45 * 24)
+
+
+def test_a_network_with_another_mixer():
+    network = networks.build("LightMUNet", [16, 16], "identity")
+    assert not any(isinstance(module, Mamba) for module in network.modules())
+    with pytest.raises(ValueError, match="it has no Mamba that conv could replace"):
+        networks.build("SegResNet", [16, 16], "conv")
+
+
+def layers(size: list[int], mixer: str = "mamba") -> nn.Module:
+    if mixer == "attention":
+        raise ValueError("it is too large")
+    return nn.Conv2d(1, 3, 3 if mixer == "mamba" else 1, padding="same", bias=False)
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_the_catalogue_is_measured(monkeypatch, rounds: int):
+    monkeypatch.setattr(networks, "NETWORKS", {"layers": layers})
+    monkeypatch.setattr(networks, "WITH_MAMBA", {"layers": layers})
+    seconds = iter([1.0, 10.0, 3.0, 20.0])  # of forward pass and step, in turns
+    monkeypatch.setattr(networks, "median_seconds", lambda *_, **__: next(seconds))
+    monkeypatch.setattr(networks, "peak_memory", lambda run, device: run() or 2**30)
+
+    def here(step, *arguments, preload):
+        try:
+            return step(*arguments)
+        except ValueError as error:
+            raise measure.Failed(str(error)) from error
+
+    for module in (networks, catalogue):
+        monkeypatch.setattr(module, "in_own_process", here)
+    before = Figures(seconds_forward=7.0, machine="another", twins={"conv": [1, 1]})
+    told = Catalogue({"2D": [4, 6]}, {"layers": Entry("Layers", "", "", "", {"2D": before})})
+    catalogue.measure(told, "2D", ["layers"], torch.get_num_threads(), rounds)
+    found = told.entries["layers"].figures["2D"]
+    assert (found.parameters, found.flops) == (27, 2 * 27 * 24)
+    assert found.twins == {"identity": [3, 2 * 3 * 24], "conv": [3, 2 * 3 * 24]}
+    assert found.failed is None
+    if rounds:
+        assert (found.seconds_forward, found.seconds_training_step) == (2.0, 15.0)
+        assert found.peak_memory_bytes == found.peak_memory_training_bytes == 2**30
+        assert found.machine == measure.machine("cpu", torch.get_num_threads())
+    else:
+        assert (found.seconds_forward, found.machine) == (7.0, "another")
 
 
 @pytest.mark.parametrize(("name", "parameters"), [("Mamba", 32_768), ("attention", 16_640)])

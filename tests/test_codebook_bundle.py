@@ -154,8 +154,8 @@ def test_prototypes_of_the_bundle(trained: Path, dataset: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     "ablations",
     [
-        {"network_def#codebook": False, "loss#beta": 0, "network_def#global_mixer": "attention"},
-        {"network_def#multi_scale": False, "network_def#global_mixer": "$None", "loss#alpha": 0},
+        {"network_def#codebook": False, "loss#beta": 0, "network_def#mixer": "attention"},
+        {"network_def#multi_scale": False, "network_def#mixer": "identity", "loss#alpha": 0},
     ],
     ids=["no codebook", "codebook alone"],
 )

@@ -127,7 +127,7 @@ def cascade() -> nn.Module:
 def codebook_unet() -> nn.Module:
     small = {"widths": [2, 4, 4, 4], "prototype_dim": 4, "num_prototypes": 8}
     drawn = {"codebook_init": "data", "restart_after": 2}
-    return CodebookMambaUNet(1, **small, **drawn, global_mixer=None)  # slow in float64
+    return CodebookMambaUNet(1, **small, **drawn, mixer="identity")  # slow in float64
 
 
 CLASSES = {"to_onehot_y": True, "softmax": True}

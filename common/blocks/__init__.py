@@ -1,7 +1,18 @@
 """Building blocks that two networks or more share."""
 
 from .codebook import Codebook
-from .mamba import Mamba, MambaMixer, Mixer
+from .mamba import Mamba, MambaMixer
+from .mixers import (
+    ConvolutionMixer,
+    IdentityMixer,
+    Mixer,
+    ResidualMixer,
+    SelfAttention,
+    Twin,
+    build_twin,
+    check_heads,
+    check_mixer,
+)
 from .norms import (
     BatchNorm2d,
     BatchNorm3d,
@@ -11,7 +22,8 @@ from .norms import (
     InstanceNorm3d,
 )
 from .residual import ConvNorm, ResidualBlock, init_convolution, pooled_skip
-from .ss2d import SS2D, GatedVSSBlock, VSSBlock
+from .ss2d import SS2D, GatedVSSBlock, SS2DTwin, VSSBlock
+from .staged_unet import StagedUNet, check_size
 from .unetr import UNETRBlock, UNETRDecoder
 from .vss_encoder import (
     PatchExpanding,
@@ -30,8 +42,10 @@ __all__ = [
     "ChannelNorm",
     "Codebook",
     "ConvNorm",
+    "ConvolutionMixer",
     "GatedVSSBlock",
     "GroupNorm",
+    "IdentityMixer",
     "InstanceNorm2d",
     "InstanceNorm3d",
     "Mamba",
@@ -39,11 +53,20 @@ __all__ = [
     "Mixer",
     "PatchExpanding",
     "ResidualBlock",
+    "ResidualMixer",
+    "SS2DTwin",
+    "SelfAttention",
+    "StagedUNet",
+    "Twin",
     "UNETRBlock",
     "UNETRDecoder",
     "VSSBlock",
     "VSSEncoder",
+    "build_twin",
     "check_depths",
+    "check_heads",
+    "check_mixer",
+    "check_size",
     "drop_path_rates",
     "init_convolution",
     "initialise_linear",

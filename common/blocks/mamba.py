@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,6 @@ from ..ops import (
     mamba_mixer_chunked,
     without_autocast,
 )
-
-# What mixes the tokens of a network: Mamba, or in its place what an ablation compares it with.
-Mixer = Literal["mamba", "identity", "attention", "conv"]
 
 
 class _Weights(nn.Module):
@@ -165,8 +161,9 @@ class Mamba(_Weights):
         """What `forward` does, with products in a precision; None is x's."""
         in_proj, out_proj = self.in_proj.weight, self.out_proj.weight
         y = self.mix(x, in_proj, out_proj, products)
-        # Each order projects anew, though a token's projections are the same in all of them: from
-        # projection to projection, an order is one operation.
+        # Each order projects anew, though both projections are of each token alone: once would do
+        # for all orders, with the same parameters. But from projection to projection an order is
+        # one operation, which keeps what lies between in the cache, or computes it again backward.
         if self.others is not None:
             y = y + self.others(x, in_proj, out_proj, products)
         return y

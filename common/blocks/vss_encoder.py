@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..ops import Backend
+from .mixers import Mixer, check_heads, check_mixer
 from .norms import ChannelNorm
 from .ss2d import GatedVSSBlock
 
@@ -75,6 +76,7 @@ class VSSEncoder(nn.Module):
         patch_size: pixels of a patch each way.
         drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
         backend: backend of the scans.
+        mixer: of every block, see `GatedVSSBlock`.
 
     Raises:
         ValueError: an argument is not as above.
@@ -88,8 +90,10 @@ class VSSEncoder(nn.Module):
         patch_size: int,
         drop_path: float,
         backend: Backend,
+        mixer: Mixer = "mamba",
     ) -> None:
         super().__init__()
+        check_mixer(mixer)
         if in_channels < 1:
             raise ValueError(f"in_channels is {in_channels}; allowed are whole numbers from 1.")
         if not features or min(features) < 1 or any(b != 2 * a for a, b in pairwise(features)):
@@ -97,6 +101,8 @@ class VSSEncoder(nn.Module):
                 f"features is {tuple(features)}; allowed are whole numbers from 1, each twice the "
                 "one before."
             )
+        if mixer == "attention":
+            check_heads("features[0]", features[0], expand=2)
         check_depths("depths", depths, len(features))
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path is {drop_path}; allowed is 0 <= drop_path < 1.")
@@ -108,7 +114,8 @@ class VSSEncoder(nn.Module):
         )
         rates = drop_path_rates(depths, 0.0, drop_path)
         self.stages = nn.ModuleList(
-            vss_stage(c, of_stage, backend) for c, of_stage in zip(features, rates, strict=True)
+            vss_stage(c, of_stage, backend, mixer)
+            for c, of_stage in zip(features, rates, strict=True)
         )
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -122,9 +129,11 @@ class VSSEncoder(nn.Module):
         return entered, left
 
 
-def vss_stage(channels: int, drop_path: Sequence[float], backend: Backend) -> nn.Sequential:
+def vss_stage(
+    channels: int, drop_path: Sequence[float], backend: Backend, mixer: Mixer = "mamba"
+) -> nn.Sequential:
     """A block for each rate of stochastic depth."""
-    return nn.Sequential(*(GatedVSSBlock(channels, rate, backend) for rate in drop_path))
+    return nn.Sequential(*(GatedVSSBlock(channels, rate, backend, mixer) for rate in drop_path))
 
 
 def drop_path_rates(depths: Sequence[int], first: float, last: float) -> list[list[float]]:

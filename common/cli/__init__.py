@@ -22,7 +22,7 @@ from .data import ircadb, phantom
 from .help import Verbs, help_of, overview
 from .output import say
 from .results import codebook, compare, evaluate, overlay, profile, report, study, view
-from .setup import doctor, nnunet, plan
+from .setup import doctor, networks, nnunet, plan
 from .words import asks_for_help, check_words, find_verb, split_flags
 from .zoo import zoo_index, zoo_pack, zoo_push, zoo_ship, zoo_verify
 
@@ -39,7 +39,13 @@ def completion() -> None:
 
 
 VERBS: Verbs = {
-    "Bundles": {"list": list_bundles, "info": info, "download": download, "train": train},
+    "Bundles": {
+        "list": list_bundles,
+        "info": info,
+        "networks": networks,
+        "download": download,
+        "train": train,
+    },
     "Data": {"phantom": phantom, "check": check, "plan": plan, "ircadb": ircadb},
     "Results": {
         "overlay": overlay,

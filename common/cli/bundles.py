@@ -29,7 +29,8 @@ def list_bundles(index: str | None = None) -> None:
     found = catalogue(index)
     say(table(HEADER, catalogue_rows(found)))
     say()
-    say("python -m common info BUNDLE says what one of them is, does and takes.")
+    say("python -m common info BUNDLE says what one of them is, does and takes,")
+    say("python -m common networks what the networks cost.")
     for bundle in found:
         if bundle.problem is not None:
             say(f"{bundle.name} cannot be read: {bundle.problem}")

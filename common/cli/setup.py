@@ -1,11 +1,33 @@
-"""Before a training: this machine, and a plan for a data set."""
+"""Before a training: the networks, this machine, and a plan for a data set."""
 
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-from .output import say
+from .output import say, table
+
+
+def networks() -> None:
+    """Print the collection's networks: cost, paper, licence of the code, known complaints.
+
+    docs/networks.md has the same table, and how its figures are measured.
+    """
+    from ..workflows import catalogue_rows, not_measured, read_catalogue
+
+    catalogue = read_catalogue()
+    header, *rows = catalogue_rows(catalogue)
+    say(table(header[:-1], [row[:-1] for row in rows]))
+    say()
+    for machine in catalogue.machines or ["no machine yet"]:
+        say(f"seconds and GiB: of {machine}")
+    for sentence in not_measured(catalogue):
+        say(f"not measured: {sentence}")
+    say()
+    say("Known complaints; numbers are issues of the released code:")
+    for entry in catalogue.entries.values():
+        if entry.complaints:
+            say(f"{entry.title}: {entry.complaints}")
 
 
 def doctor() -> None:

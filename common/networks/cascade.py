@@ -55,9 +55,8 @@ class LiverTumourCascade(nn.Module):
         self.stage = stage
         for network in (liver, tumour):
             network.register_buffer("num_batches_trained", torch.tensor(0))
-        if stage is not None:
-            liver.requires_grad_(stage == "liver")
-            tumour.requires_grad_(stage == "tumor")
+        if stage is not None:  # what its own network does not train, stays so
+            (tumour if stage == "liver" else liver).requires_grad_(False)
 
     def reparameterize(self) -> LiverTumourCascade:
         """A copy for inference, in eval mode, of two networks folded by their `reparameterize`.

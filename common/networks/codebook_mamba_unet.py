@@ -15,12 +15,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import Codebook, GroupNorm, InstanceNorm3d, MambaMixer
+from ..blocks import (
+    Codebook,
+    GroupNorm,
+    InstanceNorm3d,
+    MambaMixer,
+    Mixer,
+    ResidualMixer,
+    SelfAttention,
+    build_twin,
+    check_heads,
+    check_mixer,
+)
 from ..ops import Backend
-
-_HEADS = 8  # of the attention ablation; their number does not change its parameters
-
-GlobalMixer = Literal["mamba", "attention"]
 
 
 class CodebookOutput(NamedTuple):
@@ -99,12 +106,12 @@ class AttentionMixer(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(channels, _HEADS, batch_first=True)
+        self.attention = SelfAttention(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens = x.flatten(2).transpose(1, 2)  # (b, sites, c)
-        mixed = self.attention(tokens, tokens, tokens, need_weights=False)[0]
-        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+        shape = x.shape[2:]
+        mixed = self.attention(x.flatten(2).transpose(1, 2), list(shape))  # (b, sites, c)
+        return x + mixed.transpose(1, 2).unflatten(2, shape)
 
 
 class DecoderLevel(nn.Module):
@@ -142,7 +149,8 @@ class CodebookMambaUNet(nn.Module):
         codebook_init, restart_after: see `common.blocks.Codebook`.
         codebook: False leaves it out (table 1's CB).
         multi_scale: False has two 3-wide convolutions as encoder block (table 1's MCE).
-        global_mixer: "mamba"; "attention" (table 3); or None for neither (table 1's GFR).
+        mixer: "mamba"; or in its place "attention" (table 3), "conv", a 3-wide convolution, or
+            "identity", nothing, nor the norm (table 1's GFR).
         dropout: probability that a channel of the mixer's output is dropped, in training.
         backend: backend of the selective scan.
 
@@ -162,7 +170,7 @@ class CodebookMambaUNet(nn.Module):
         restart_after: int | None = None,
         codebook: bool = True,
         multi_scale: bool = True,
-        global_mixer: GlobalMixer | None = "mamba",
+        mixer: Mixer = "mamba",
         dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
@@ -176,15 +184,9 @@ class CodebookMambaUNet(nn.Module):
                 raise ValueError(f"{name} is {value}; allowed are whole numbers from 1.")
         if not widths or min(widths) < 1:
             raise ValueError(f"widths is {tuple(widths)}; allowed are whole numbers from 1.")
-        if global_mixer not in ("mamba", "attention", None):
-            raise ValueError(
-                f"global_mixer is {global_mixer!r}; allowed are 'mamba', 'attention' and None."
-            )
-        if global_mixer == "attention" and prototype_dim % _HEADS:
-            raise ValueError(
-                f"prototype_dim is {prototype_dim}; allowed with attention are multiples of "
-                f"{_HEADS}."
-            )
+        check_mixer(mixer)
+        if mixer == "attention":
+            check_heads("prototype_dim", prototype_dim)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
         block = MultiScaleBlock if multi_scale else ConvBlock
@@ -197,10 +199,12 @@ class CodebookMambaUNet(nn.Module):
             else None
         )
         self.mixer: nn.Module = nn.Identity()
-        if global_mixer == "mamba":
+        if mixer == "mamba":
             self.mixer = MambaMixer(prototype_dim, backend=backend)
-        elif global_mixer == "attention":
+        elif mixer == "attention":
             self.mixer = AttentionMixer(prototype_dim)
+        elif mixer == "conv":
+            self.mixer = ResidualMixer(prototype_dim, build_twin("conv", 3, prototype_dim))
         self.dropout = nn.Dropout3d(dropout)
         self.decoder = nn.ModuleList(DecoderLevel(a, b) for a, b in pairwise(sizes[:0:-1]))
         self.head = nn.Conv3d(widths[0], out_channels, 1)

@@ -82,7 +82,8 @@ class ResEncUNet(nn.Module):
         kernel_sizes: of each stage, as the strides; None is 3 everywhere.
         blocks_down: residual blocks of each stage of the encoder.
         blocks_up: convolutions of each stage of the decoder, one stage fewer.
-        deep_supervision: in training, logits at each scale but the coarsest.
+        deep_supervision: in training, logits at each scale but the coarsest; without, their heads
+            are there, as in nnU-Net, and ask for no gradient.
 
     Raises:
         InputError: dynamic-network-architectures is not installed.
@@ -142,6 +143,8 @@ class ResEncUNet(nn.Module):
         )
         self.network.apply(self.network.initialize)
         self.deep_supervision = deep_supervision
+        if not deep_supervision:  # so that DistributedDataParallel waits for no gradient of theirs
+            self.network.decoder.seg_layers[:-1].requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """(b, in_channels, ...) to (b, out_channels, ...), in training a list, finest first."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import BatchNorm2d, VSSBlock
+from ..blocks import BatchNorm2d, Mixer, VSSBlock
 from ..ops import Backend
 from .vmamba import VMambaEncoder
 
@@ -40,10 +40,10 @@ class ConvNorm(nn.Sequential):
 class Lateral(nn.Module):
     """Blocks at the encoder's width, then a projection to the decoder's."""
 
-    def __init__(self, channels: int, blocks: int, backend: Backend) -> None:
+    def __init__(self, channels: int, blocks: int, mixer: Mixer, backend: Backend) -> None:
         super().__init__()
         self.blocks = nn.Sequential(
-            *(VSSBlock(channels, _DROP_PATH, backend) for _ in range(blocks))
+            *(VSSBlock(channels, _DROP_PATH, backend, mixer) for _ in range(blocks))
         )
         self.conv = ConvNorm(channels, 1)
 
@@ -58,13 +58,15 @@ class LiverCancerAttention(nn.Module):
     reverse attention (its RA).
     """
 
-    def __init__(self, out_channels: int, attention: Attention, backend: Backend) -> None:
+    def __init__(
+        self, out_channels: int, attention: Attention, mixer: Mixer, backend: Backend
+    ) -> None:
         super().__init__()
 
         def block() -> nn.Module:
             if attention == "reverse":
                 return nn.Identity()
-            return VSSBlock(_WIDTH, _DROP_PATH, backend)
+            return VSSBlock(_WIDTH, _DROP_PATH, backend, mixer)
 
         self.block1 = block()
         self.conv1 = ConvNorm(_WIDTH, 3)
@@ -110,6 +112,9 @@ class LCMambaNet(nn.Module):
             and 1 for "S".
         attention: "reverse_mamba"; "reverse", the same without VSS blocks, table 5's other row; or
             None, which refines by a 1 x 1 convolution for each scale.
+        mixer: "mamba"; or in the place of every scan, of the encoder's and of these blocks',
+            "identity", nothing, "conv", a depthwise 3 x 3 convolution, or "attention" among the
+            sites of a map: see `common.blocks.SS2DTwin`.
         dropout: probability that a channel of a decoder map is dropped, in training.
         backend: backend of the scans.
 
@@ -124,6 +129,7 @@ class LCMambaNet(nn.Module):
         out_channels: int = 1,
         extra_blocks: int | None = None,
         attention: Attention | None = "reverse_mamba",
+        mixer: Mixer = "mamba",
         dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
@@ -146,15 +152,16 @@ class LCMambaNet(nn.Module):
             in_channels,
             depths=_DEPTHS[variant],
             drop_path=_ENCODER_DROP_PATH[variant],
+            mixer=mixer,
             backend=backend,
         )
         self.laterals = nn.ModuleList(
-            Lateral(c, extra_blocks, backend) for c in self.encoder.channels
+            Lateral(c, extra_blocks, mixer, backend) for c in self.encoder.channels
         )
         self.dropout = nn.Dropout2d(dropout)
         self.coarse_head = nn.Conv2d(_WIDTH, out_channels, 1)
         self.refinements = nn.ModuleList(  # of the 1/16 map first
-            LiverCancerAttention(out_channels, attention, backend)
+            LiverCancerAttention(out_channels, attention, mixer, backend)
             if attention is not None
             else PlainRefinement(out_channels)
             for _ in self.encoder.channels[1:]

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Dropout, Pool
 from torch import Tensor, nn
 
-from ..blocks import GroupNorm, Mamba, Mixer
+from ..blocks import GroupNorm, Mamba, Mixer, build_twin, check_mixer
 from ..ops import (
     Backend,
     depthwise_conv,
@@ -92,22 +92,18 @@ class MambaLayer(nn.Module):
 
     def __init__(
         self,
-        spatial_dims: int,
         in_channels: int,
         out_channels: int,
+        mixer: nn.Module,
         residual: bool,
         skip_scale: bool,
-        backend: Backend,
     ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(in_channels)
-        self.mixer = self.build_mixer(spatial_dims, in_channels, backend)
+        self.mixer = mixer
         self.proj = nn.Linear(in_channels, out_channels)
         self.residual = residual
         self.skip_scale = nn.Parameter(torch.ones(1)) if residual and skip_scale else None
-
-    def build_mixer(self, spatial_dims: int, channels: int, backend: Backend) -> nn.Module:
-        return Mamba(channels, backend=backend)
 
     def mix(self, tokens: Tensor, shape: list[int]) -> Tensor:
         """Mix normalised tokens (b, l, c) of a map of size `shape`."""
@@ -139,42 +135,11 @@ class MambaLayer(nn.Module):
         return mixed.unflatten(1, shape).movedim(-1, 1)
 
 
-class _Ablation(MambaLayer):
-    """With another mixer, which knows nothing of autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self.mix_map(x)
-        else:
-            with without_autocast(x):
-                return self.mix_map(x.to(self.norm.weight.dtype))
-
-
-class ConvLayer(_Ablation):
-    """Ablation: a 3-wide convolution in Mamba's place (table 3)."""
-
-    def build_mixer(self, spatial_dims: int, channels: int, backend: Backend) -> nn.Module:
-        return Conv["conv", spatial_dims](channels, channels, 3, padding=1)
+class TwinLayer(MambaLayer):
+    """Ablation: a twin in Mamba's place (table 3), which has to know the map's size."""
 
     def mix(self, tokens: Tensor, shape: list[int]) -> Tensor:
-        return self.mixer(tokens.unflatten(1, shape).movedim(-1, 1)).flatten(2).transpose(1, 2)
-
-
-class AttentionLayer(_Ablation):
-    """Ablation: multi-head self-attention in Mamba's place (table 3)."""
-
-    def build_mixer(self, spatial_dims: int, channels: int, backend: Backend) -> nn.Module:
-        return nn.MultiheadAttention(channels, num_heads=8, batch_first=True)
-
-    def mix(self, tokens: Tensor, shape: list[int]) -> Tensor:
-        return self.mixer(tokens, tokens, tokens, need_weights=False)[0]
-
-
-class IdentityLayer(_Ablation):
-    """Ablation: nothing in Mamba's place; what is left of the layer works on each site alone."""
-
-    def build_mixer(self, spatial_dims: int, channels: int, backend: Backend) -> nn.Module:
-        return nn.Identity()
+        return self.mixer(tokens, shape)
 
 
 class EncoderBlock(nn.Module):
@@ -266,8 +231,8 @@ class LightMUNet(nn.Module):
         blocks_up: decoder blocks per level, from the deepest, one level fewer than the encoder's.
         dropout: probability that a channel is dropped after the stem, in training.
         mixer: "mamba"; or as table 3's ablations, "conv" in every layer, or "attention" in the
-            bottleneck's layers (all others would need memory in the square of the voxels); or
-            "identity", nothing in any layer.
+            bottleneck's layers (in all others, where Mamba stays, its time would grow with the
+            square of the voxels); or "identity", nothing in any layer.
         residual: False drops the residual of equation 1 (table 3).
         skip_scale: False makes that residual's learnable factor 1 (table 3).
         backend: backend of the selective scan.
@@ -306,20 +271,15 @@ class LightMUNet(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
-        if mixer not in ("mamba", "identity", "attention", "conv"):
-            raise ValueError(
-                f"mixer is {mixer!r}; allowed are 'mamba', 'identity', 'attention' and 'conv'."
-            )
+        check_mixer(mixer)
 
         def layer(channels: int, out: int, level: int) -> nn.Module:
-            kind = MambaLayer
-            if mixer == "conv":
-                kind = ConvLayer
-            elif mixer == "identity":
-                kind = IdentityLayer
-            elif mixer == "attention" and level == len(blocks_down) - 1 and channels == out:
-                kind = AttentionLayer
-            return kind(spatial_dims, channels, out, residual, skip_scale, backend)
+            deepest = level == len(blocks_down) - 1 and channels == out
+            if mixer == "mamba" or (mixer == "attention" and not deepest):
+                own = Mamba(channels, backend=backend)
+                return MambaLayer(channels, out, own, residual, skip_scale)
+            twin = build_twin(mixer, spatial_dims, channels)
+            return TwinLayer(channels, out, twin, residual, skip_scale)
 
         def encoder_level(i: int, blocks: int) -> nn.Module:
             c = init_filters * 2**i

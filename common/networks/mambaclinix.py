@@ -20,7 +20,13 @@ from ..blocks import (
     ChannelNorm,
     ConvNorm,
     Mamba,
+    Mixer,
     ResidualBlock,
+    StagedUNet,
+    build_twin,
+    check_heads,
+    check_mixer,
+    check_size,
     init_convolution,
     pooled_skip,
 )
@@ -77,34 +83,46 @@ class HGCN(nn.Module):
 
 
 class MambaLayer(nn.Module):
-    """Residual Mamba layer (fig. 2a, eq. 8 to 10).
+    """Residual Mamba layer (fig. 2a, eq. 8 to 10), or the same with a twin in Mamba's place.
 
     Under autocast it stays in the parameters' precision, but for what `Mamba` says of its
-    projections.
+    projections, and for a convolution.
 
     The one layer norm serves both places, as in the released code.
     """
 
-    def __init__(self, channels: int, backend: Backend) -> None:
+    def __init__(self, channels: int, mixer: Mixer, backend: Backend) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(channels)
-        self.mamba = Mamba(channels, backend=backend)
+        self.mamba: nn.Module = nn.Identity()
+        self.twin: nn.Module | None = None
+        if mixer == "mamba":
+            self.mamba = Mamba(channels, backend=backend)
+        else:
+            self.twin = build_twin(mixer, 3, channels)
         self.proj = nn.Linear(channels, channels)
         # In the released checkpoints, but used nowhere: without a gradient, so that
         # DistributedDataParallel does not wait for one.
         self.skip_scale = nn.Parameter(torch.ones(1), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        shape = x.shape[2:]
         tokens = x.flatten(2).transpose(1, 2).to(self.norm.weight.dtype)  # (b, l, c)
         if torch.jit.is_scripting():
-            mixed = self.proj(self.norm(self.mamba(self.norm(tokens))))
+            mixed = self.proj(self.norm(self.mix(self.norm(tokens), list(shape))))
         else:
             with without_autocast(tokens):
                 normed = self.norm(tokens)
-            mixed = self.mamba(normed)
+            mixed = self.mix(normed, list(shape))
             with without_autocast(tokens):
                 mixed = self.proj(self.norm(mixed))
-        return x + mixed.transpose(1, 2).unflatten(2, x.shape[2:])
+        return x + mixed.transpose(1, 2).unflatten(2, shape)
+
+    def mix(self, tokens: Tensor, shape: list[int]) -> Tensor:
+        """Mix normalised tokens (b, l, c) of a map of size `shape`."""
+        if self.twin is not None:
+            return self.twin(tokens, shape)
+        return self.mamba(tokens)
 
 
 class EncoderStage(nn.Module):
@@ -147,7 +165,7 @@ class DecoderStage(nn.Module):
         return self.fuse(torch.cat([x, self.skip(skip)], dim=1))
 
 
-class MambaClinix(nn.Module):
+class MambaClinix(StagedUNet):
     """MambaClinix, volumes (b, in_channels, d, h, w) to logits (b, out_channels, d, h, w).
 
     Any size works that is at least the product of the strides along each axis, and larger along
@@ -155,7 +173,7 @@ class MambaClinix(nn.Module):
 
     In training with `deep_supervision`, `forward` gives a list of logits, finest first, one per
     stage but the deepest, each at its stage's size; else, and in training mode without gradients
-    (Monte Carlo dropout), the finest alone. TorchScript compiles the network in eval mode.
+    (Monte Carlo dropout), the finest alone: see `common.blocks.StagedUNet`.
 
     Args:
         in_channels: channels of the image.
@@ -169,6 +187,9 @@ class MambaClinix(nn.Module):
             HGCNs of order 2, 3, ... in the first half of the stages, rounded up, and Mamba in the
             rest (eq. 11); others are the ablations of table 4, whose baseline is "residual" at
             every stage.
+        mixer: "mamba"; or in its place, in every layer that `layers` calls "mamba", whose norm and
+            projection stay, "identity", nothing, "conv", a 3-wide convolution, or "attention",
+            whose time grows with the square of a stage's sites.
         drop_path: probability that a sample skips an HGCN's branches in training, at the deepest
             stage; it grows linearly from 0 at the first.
         dropout: probability that a channel of the bottleneck's map is dropped, in training.
@@ -187,11 +208,11 @@ class MambaClinix(nn.Module):
         kernel_sizes: Sequence[Sequence[int]] = ((3, 3, 3),) * 6,
         deep_supervision: bool = True,
         layers: Sequence[StageLayer] | None = None,
+        mixer: Mixer = "mamba",
         drop_path: float = 0.5,
         dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__()
         stages = len(features)
         if layers is None:
             hgcns = math.ceil(stages / 2)
@@ -199,6 +220,7 @@ class MambaClinix(nn.Module):
         _check(in_channels, out_channels, features, strides, kernel_sizes, layers, drop_path)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
+        _check_twin(mixer, layers, features)
         last_hgcn = max((s for s, layer in enumerate(layers) if isinstance(layer, int)), default=-1)
 
         def stage_layer(s: int) -> nn.Module:
@@ -206,74 +228,40 @@ class MambaClinix(nn.Module):
             if layer is None:
                 return nn.Identity()
             if layer == "mamba":
-                return MambaLayer(features[s], backend)
+                return MambaLayer(features[s], mixer, backend)
             if layer == "residual":
                 return ResidualBlock(features[s], features[s], kernel_sizes[s], nn.Identity())
             drop = drop_path * s / (stages - 1)
             return HGCN(features[s], layer, kernel_sizes[s], drop)
 
-        self.deep_supervision = deep_supervision
+        super().__init__(
+            stem=ConvNorm(in_channels, features[0], kernel_sizes[0]),
+            encoder=[
+                EncoderStage(
+                    features[max(s - 1, 0)],
+                    features[s],
+                    kernel_sizes[s],
+                    strides[s],
+                    ChannelNorm(features[s], eps=1e-6) if s == last_hgcn else nn.Identity(),
+                    stage_layer(s),
+                )
+                for s in range(stages)
+            ],
+            bottleneck=ResidualBlock(features[-1], features[-1], kernel_sizes[-1], nn.Identity()),
+            dropout=nn.Dropout3d(dropout),
+            decoder=[
+                DecoderStage(features[s + 1], features[s], kernel_sizes[s])
+                for s in reversed(range(stages - 1))
+            ],
+            heads=[nn.Conv3d(features[s], out_channels, 1) for s in reversed(range(stages - 1))],
+            deep_supervision=deep_supervision,
+        )
         self.reduction = [math.prod(axis) for axis in zip(*strides, strict=True)]
-        self.stem = ConvNorm(in_channels, features[0], kernel_sizes[0])
-        self.encoder = nn.ModuleList(
-            EncoderStage(
-                features[max(s - 1, 0)],
-                features[s],
-                kernel_sizes[s],
-                strides[s],
-                ChannelNorm(features[s], eps=1e-6) if s == last_hgcn else nn.Identity(),
-                stage_layer(s),
-            )
-            for s in range(stages)
-        )
-        self.bottleneck = ResidualBlock(features[-1], features[-1], kernel_sizes[-1], nn.Identity())
-        self.dropout = nn.Dropout3d(dropout)
-        self.decoder = nn.ModuleList(
-            DecoderStage(features[s + 1], features[s], kernel_sizes[s])
-            for s in reversed(range(stages - 1))
-        )
-        self.heads = nn.ModuleList(
-            nn.Conv3d(features[s], out_channels, 1) for s in reversed(range(stages - 1))
-        )
         self.apply(init_convolution)
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """The map after each stage, finest first."""
-        self._check_size(x)
-        x = F.leaky_relu(self.stem(x))
-        maps: list[Tensor] = []
-        for stage in self.encoder:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def decode(self, maps: list[Tensor]) -> list[Tensor]:
-        """The decoder's maps, deepest first, from those of `encode`."""
-        x = self.dropout(self.bottleneck(maps[-1]))
-        decoded: list[Tensor] = []
-        for i, stage in enumerate(self.decoder):
-            x = stage(x, maps[len(maps) - 2 - i])
-            decoded.append(x)
-        return decoded
-
-    def multiscale_logits(self, x: Tensor) -> list[Tensor]:
-        """Logits of each scale, finest first, in training and in eval mode."""
-        maps = self.decode(self.encode(x))
-        return [head(y) for head, y in zip(self.heads, maps, strict=True)][::-1]
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        supervised = self.training and self.deep_supervision and torch.is_grad_enabled()
-        if not torch.jit.is_scripting() and supervised:
-            return self.multiscale_logits(x)
-        return self.heads[-1](self.decode(self.encode(x))[-1])
-
-    def _check_size(self, x: Tensor) -> None:
-        spare = [x.shape[2 + i] - reduction for i, reduction in enumerate(self.reduction)]
-        if min(spare) < 0 or max(spare) == 0:
-            raise ValueError(
-                f"x has size {list(x.shape[2:])}; allowed are sizes from {self.reduction}, and "
-                "larger along one axis or more."
-            )
+    def embed(self, x: Tensor) -> Tensor:
+        check_size(x, self.reduction)
+        return F.leaky_relu(self.stem(x))
 
 
 def _conv(in_channels: int, out_channels: int, kernel: Sequence[int], groups: int = 1) -> nn.Conv3d:
@@ -332,3 +320,16 @@ def _check(
             )
     if not 0 <= drop_path < 1:
         raise ValueError(f"drop_path is {drop_path}; allowed is 0 <= drop_path < 1.")
+
+
+def _check_twin(mixer: Mixer, layers: Sequence[StageLayer], features: Sequence[int]) -> None:
+    check_mixer(mixer)
+    replaced = [s for s, layer in enumerate(layers) if layer == "mamba"]
+    if mixer != "mamba" and not replaced:
+        raise ValueError(
+            f"mixer is {mixer!r}; allowed is 'mamba', as layers is {list(layers)}, without any to "
+            "replace."
+        )
+    if mixer == "attention":
+        for s in replaced:
+            check_heads(f"features[{s}]", features[s])

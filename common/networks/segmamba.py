@@ -9,12 +9,23 @@ image's size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import InstanceNorm3d, MambaMixer, UNETRBlock, UNETRDecoder
+from ..blocks import (
+    InstanceNorm3d,
+    MambaMixer,
+    Mixer,
+    ResidualMixer,
+    UNETRBlock,
+    UNETRDecoder,
+    build_twin,
+    check_heads,
+    check_mixer,
+)
 from ..ops import Backend
 
 _SLICES = (64, 32, 16, 8)  # runs that each stage's sequence is cut into
@@ -39,15 +50,15 @@ class SpatialConv(nn.Module):
 
 
 class EncoderStage(nn.Module):
-    """Halve the map; GSC; then Mamba in three orders."""
+    """Halve the map; GSC; then Mamba in three orders, or blocks in its place."""
 
     def __init__(
-        self, down: nn.Module, channels: int, depth: int, slices: int, backend: Backend
+        self, down: nn.Module, channels: int, depth: int, block: Callable[[], nn.Module]
     ) -> None:
         super().__init__()
         self.down = down
         self.spatial = SpatialConv(channels)
-        self.blocks = nn.Sequential(*(MambaMixer(channels, slices, backend) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(block() for _ in range(depth)))
         self.skip = nn.Sequential(
             InstanceNorm3d(channels, affine=False),
             nn.Conv3d(channels, 2 * channels, 1),
@@ -74,6 +85,9 @@ class SegMamba(nn.Module):
         depths: Mamba blocks of each of the four stages.
         features: channels of each stage. The released code is for 48 at the first.
         hidden_size: channels of the deepest map.
+        mixer: "mamba"; or in its place "conv", a 3-wide convolution; "attention", in the deepest
+            stage alone, as its time grows with the square of the voxels, and Mamba stays elsewhere;
+            or "identity", nothing: no block. Sizes are the same for all.
         dropout: probability that a channel of the deepest map is dropped, in training.
         backend: backend of the selective scan.
 
@@ -88,6 +102,7 @@ class SegMamba(nn.Module):
         depths: Sequence[int] = (2, 2, 2, 2),
         features: Sequence[int] = (48, 96, 192, 384),
         hidden_size: int = 768,
+        mixer: Mixer = "mamba",
         dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
@@ -106,6 +121,16 @@ class SegMamba(nn.Module):
                 )
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
+        check_mixer(mixer)
+        if mixer == "attention":
+            check_heads("features[-1]", features[-1])
+
+        def block(i: int) -> nn.Module:
+            if mixer == "mamba" or (mixer == "attention" and i < len(_SLICES) - 1):
+                return MambaMixer(features[i], _SLICES[i], backend)
+            if mixer == "identity":
+                return nn.Identity()
+            return ResidualMixer(features[i], build_twin(mixer, 3, features[i]))
 
         def down(i: int) -> nn.Module:
             if i == 0:
@@ -116,8 +141,8 @@ class SegMamba(nn.Module):
             )
 
         self.encoder = nn.ModuleList(
-            EncoderStage(down(i), features[i], depths[i], slices, backend)
-            for i, slices in enumerate(_SLICES)
+            EncoderStage(down(i), features[i], depths[i], partial(block, i))
+            for i in range(len(_SLICES))
         )
         self.bottleneck = UNETRBlock(3, features[-1], hidden_size)
         self.dropout = nn.Dropout3d(dropout)

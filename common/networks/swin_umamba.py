@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..blocks import (
     InstanceNorm2d,
+    Mixer,
     PatchExpanding,
     UNETRDecoder,
     VSSEncoder,
@@ -33,11 +34,13 @@ Decoder = Literal["convolution", "mamba"]
 class VSSDecoderLevel(nn.Module):
     """Double the map, concatenate the skip, project; then blocks."""
 
-    def __init__(self, channels: int, drop_path: Sequence[float], backend: Backend) -> None:
+    def __init__(
+        self, channels: int, drop_path: Sequence[float], backend: Backend, mixer: Mixer
+    ) -> None:
         super().__init__()
         self.up = PatchExpanding(2 * channels, channels, 2)
         self.project = nn.Linear(2 * channels, channels)
-        self.blocks = vss_stage(channels, drop_path, backend)
+        self.blocks = vss_stage(channels, drop_path, backend, mixer)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         x = torch.cat([self.up(x), skip], dim=1).permute(0, 2, 3, 1)
@@ -50,11 +53,13 @@ class VSSDecoder(nn.Module):
     The others have the sizes of the encoder's, but for the deepest's.
     """
 
-    def __init__(self, features: Sequence[int], drop_path: float, backend: Backend) -> None:
+    def __init__(
+        self, features: Sequence[int], drop_path: float, backend: Backend, mixer: Mixer
+    ) -> None:
         super().__init__()
         rates = drop_path_rates([_BLOCKS] * (len(features) - 1), drop_path, 0.0)
         self.levels = nn.ModuleList(  # from the deepest
-            VSSDecoderLevel(c, of_level, backend)
+            VSSDecoderLevel(c, of_level, backend, mixer)
             for c, of_level in zip(features[-2::-1], rates, strict=True)
         )
         self.final = PatchExpanding(features[0], features[0], 4)
@@ -90,6 +95,8 @@ class SwinUMamba(nn.Module):
         deep_supervision: whether training sees the coarser logits too.
         drop_path: stochastic depth, from 0 at the encoder's first block to this at its last, and
             from this back to 0 over a decoder of Mamba.
+        mixer: "mamba"; or in the place of every scan "identity", nothing, "conv", a depthwise 3 x 3
+            convolution, or "attention": see `common.blocks.SS2DTwin`.
         dropout: probability that a channel of the deepest map is dropped, in training.
         backend: backend of the scans.
 
@@ -106,6 +113,7 @@ class SwinUMamba(nn.Module):
         features: Sequence[int] = (96, 192, 384, 768),
         deep_supervision: bool = True,
         drop_path: float = 0.2,
+        mixer: Mixer = "mamba",
         dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
@@ -128,14 +136,14 @@ class SwinUMamba(nn.Module):
         self.decoder: nn.Module
         finest = features[0]  # channels of the finest decoded map
         if decoder == "mamba":
-            self.encoder = VSSEncoder(in_channels, features, depths, 4, drop_path, backend)
-            self.decoder = VSSDecoder(features, drop_path, backend)
+            self.encoder = VSSEncoder(in_channels, features, depths, 4, drop_path, backend, mixer)
+            self.decoder = VSSDecoder(features, drop_path, backend, mixer)
         else:
             finest //= 2
             self.stem = nn.Sequential(
                 nn.Conv2d(in_channels, finest, 7, stride=2, padding=3), InstanceNorm2d(finest)
             )
-            self.encoder = VSSEncoder(finest, features, depths, 2, drop_path, backend)
+            self.encoder = VSSEncoder(finest, features, depths, 2, drop_path, backend, mixer)
             of_maps = (in_channels, finest, *features)
             self.decoder = UNETRDecoder(2, of_maps, of_maps[1:])
         self.dropout = nn.Dropout2d(dropout)

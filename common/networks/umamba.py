@@ -18,11 +18,15 @@ from monai.networks.layers.factories import Conv, Dropout
 from torch import Tensor, nn
 
 from ..blocks import (
-    ChannelNorm,
     ConvNorm,
     Mamba,
     Mixer,
     ResidualBlock,
+    StagedUNet,
+    build_twin,
+    check_heads,
+    check_mixer,
+    check_size,
     init_convolution,
     pooled_skip,
 )
@@ -30,8 +34,6 @@ from ..ops import Backend, without_autocast
 
 Variant = Literal["bottleneck", "encoder"]
 T = TypeVar("T")
-
-_HEADS = 8  # of self-attention
 
 
 class TokenLayer(nn.Module):
@@ -52,35 +54,29 @@ class TokenLayer(nn.Module):
         shape = x.shape[2:]
         tokens = x.flatten(2).to(self.norm.weight.dtype)  # (b, c, l)
         if self.channel_tokens:
-            return self.mix(tokens).unflatten(2, shape)
+            return self.mix(tokens, list(shape)).unflatten(2, shape)
         # In this order: for one item, torch takes the strides of the other for another layout.
-        return self.mix(tokens.transpose(1, 2)).unflatten(1, shape).movedim(-1, 1)
+        mixed = self.mix(tokens.transpose(1, 2), list(shape))
+        return mixed.unflatten(1, shape).movedim(-1, 1)
 
-    def mix(self, tokens: Tensor) -> Tensor:
+    def mix(self, tokens: Tensor, shape: list[int]) -> Tensor:
+        """Norm and mixer of the tokens of a map of size `shape`."""
         if torch.jit.is_scripting():
-            return self.mixer(self.norm(tokens))
+            return self.mix_normed(self.norm(tokens), shape)
         else:
             with without_autocast(tokens):
                 normed = self.norm(tokens)
-            return self.mixer(normed)
+            return self.mix_normed(normed, shape)
+
+    def mix_normed(self, tokens: Tensor, shape: list[int]) -> Tensor:
+        return self.mixer(tokens)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention of tokens, (b, l, width) to the same; not under autocast."""
+class TwinLayer(TokenLayer):
+    """The same with a twin in Mamba's place, which has to know the map's size."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(width, _HEADS, batch_first=True)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
-            return self.attend(tokens)
-        else:
-            with without_autocast(tokens):
-                return self.attend(tokens)
-
-    def attend(self, tokens: Tensor) -> Tensor:
-        return self.attention(tokens, tokens, tokens, need_weights=False)[0]
+    def mix_normed(self, tokens: Tensor, shape: list[int]) -> Tensor:
+        return self.mixer(tokens, shape)
 
 
 class EncoderStage(nn.Module):
@@ -137,7 +133,7 @@ class DecoderStage(nn.Module):
         return self.blocks(x)
 
 
-class UMamba(nn.Module):
+class UMamba(StagedUNet):
     """U-Mamba, images (b, in_channels, ...) to logits (b, out_channels, ...) of equal size.
 
     Any size works that is at least the product of the strides along each axis, and larger along
@@ -147,7 +143,7 @@ class UMamba(nn.Module):
 
     In training with `deep_supervision`, `forward` gives a list of logits, finest first, one per
     stage but the deepest, each at its stage's size; else, and in training mode without gradients
-    (Monte Carlo dropout), the finest alone. TorchScript compiles the network in eval mode.
+    (Monte Carlo dropout), the finest alone: see `common.blocks.StagedUNet`.
 
     Args:
         spatial_dims: 2 or 3.
@@ -197,16 +193,15 @@ class UMamba(nn.Module):
         dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__()
         for name, value, allowed in (
             ("spatial_dims", spatial_dims, (2, 3)),
             ("variant", variant, get_args(Variant)),
             ("release", release, (1, 2)),
-            ("mixer", mixer, get_args(Mixer)),
         ):
             if value not in allowed:
-                *first, last = map(repr, allowed)
-                raise ValueError(f"{name} is {value!r}; allowed are {', '.join(first)} and {last}.")
+                first, last = map(repr, allowed)
+                raise ValueError(f"{name} is {value!r}; allowed are {first} and {last}.")
+        check_mixer(mixer)
         given = (features, kernel_sizes, strides)
         stages = next((len(x) for x in given if x is not None), 6)
         most = 320 if spatial_dims == 3 else 512
@@ -217,10 +212,8 @@ class UMamba(nn.Module):
         up = _given(blocks_per_decoder_stage, [2] * (stages - 1))
         _check(in_channels, out_channels, widths, dropout)
         _check_stages(spatial_dims, stages, kernels, steps, down, up)
-        if mixer == "attention" and widths[-1] % _HEADS:
-            raise ValueError(
-                f"features[-1] is {widths[-1]}; allowed with attention are multiples of {_HEADS}."
-            )
+        if mixer == "attention":
+            check_heads("features[-1]", widths[-1])
         if release == 2:
             half = math.ceil(stages / 2)
             down = down[:half] + [1] * len(down[half:])
@@ -234,20 +227,15 @@ class UMamba(nn.Module):
             sites = _sites(_given(input_size, []), steps)
             by_channel = {s: sites[s] for s in mixed if sites[s] <= widths[s]}
         reduction = [math.prod(axis) for axis in zip(*steps, strict=True)]
-        self.one_size = len(by_channel) > 0
-        self.size = _given(input_size, []) if self.one_size else reduction  # that, or the least
-        if self.one_size:
-            _check_divided(self.size, reduction)
+        if by_channel:
+            _check_divided(_given(input_size, []), reduction)
 
         def layer(s: int) -> nn.Module:
             c = widths[s]
             if s not in mixed or mixer == "identity":
                 return nn.Identity()
-            if mixer == "conv":
-                conv = Conv["conv", spatial_dims](c, c, 3, padding=1)
-                return nn.Sequential(ChannelNorm(c), conv)
-            if mixer == "attention" and s == deepest:
-                return TokenLayer(c, SelfAttention(c))
+            if mixer == "conv" or (mixer == "attention" and s == deepest):
+                return TwinLayer(c, build_twin(mixer, spatial_dims, c))
             width = by_channel.get(s, c)
             return TokenLayer(width, Mamba(width, backend=backend), channel_tokens=s in by_channel)
 
@@ -278,65 +266,32 @@ class UMamba(nn.Module):
             stem = [ConvNorm(in_channels, widths[0], kernels[0]), nn.LeakyReLU()]
         else:
             stem = blocks(in_channels, 0, steps[0], down[0])
-        self.deep_supervision = deep_supervision
-        self.stem = nn.Sequential(*stem)
-        self.encoder = nn.ModuleList(encoder_stage(s) for s in range(stages))
-        self.dropout = Dropout["dropout", spatial_dims](dropout)
-        self.decoder = nn.ModuleList(decoder_stage(i) for i in range(deepest))
-        self.heads = nn.ModuleList(
-            Conv["conv", spatial_dims](c, out_channels, 1) for c in widths[-2::-1]
+        super().__init__(
+            stem=nn.Sequential(*stem),
+            encoder=[encoder_stage(s) for s in range(stages)],
+            bottleneck=nn.Identity(),
+            dropout=Dropout["dropout", spatial_dims](dropout),
+            decoder=[decoder_stage(i) for i in range(deepest)],
+            heads=[Conv["conv", spatial_dims](c, out_channels, 1) for c in widths[-2::-1]],
+            deep_supervision=deep_supervision,
         )
+        self.one_size = len(by_channel) > 0
+        self.size = _given(input_size, []) if self.one_size else reduction  # that, or the least
         self.apply(init_convolution)
         if release == 1 and variant == "encoder":
             for module in self.modules():
                 if isinstance(module, ResidualBlock):  # whose convolutions thus begin with nothing
                     nn.init.zeros_(module.conv2.norm.weight)
 
-    def encode(self, x: Tensor) -> list[Tensor]:
-        """The map after each stage, finest first."""
-        self._check_size(x)
-        x = self.stem(x)
-        maps: list[Tensor] = []
-        for stage in self.encoder:
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def decode(self, maps: list[Tensor]) -> list[Tensor]:
-        """The decoder's maps, deepest first, from those of `encode`."""
-        x = self.dropout(maps[-1])
-        decoded: list[Tensor] = []
-        for i, stage in enumerate(self.decoder):
-            x = stage(x, maps[len(maps) - 2 - i])
-            decoded.append(x)
-        return decoded
-
-    def multiscale_logits(self, x: Tensor) -> list[Tensor]:
-        """Logits of each scale, finest first, in training and in eval mode."""
-        maps = self.decode(self.encode(x))
-        return [head(y) for head, y in zip(self.heads, maps, strict=True)][::-1]
-
-    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        supervised = self.training and self.deep_supervision and torch.is_grad_enabled()
-        if not torch.jit.is_scripting() and supervised:
-            return self.multiscale_logits(x)
-        return self.heads[-1](self.decode(self.encode(x))[-1])
-
-    def _check_size(self, x: Tensor) -> None:
-        size = list(x.shape[2:])
-        if self.one_size:
-            if size != self.size:
-                raise ValueError(
-                    f"x has size {size}; allowed is {self.size}, the input_size: the sites of its "
-                    "deepest maps are the features of tokens."
-                )
-            return
-        spare = [size[i] - smallest for i, smallest in enumerate(self.size)]
-        if min(spare) < 0 or max(spare) == 0:
+    def embed(self, x: Tensor) -> Tensor:
+        if not self.one_size:
+            check_size(x, self.size)
+        elif list(x.shape[2:]) != self.size:
             raise ValueError(
-                f"x has size {size}; allowed are sizes from {self.size}, and larger along one axis "
-                "or more."
+                f"x has size {list(x.shape[2:])}; allowed is {self.size}, the input_size: the "
+                "sites of its deepest maps are the features of tokens."
             )
+        return self.stem(x)
 
 
 def _given(value: Sequence[T] | None, default: Sequence[T]) -> list[T]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ..blocks import (
+    Mixer,
     PatchExpanding,
     VSSEncoder,
     check_depths,
@@ -55,6 +56,8 @@ class VMUNet(nn.Module):
         features: channels of each stage, each twice the one before; the first a multiple of 4.
         drop_path: stochastic depth, from 0 at the encoder's first block to this at its last, and
             from this back to 0 over the decoder.
+        mixer: "mamba"; or in the place of every scan "identity", nothing, "conv", a depthwise 3 x 3
+            convolution, or "attention": see `common.blocks.SS2DTwin`.
         dropout: probability that a channel of the deepest map is dropped, in training.
         backend: backend of the scans.
 
@@ -70,6 +73,7 @@ class VMUNet(nn.Module):
         decoder_depths: Sequence[int] = (2, 2, 2, 1),
         features: Sequence[int] = (96, 192, 384, 768),
         drop_path: float = 0.2,
+        mixer: Mixer = "mamba",
         dropout: float = 0.0,
         backend: Backend = "auto",
     ) -> None:
@@ -78,7 +82,7 @@ class VMUNet(nn.Module):
             raise ValueError(f"out_channels is {out_channels}; allowed are whole numbers from 1.")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout}; allowed is 0 <= dropout < 1.")
-        self.encoder = VSSEncoder(in_channels, features, depths, _PATCH, drop_path, backend)
+        self.encoder = VSSEncoder(in_channels, features, depths, _PATCH, drop_path, backend, mixer)
         check_depths("decoder_depths", decoder_depths, len(features))
         if features[0] % _PATCH:
             raise ValueError(f"features[0] is {features[0]}; allowed are multiples of {_PATCH}.")
@@ -89,7 +93,7 @@ class VMUNet(nn.Module):
         rates = drop_path_rates(decoder_depths, drop_path, 0.0)
         for i, c in enumerate(reversed(features)):
             up = PatchExpanding(2 * c, c, 2) if i > 0 else nn.Identity()
-            self.decoder.append(DecoderStage(up, vss_stage(c, rates[i], backend)))
+            self.decoder.append(DecoderStage(up, vss_stage(c, rates[i], backend, mixer)))
         finest = features[0] // _PATCH
         self.final_up = PatchExpanding(features[0], finest, _PATCH)
         self.head = nn.Conv2d(finest, out_channels, 1)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks import ChannelNorm, VSSBlock
+from ..blocks import ChannelNorm, Mixer, VSSBlock, check_heads, check_mixer
 from ..ops import Backend
 
 
@@ -54,6 +54,8 @@ class VMambaEncoder(nn.Module):
         channels: channels of the first map.
         depths: blocks per stage.
         drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
+        mixer: "mamba"; or in the place of every scan "identity", nothing, "conv", a depthwise 3 x 3
+            convolution, or "attention": see `common.blocks.SS2DTwin`.
         backend: backend of the scans.
 
     Raises:
@@ -66,6 +68,7 @@ class VMambaEncoder(nn.Module):
         channels: int = 96,
         depths: Sequence[int] = (2, 2, 5, 2),
         drop_path: float = 0.2,
+        mixer: Mixer = "mamba",
         backend: Backend = "auto",
     ) -> None:
         super().__init__()
@@ -77,6 +80,9 @@ class VMambaEncoder(nn.Module):
             raise ValueError(f"depths is {tuple(depths)}; allowed are whole numbers from 1.")
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path is {drop_path}; allowed is 0 <= drop_path < 1.")
+        check_mixer(mixer)
+        if mixer == "attention":
+            check_heads("channels", channels, expand=2)
         self.channels = [channels * 2**i for i in range(len(depths))]
         rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())
         self.patch_embedding = PatchEmbedding(in_channels, channels)
@@ -85,7 +91,7 @@ class VMambaEncoder(nn.Module):
             down: nn.Module = nn.Identity()
             if i > 0:
                 down = nn.Sequential(nn.Conv2d(c // 2, c, 3, stride=2, padding=1), ChannelNorm(c))
-            blocks = [VSSBlock(c, next(rates), backend) for _ in range(depth)]
+            blocks = [VSSBlock(c, next(rates), backend, mixer) for _ in range(depth)]
             self.stages.append(Stage(down, blocks))
         self.norms = nn.ModuleList(ChannelNorm(c) for c in self.channels)
 

@@ -1,6 +1,16 @@
 """What drives a bundle: checks, plans, costs, studies of several, its network, exports."""
 
 from .best import SaveBest, ValidateLast
+from .catalogue import (
+    Catalogue,
+    Figures,
+    catalogue_rows,
+    draw_catalogue,
+    not_measured,
+    read_catalogue,
+    twin_rows,
+    write_catalogue,
+)
 from .check import CaseReport, DatasetReport, check_dataset
 from .costs import Costs, cost_rows, profile
 from .curves import LearningCurves
@@ -19,29 +29,37 @@ from .trained import load_for_export, load_trained
 __all__ = [
     "FORMS",
     "CaseReport",
+    "Catalogue",
     "CheckFinite",
     "CodebookStatistics",
     "Costs",
     "DatasetReport",
+    "Figures",
     "LearningCurves",
     "SaveBest",
     "Stopped",
     "TrainingState",
     "ValidateLast",
     "as_trained",
+    "catalogue_rows",
     "check_dataset",
     "check_precision",
     "convert_nnunet",
     "cost_rows",
+    "draw_catalogue",
     "export_network",
     "load_for_export",
     "load_trained",
+    "not_measured",
     "prepare_training",
     "profile",
+    "read_catalogue",
     "read_settings",
     "run_study",
     "running_settings",
+    "twin_rows",
     "with_settings",
+    "write_catalogue",
     "write_plan",
     "write_settings",
 ]

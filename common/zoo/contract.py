@@ -130,7 +130,7 @@ def shipped() -> dict[str, Path]:
     """What of this package a packed bundle carries: paths in it, and files."""
     others = [
         file
-        for kind in ("ops/csrc/*", "data/lists/*.txt", "evaluation/*.jinja")
+        for kind in ("ops/csrc/*", "data/lists/*.txt", "evaluation/*.jinja", "networks/*.json")
         for file in _PACKAGE.glob(kind)
     ]
     sources = (*_PACKAGE.rglob("*.py"), *others)

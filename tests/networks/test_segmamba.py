@@ -78,16 +78,6 @@ def test_scripted_equals_eager_at_every_size():
             torch.testing.assert_close(scripted(x), network(x))
 
 
-@pytest.mark.slow
-def test_exports_without_compiled_operators():
-    network = small().eval()
-    x = torch.randn(1, 1, 32, 32, 32)
-    program = torch.export.export(network, (x,))
-    assert not any("cpp" in str(node.target) for node in program.graph.nodes)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -103,19 +103,6 @@ def test_gradients_reach_every_parameter(decoder: str):
             assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_without_deep_supervision_no_parameter_waits_for_a_gradient(decoder: str):
-    network = small(decoder=decoder, deep_supervision=False)
-    assert network.state_dict().keys() == small(decoder=decoder).state_dict().keys()
-    network(torch.randn(1, 1, 32, 32)).square().mean().backward()
-    asking = {name for name, p in network.named_parameters() if p.requires_grad}
-    assert asking == {name for name, p in network.named_parameters() if p.grad is not None}
-    assert {name for name in asking if name.startswith("heads")} == {
-        "heads.0.weight",
-        "heads.0.bias",
-    }
-
-
 def test_stochastic_depth_grows_to_the_bottom_and_falls_again():
     network = small(decoder="mamba", drop_path=0.3)
     rates = [
@@ -133,16 +120,6 @@ def test_scripted_equals_eager_at_every_size(decoder: str):
     for size in ((16, 48), (37, 50)):
         x = torch.randn(2, 1, *size, dtype=torch.float64)
         torch.testing.assert_close(scripted(x), network(x))
-
-
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_exports_without_compiled_operators(decoder: str):
-    network = small(decoder=decoder, depths=(1, 1), features=(8, 16)).eval()
-    x = torch.randn(1, 1, 32, 48)
-    program = torch.export.export(network, (x,))
-    assert not any("cpp" in str(node.target) for node in program.graph.nodes)
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(x), network(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
