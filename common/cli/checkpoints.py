@@ -23,11 +23,11 @@ def convert(
 ) -> None:
     """Rename a checkpoint of a paper's released code for the network of that name here.
 
-    Of LightM-UNet and U-Mamba in 3D and MambaClinix give --spacing and --patch_size of the nnU-Net
-    plan that it was trained with, as they stand there, (z, y, x), and of the latter two --strides;
-    --axcodes tells where these axes point to, by default SPL. --intensity is of the same plan: of
-    CT, "[percentile 0.5, percentile 99.5, mean, standard deviation]" of the foreground; else
-    z-score, or "nonzero z-score" where its use_mask_for_norm is true. The bundles read it from the
+    Of LightM-UNet and U-Mamba in 3D, MambaClinix and SegMamba give --spacing and --patch_size of
+    its training, as they stand in an nnU-Net plan, (z, y, x), and of U-Mamba and MambaClinix its
+    --strides; --axcodes tells where these axes point to, by default SPL. --intensity is, of CT,
+    "[percentile 0.5, percentile 99.5, mean, standard deviation]" of the foreground; else z-score,
+    or "nonzero z-score" where the plan's use_mask_for_norm is true. The bundles read it from the
     checkpoint.
 
     With --network nnunet, the checkpoint of a training inside nnU-Net becomes a bundle's, with its
@@ -57,6 +57,12 @@ def convert(
             "Its training was on patches of radiographs as they are; the bundle resizes each to "
             "its image_size, 512 x 512, where masks may be worse. Give inference your radiographs' "
             'size, --image_size "[rows,columns]", to have none resized.'
+        )
+    if network == "segmamba" and settings["in_channels"] == 4:
+        say(
+            "The release reads BraTS as T2, FLAIR, T1 and T1 with contrast, in this order; here "
+            "BraTS's folders are FLAIR, T1, T1 with contrast and T2. Give inference lists of "
+            "files: --datalist \"[['t2w.nii.gz','t2f.nii.gz','t1n.nii.gz','t1c.nii.gz']]\"."
         )
 
 
