@@ -24,8 +24,24 @@ from common.errors import InputError
 
 # What a segment is, in SNOMED CT, by the name of its class: category, type.
 NEOPLASM = (("49755003", "Morphologically Altered Structure"), ("108369006", "Neoplasm"))
+ANATOMY = ("123037004", "Anatomical Structure")
+ORGANS = {
+    "liver": ("10200004", "Liver"),
+    "spleen": ("78961009", "Spleen"),
+    "pancreas": ("15776009", "Pancreas"),
+    "stomach": ("69695003", "Stomach"),
+    "duodenum": ("38848004", "Duodenum"),
+    "gallbladder": ("28231008", "Gallbladder"),
+    **dict.fromkeys(("oesophagus", "esophagus"), ("32849002", "Esophagus")),
+    "aorta": ("15825003", "Aorta"),
+    "inferior vena cava": ("64131007", "Inferior vena cava"),
+    "portal and splenic vein": ("29092000", "Vein"),
+    # The side is in the segment's name.
+    **dict.fromkeys(("right kidney", "left kidney"), ("64033007", "Kidney")),
+    **dict.fromkeys(("right adrenal gland", "left adrenal gland"), ("23451007", "Adrenal gland")),
+}
 CODES = {
-    "liver": (("123037004", "Anatomical Structure"), ("10200004", "Liver")),
+    **{name: (ANATOMY, kind) for name, kind in ORGANS.items()},
     **dict.fromkeys(("tumour", "tumor", "cancer"), NEOPLASM),  # the last is the Decathlon's
 }
 REQUIREMENTS = """\
@@ -138,6 +154,11 @@ def main() -> None:
     data = metadata["network_data_format"]
     if metadata["modality"] not in ("CT", "MR"):
         parser.error(f"{options.bundle} is for {metadata['modality']}; allowed are CT and MR")
+    channels = data["inputs"]["image"]["num_channels"]
+    if channels != 1:
+        parser.error(
+            f"{options.bundle} takes images of {channels} channels; allowed is 1, a series of DICOM"
+        )
     try:
         settings = load_settings(checkpoint)
     except InputError as error:
