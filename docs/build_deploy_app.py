@@ -24,25 +24,22 @@ from common.errors import InputError
 
 # What a segment is, in SNOMED CT, by the name of its class: category, type.
 NEOPLASM = (("49755003", "Morphologically Altered Structure"), ("108369006", "Neoplasm"))
-ANATOMY = ("123037004", "Anatomical Structure")
-ORGANS = {
-    "liver": ("10200004", "Liver"),
-    "spleen": ("78961009", "Spleen"),
-    "pancreas": ("15776009", "Pancreas"),
-    "stomach": ("69695003", "Stomach"),
-    "duodenum": ("38848004", "Duodenum"),
-    "gallbladder": ("28231008", "Gallbladder"),
-    **dict.fromkeys(("oesophagus", "esophagus"), ("32849002", "Esophagus")),
-    "aorta": ("15825003", "Aorta"),
-    "inferior vena cava": ("64131007", "Inferior vena cava"),
-    "portal and splenic vein": ("29092000", "Vein"),
-    # The side is in the segment's name.
-    **dict.fromkeys(("right kidney", "left kidney"), ("64033007", "Kidney")),
-    **dict.fromkeys(("right adrenal gland", "left adrenal gland"), ("23451007", "Adrenal gland")),
-}
+STRUCTURE = ("123037004", "Anatomical Structure")
+KIDNEY, ADRENAL = ("64033007", "Kidney"), ("23451007", "Adrenal gland")  # labels tell the side
 CODES = {
-    **{name: (ANATOMY, kind) for name, kind in ORGANS.items()},
+    "liver": (STRUCTURE, ("10200004", "Liver")),
+    "spleen": (STRUCTURE, ("78961009", "Spleen")),
+    "pancreas": (STRUCTURE, ("15776009", "Pancreas")),
+    "aorta": (STRUCTURE, ("15825003", "Aorta")),
+    "inferior vena cava": (STRUCTURE, ("64131007", "Inferior vena cava")),
+    "gallbladder": (STRUCTURE, ("28231008", "Gallbladder")),
+    "stomach": (STRUCTURE, ("69695003", "Stomach")),
+    "duodenum": (STRUCTURE, ("38848004", "Duodenum")),
+    **dict.fromkeys(("oesophagus", "esophagus"), (STRUCTURE, ("32849002", "Esophagus"))),
+    **{f"{side} kidney": (STRUCTURE, KIDNEY) for side in ("left", "right")},
+    **{f"{side} adrenal gland": (STRUCTURE, ADRENAL) for side in ("left", "right")},
     **dict.fromkeys(("tumour", "tumor", "cancer"), NEOPLASM),  # the last is the Decathlon's
+    "portal and splenic vein": (STRUCTURE, ("29092000", "Vein")),
 }
 REQUIREMENTS = """\
 torch=={pytorch_version}
