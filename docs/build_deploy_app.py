@@ -24,9 +24,22 @@ from common.errors import InputError
 
 # What a segment is, in SNOMED CT, by the name of its class: category, type.
 NEOPLASM = (("49755003", "Morphologically Altered Structure"), ("108369006", "Neoplasm"))
+STRUCTURE = ("123037004", "Anatomical Structure")
+KIDNEY, ADRENAL = ("64033007", "Kidney"), ("23451007", "Adrenal gland")  # labels tell the side
 CODES = {
-    "liver": (("123037004", "Anatomical Structure"), ("10200004", "Liver")),
+    "liver": (STRUCTURE, ("10200004", "Liver")),
+    "spleen": (STRUCTURE, ("78961009", "Spleen")),
+    "pancreas": (STRUCTURE, ("15776009", "Pancreas")),
+    "aorta": (STRUCTURE, ("15825003", "Aorta")),
+    "inferior vena cava": (STRUCTURE, ("64131007", "Inferior vena cava")),
+    "gallbladder": (STRUCTURE, ("28231008", "Gallbladder")),
+    "stomach": (STRUCTURE, ("69695003", "Stomach")),
+    "duodenum": (STRUCTURE, ("38848004", "Duodenum")),
+    **dict.fromkeys(("oesophagus", "esophagus"), (STRUCTURE, ("32849002", "Esophagus"))),
+    **{f"{side} kidney": (STRUCTURE, KIDNEY) for side in ("left", "right")},
+    **{f"{side} adrenal gland": (STRUCTURE, ADRENAL) for side in ("left", "right")},
     **dict.fromkeys(("tumour", "tumor", "cancer"), NEOPLASM),  # the last is the Decathlon's
+    "portal and splenic vein": (STRUCTURE, ("29092000", "Vein")),
 }
 REQUIREMENTS = """\
 torch=={pytorch_version}
@@ -138,6 +151,11 @@ def main() -> None:
     data = metadata["network_data_format"]
     if metadata["modality"] not in ("CT", "MR"):
         parser.error(f"{options.bundle} is for {metadata['modality']}; allowed are CT and MR")
+    channels = data["inputs"]["image"]["num_channels"]
+    if channels != 1:
+        parser.error(
+            f"{options.bundle} takes images of {channels} channels; allowed is 1, a series of DICOM"
+        )
     try:
         settings = load_settings(checkpoint)
     except InputError as error:

@@ -67,13 +67,15 @@ def check_export_of_monai(
     small: dict[str, object],
     network: nn.Module,
     *size: int,
+    channels: int = 1,
 ) -> None:
     """The bundle's ckpt_export gives the network's logits in a process without our packages.
 
     Args:
         folder: where its files go.
         small: options that make of the bundle's network the one given.
-        size: of an image to compare; two samples of one channel.
+        size: of an image to compare; two samples.
+        channels: of it.
     """
     meta, config = (str(bundle / f"configs/{name}.json") for name in ("metadata", "inference"))
     paths = ["--filepath", str(folder / "model.ts"), "--ckpt_file", str(checkpoint)]
@@ -81,7 +83,7 @@ def check_export_of_monai(
     succeed(["ckpt_export", "network_def", *paths, *files, *overrides(small)], cwd=folder)
     network.load_state_dict(torch.load(checkpoint, weights_only=True))
     network.eval()
-    x = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exact = network.double()(x.double())
     torch.save({"x": x, "exact": exact}, folder / "expected.pt")

@@ -45,6 +45,8 @@ FAMILIES: dict[str, list[str]] = {
         "liver_tumor_ct_codebook_mamba_segmentation",
         "liver_tumor_ct_elanres_msca_segmentation",
         "hippocampus_mr_lightm_unet_segmentation",
+        "abdomen_ct_umamba_segmentation",
+        "brain_tumor_mr_segmamba_segmentation",
     ],
     "2D": ["lung_cxr_lightm_unet_segmentation"],
     "2D slices": ["liver_tumor_ct_lcmambanet_segmentation"],
@@ -73,6 +75,32 @@ MAY_DIFFER_IN = {
         "dataset_dir": "other data",
         "modality": "other data",
         "cache_num": "its volumes are small",
+    },
+    "abdomen_ct_umamba_segmentation": {
+        "dataset_dir": "it is for other data",
+        "num_classes": "thirteen organs",
+        "batch_dice": "nnU-Net's planner decides it",
+        "run#1#batch_dice": "nnU-Net's planner decides it",
+        "train#postprocessing": "of outputs at several scales the finest is measured",
+    },
+    "brain_tumor_mr_segmamba_segmentation": {
+        "dataset_dir": "it is for other data",
+        "modality": "MR",
+        "in_channels": "four sequences",
+        "num_classes": "three parts of a tumour",
+        "label_map": "one of them has two values, by the year of the data",
+        "label_names": "regions are measured",
+        "regions": "regions are measured",
+        "network_input#multiple_of": "the network cuts its sequences into runs",
+        "train#preprocessing#transforms": "it crops to what is not 0",
+        "train#postprocessing": "regions are measured",
+        "train#key_metric#train_mean_dice#include_background": "no region is the background's",
+        "validate#preprocessing#transforms": "it crops to what is not 0",
+        "validate#postprocessing": "regions are measured",
+        "validate#key_metric#val_mean_dice#include_background": "no region is the background's",
+        "validate#additional_metrics": "no region is the background's",
+        "validate#handlers#1": "regions are measured, and a picture shows the first",
+        "preprocessing#transforms": "it crops to what is not 0",
     },
     "liver_tumor_ct_mambaclinix_segmentation": {
         "batch_dice": "nnU-Net's planner decides it",
@@ -497,9 +525,10 @@ def test_augmentations_give_patches(bundle: Path, name: str):
     """Of the working size, from a volume with an elongated patch; without any, as it was."""
     slices = bundle.name in FAMILIES["2D slices"]
     size = {2: [32, 32], 3: [32, 32] if slices else [32, 28, 8]}[spatial_dims(bundle)]
-    sizes = {"patch_size": size, "image_size": size}
+    sizes = {"patch_size": size, "image_size": size, "network_input#multiple_of": 1}
     train = config(bundle, "train")
-    parsed = parser(bundle, "train", **{id_: x for id_, x in sizes.items() if id_ in train})
+    known = ids(train)
+    parsed = parser(bundle, "train", **{id_: x for id_, x in sizes.items() if id_ in known})
     chain = parsed.get_parsed_content(f"augmentations#{name}").set_random_state(0)
     shape = [32, 32, 20][: 3 if slices else spatial_dims(bundle)]
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
@@ -524,7 +553,8 @@ def test_network_of_epistemic_scoring(bundle: Path):
     """MONAI Label gives it `dropout`, and takes one map of logits in training mode."""
     network = parser(bundle, "inference", **{"network_def#dropout": 0.2})
     built = network.get_parsed_content("network_def").train()
-    image = torch.rand(2, 1, *[32] * spatial_dims(bundle))
+    channels = network.get_parsed_content("in_channels")
+    image = torch.rand(2, channels, *[32] * spatial_dims(bundle))
     with torch.no_grad():
         first, second = built(image), built(image)
     assert first.shape[2:] == image.shape[2:]

@@ -8,6 +8,7 @@ SaveImage, and gives the others an image that it has read itself.
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -29,7 +30,12 @@ BUNDLES = {
     path.name: json.loads((path / "configs/metadata.json").read_text())
     for path in sorted((REPOSITORY / "bundles").iterdir())
 }
-VOLUMES = [name for name, metadata in BUNDLES.items() if metadata["modality"] in ("CT", "MR")]
+SERIES = {
+    name: metadata["modality"] in ("CT", "MR")
+    and metadata["network_data_format"]["inputs"]["image"]["num_channels"] == 1
+    for name, metadata in BUNDLES.items()
+}
+VOLUMES = [name for name, of_one_series in SERIES.items() if of_one_series]
 
 
 @pytest.mark.parametrize("name", BUNDLES)
@@ -93,6 +99,13 @@ def test_inference_config_for_the_operator(name: str):
     assert {0} < set(mask.unique().tolist()) <= set(map(int, labels))
 
 
+@pytest.mark.parametrize("name", VOLUMES)
+def test_every_class_has_a_code(name: str):
+    codes = runpy.run_path(str(REPOSITORY / "docs/build_deploy_app.py"))["CODES"]
+    classes = BUNDLES[name]["network_data_format"]["outputs"]["pred"]["channel_def"]
+    assert set(classes.values()) - {"background"} <= codes.keys()
+
+
 def build(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "docs/build_deploy_app.py", *map(str, arguments)]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
@@ -136,9 +149,13 @@ def test_application_is_complete(tmp_path: Path):
 
 
 def test_other_bundles_are_refused(tmp_path: Path):
-    radiographs = REPOSITORY / "bundles/lung_cxr_lightm_unet_segmentation"
+    radiographs, sequences = (
+        REPOSITORY / f"bundles/{name}_segmentation"
+        for name in ("lung_cxr_lightm_unet", "brain_tumor_mr_segmamba")
+    )
     for bundle, sentence in (
         (radiographs, "is for CR; allowed are CT and MR"),
+        (sequences, "takes images of 4 channels; allowed is 1"),
         (tmp_path / "none", "is no bundle"),
     ):
         done = build(bundle, "--output", tmp_path / "app")

@@ -54,7 +54,12 @@ def small_config(bundle: Path) -> tuple[ConfigParser, int]:
     dims = 2 if "image_size" in parser else 3
     size = "image_size" if dims == 2 else "patch_size"
     small = {size: [32, 32, 16][: len(parser[size])], "device": "cpu"}
-    parser.update(small | ({"spacing": [6, 6, 8]} if "spacing" in parser else {}))
+    small["num_classes"] = min(parser["num_classes"], 3)
+    if "spacing" in parser:
+        small["spacing"] = [6, 6, 8][: len(parser["spacing"])]
+    if dims == 3:  # whose cases have one channel, and are small
+        small |= {"in_channels": 1, "network_input#multiple_of": 1, "label_map": None}
+    parser.update(small)
     return parser, dims
 
 

@@ -18,10 +18,14 @@ from .test_elanres_bundle import SHORT as ELANRES
 from .test_lcmambanet_bundle import SHORT as LCMAMBANET
 from .test_lung_bundle import SMALL as LUNG
 from .test_mambaclinix_bundle import SHORT as MAMBACLINIX
+from .test_segmamba_bundle import SHORT as SEGMAMBA
+from .test_umamba_bundle import SHORT as UMAMBA
 
 # Bundle -> options of its training, small.
 OPTIONS: dict[str, dict[str, Any]] = {
     "hippocampus_mr_lightm_unet_segmentation": LIGHTM | {"max_epochs": 1},
+    "abdomen_ct_umamba_segmentation": UMAMBA,
+    "brain_tumor_mr_segmamba_segmentation": SEGMAMBA | {"in_channels": 1, "spacing": [6, 6, 8]},
     "liver_ct_lightm_unet_segmentation": LIGHTM | {"max_epochs": 1},
     "liver_tumor_ct_codebook_mamba_segmentation": CODEBOOK,
     "liver_tumor_ct_elanres_msca_segmentation": ELANRES,

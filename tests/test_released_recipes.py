@@ -1,4 +1,4 @@
-"""The recipes of LightM-UNet's and MambaClinix's releases, read from what the configs build."""
+"""The recipes of the networks' releases, read from what the configs build."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ from .test_bundles import flips_of, parser
 LIVER = REPOSITORY / "bundles/liver_ct_lightm_unet_segmentation"
 LUNG = REPOSITORY / "bundles/lung_cxr_lightm_unet_segmentation"
 CLINIX = REPOSITORY / "bundles/liver_tumor_ct_mambaclinix_segmentation"
+UMAMBA = REPOSITORY / "bundles/abdomen_ct_umamba_segmentation"
+SEGMAMBA = REPOSITORY / "bundles/brain_tumor_mr_segmamba_segmentation"
 CONFIGS = [
-    *((bundle, "train") for bundle in (LIVER, LUNG, CLINIX)),
+    *((bundle, "train") for bundle in (LIVER, LUNG, CLINIX, UMAMBA, SEGMAMBA)),
     *((bundle, "as_in_the_paper") for bundle in (LIVER, LUNG)),
     *(
         (CLINIX, name)
@@ -74,12 +76,19 @@ def clipped_to(optimizer: torch.optim.Optimizer) -> float:
 
 ADAM = {"kind": "Adam", "lr": 1e-4, "weight_decay": 1e-5, "eps": 1e-5, "clipping": 12}
 SGD = {"kind": "SGD", "lr": 1e-4, "weight_decay": 3e-5, "momentum": 0.99, "clipping": 1000}
-OPTIMIZERS = {"train": ADAM, "as_in_the_paper": SGD}
+NNUNETS = SGD | {"lr": 1e-2, "nesterov": True, "clipping": 12}
+OPTIMIZERS = {
+    **dict.fromkeys(CONFIGS, ADAM),
+    **dict.fromkeys([(LIVER, "as_in_the_paper"), (LUNG, "as_in_the_paper")], SGD),
+    **dict.fromkeys([(UMAMBA, "train"), (SEGMAMBA, "train")], NNUNETS),
+}
 # Epochs, iterations of each, cases of a batch, and autocast on a GPU; of 24 cases.
 LENGTHS = {
     (LIVER, "train"): (100, 250, 2, False),
     (LUNG, "train"): (100, 250, 12, False),
     (CLINIX, "train"): (1000, 250, 2, True),
+    (UMAMBA, "train"): (1000, 250, 2, True),
+    (SEGMAMBA, "train"): (1000, 250, 2, True),
     (LIVER, "as_in_the_paper"): (100, 12, 2, False),
     (LUNG, "as_in_the_paper"): (100, 2, 12, False),
     (CLINIX, "lung_tumor_ct"): (1000, 250, 2, True),
@@ -101,17 +110,17 @@ def test_training(bundle: Path, name: str):
     on_gpu = training(bundle, name, device="cuda:0")
     assert on_gpu.get_parsed_content("amp") is autocast
 
+    wanted = dict(OPTIMIZERS[bundle, name])
     scheduler = parsed.get_parsed_content("lr_scheduler")
     rates = []
     for _ in range(epochs):
         rates += scheduler.get_last_lr()
         scheduler.optimizer.step()
         scheduler.step()
-    expected = [1e-4 * (1 - epoch / epochs) ** 0.9 for epoch in range(epochs)]
+    expected = [wanted["lr"] * (1 - epoch / epochs) ** 0.9 for epoch in range(epochs)]
     np.testing.assert_allclose(rates, expected, rtol=1e-9)
 
     optimizer = training(bundle, name).get_parsed_content("optimizer")
-    wanted = dict(OPTIMIZERS.get(name, ADAM))
     assert type(optimizer).__name__ == wanted.pop("kind")
     assert clipped_to(optimizer) == pytest.approx(wanted.pop("clipping"))
     assert {key: optimizer.defaults[key] for key in wanted} == wanted
@@ -136,8 +145,10 @@ def installed_nnunets_loss() -> nn.Module:
 
 
 @pytest.mark.parametrize("theirs", [lambda: nnunets_loss, installed_nnunets_loss], ids=["ours", ""])
-@pytest.mark.parametrize(("bundle", "size"), [(LIVER, (6, 5, 4)), (LUNG, (6, 5))])
-def test_loss_of_lightm_unet_is_nnunets(
+@pytest.mark.parametrize(
+    ("bundle", "size"), [(LIVER, (6, 5, 4)), (LUNG, (6, 5)), (UMAMBA, (6, 5, 4))]
+)
+def test_loss_is_nnunets(
     bundle: Path, size: tuple[int, ...], theirs: Callable[[], Callable[[Tensor, Tensor], Tensor]]
 ):
     """But for the 1 that MONAI's has more; a class that no target has counts as in nnU-Net."""
@@ -164,6 +175,8 @@ PLANS: dict[tuple[Path, str], tuple] = {
     (LIVER, "train"): ([0.77, 0.77, 1.0], [128, 128, 128], [7, 1, 2], 3, None),
     (LUNG, "train"): (None, [512, 512], [7, 1, 2], 2, None),
     (CLINIX, "train"): ([0.76, 0.76, 1.22], [192, 192, 64], [209, 53, 30], 3, [5, 5, 4]),
+    (UMAMBA, "train"): ([0.8, 0.8, 2.5], [192, 224, 40], [7, 1, 2], 14, None),
+    (SEGMAMBA, "train"): ([1, 1, 1], [128, 128, 128], [7, 1, 2], 4, None),
     (LIVER, "as_in_the_paper"): ([-1, -1, -1], [128, 128, 128], [7, 1, 2], 3, None),
     (LUNG, "as_in_the_paper"): (None, [512, 512], [7, 1, 2], 2, None),
     (CLINIX, "lung_tumor_ct"): (
@@ -229,7 +242,7 @@ def test_hu_are_normalised_by_nnunets_figures_for_lits(bundle: Path, config: str
     torch.testing.assert_close(found.flatten(), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bundle", [LIVER, CLINIX])
+@pytest.mark.parametrize("bundle", [LIVER, CLINIX, UMAMBA])
 @pytest.mark.parametrize("config", ["inference", "evaluate"])
 def test_windows_without_flips(bundle: Path, config: str):
     names = ["train", "evaluate"] if config == "evaluate" else [config]

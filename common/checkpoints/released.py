@@ -1,9 +1,9 @@
 """How images have to lie for the weights of a release, as settings that go with them.
 
-The releases of LightM-UNet, MambaClinix and U-Mamba are inside nnU-Net. Their axes are its
-(z, y, x), or (y, x), and their tokens are in that order: of images that lie otherwise, or with
-strides of other axes, the masks would be wrong, and nothing would say so. Nor of intensities that
-are others' than those of their training.
+The releases of LightM-UNet, MambaClinix and U-Mamba are inside nnU-Net, and SegMamba's reads
+images as that does. Their axes are its (z, y, x), or (y, x), and their tokens are in that order: of
+images that lie otherwise, or with strides of other axes, the masks would be wrong, and nothing
+would say so. Nor of intensities that are others' than those of their training.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from .intensity import ct_intensity, z_score_intensity
 _PLANNED = {
     "lightm_unet": ["spacing", "patch_size", "intensity"],
     "mambaclinix": ["spacing", "patch_size", "intensity", "strides"],
+    "segmamba": ["spacing", "patch_size", "intensity"],
     "umamba": ["spacing", "patch_size", "intensity", "strides"],
 }
 # The first convolution, by release, its axis of the image's channels, and the last one.
 _ENDS = {
     "lightm_unet": (("stem.depthwise.weight",), 0, "head.conv.pointwise.weight"),
     "mambaclinix": (("stem.conv.weight",), 1, "heads.0.weight"),
+    "segmamba": (("encoder.0.down.0.weight",), 1, "head.weight"),
     "umamba": (("stem.0.conv.weight", "stem.0.conv1.conv.weight"), 1, "heads.0.weight"),
 }
 
@@ -90,7 +92,7 @@ def released_settings(weights: Mapping[str, Tensor], network: str, **plan: Any) 
             "_target_": target,
             "in_channels": settings["in_channels"],
             "out_channels": settings["num_classes"],
-            "strides": settings.pop("strides"),
+            **({"strides": settings.pop("strides")} if "strides" in needed else {}),
             **arguments(weights, stages, settings["patch_size"]),
         }
     return settings
@@ -162,7 +164,17 @@ def _umamba(weights: Mapping[str, Tensor], stages: int, patch_size: list[int]) -
     }
 
 
+def _segmamba(weights: Mapping[str, Tensor], stages: int, _: list[int]) -> dict[str, Any]:
+    """The arguments of SegMamba that its weights show."""
+    return {
+        "depths": [_number(weights, rf"encoder\.{s}\.blocks\.(\d+)\.") for s in range(stages)],
+        "features": [len(weights[f"encoder.{s}.spatial.fuse.weight"]) for s in range(stages)],
+        "hidden_size": len(weights["bottleneck.conv1.weight"]),
+    }
+
+
 _ARGUMENTS: dict[str, tuple[str, Callable[..., dict[str, Any]]]] = {
     "mambaclinix": ("common.networks.MambaClinix", _mambaclinix),
+    "segmamba": ("common.networks.SegMamba", _segmamba),
     "umamba": ("common.networks.UMamba", _umamba),
 }

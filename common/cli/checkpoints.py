@@ -23,14 +23,14 @@ def convert(
 ) -> None:
     """Rename a checkpoint of a paper's released code for the network of that name.
 
-    Of LightM-UNet and U-Mamba in 3D and MambaClinix the bundles have to know the nnU-Net plan that
-    it was trained with, and read it from the checkpoint: give its values as they stand there,
-    (z, y, x). With --network nnunet, the checkpoint of a training inside nnU-Net becomes a
+    Of LightM-UNet and U-Mamba in 3D, MambaClinix and SegMamba the bundles have to know the nnU-Net
+    plan that it was trained with, and read it from the checkpoint: give its values as they stand
+    there, (z, y, x). With --network nnunet, the checkpoint of a training inside nnU-Net becomes a
     bundle's, with its plan's settings.
 
     Input:
         checkpoint: the file.
-        network: lightm_unet, mambaclinix, umamba, rma_mamba, nnunet or another, as docs say.
+        network: lightm_unet, mambaclinix, umamba, segmamba, rma_mamba, nnunet, or as docs say.
     Output:
         output: the file for the weights.
     The plan of its training:
@@ -64,6 +64,12 @@ def convert(
             "Its training was on patches of radiographs as they are; the bundle resizes each to "
             "its image_size, 512 x 512, where masks may be worse. Give inference your radiographs' "
             'size, --image_size "[rows,columns]", to have none resized.'
+        )
+    if network == "segmamba" and settings["in_channels"] == 4:
+        say(
+            "The release reads BraTS as T2, FLAIR, T1 and T1 with contrast, in this order; here "
+            "BraTS's folders are FLAIR, T1, T1 with contrast and T2. Give inference lists of "
+            "files: --datalist \"[['t2w.nii.gz','t2f.nii.gz','t1n.nii.gz','t1c.nii.gz']]\"."
         )
 
 

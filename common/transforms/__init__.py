@@ -17,7 +17,7 @@ from .labels import (
     region_values,
 )
 from .loading import LoadCheckedImaged, LoadRadiographd
-from .patches import AdjacentSlicesd, ForegroundOrAll, PadToPatchd, input_size
+from .patches import AdjacentSlicesd, ForegroundOrAll, NonZero, PadToPatchd, input_size
 from .spacing import OwnKeysSpacingd, RelativeSpacingd, SplineResized
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "MergeMasksd",
     "NestedLabelsd",
     "NestedRegionsd",
+    "NonZero",
     "OwnKeysSpacingd",
     "PadToPatchd",
     "RandAffinePatchesd",

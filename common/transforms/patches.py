@@ -114,6 +114,13 @@ class AdjacentSlicesd(MapTransform):
         return stacked
 
 
+class NonZero:
+    """For `CropForegroundd`: what is not 0 in any channel, to which nnU-Net crops an image."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image != 0
+
+
 class ForegroundOrAll:
     """For `CropForegroundd`: the foreground; of a label map without any, the whole."""
 

@@ -383,7 +383,13 @@ def plan_overrides(
 
     architecture = planned["architecture"]["arch_kwargs"]
     spacing, size = monai_axes(planned["spacing"]), monai_axes(planned["patch_size"])
-    if "network_def#strides" not in config:
+    stages = {
+        "network_def#features": architecture["features_per_stage"],
+        "network_def#strides": [monai_axes(stride) for stride in architecture["strides"]],
+        "network_def#kernel_sizes": [monai_axes(k) for k in architecture["kernel_sizes"]],
+    }
+    if "network_def#strides" not in config:  # the network has its own
+        stages = {}
         size = [math.ceil(n / m) * m for n, m in zip(size, multiples, strict=True)]
     per_case = next((config.get_parsed_content(id_) for id_ in _PER_CASE if id_ in config), 1)
     of_plan = {
@@ -395,9 +401,7 @@ def plan_overrides(
         "batch_size": max(1, round(planned["batch_size"] / per_case)),
         "batch_dice": planned["batch_dice"],
         "intensity": given.get("intensity") or planned_intensity(plans, planned),
-        "network_def#features": architecture["features_per_stage"],
-        "network_def#strides": [monai_axes(stride) for stride in architecture["strides"]],
-        "network_def#kernel_sizes": [monai_axes(k) for k in architecture["kernel_sizes"]],
+        **stages,
     }
     _check_used(of_plan["intensity"], config)
     with_weights = {name.split("#")[0] for name in config["settings#names"]}

@@ -28,6 +28,8 @@ from ..conftest import REPOSITORY
 
 BUNDLES = sorted(folder.name for folder in (REPOSITORY / "bundles").iterdir())
 IN_2D = {name for name in BUNDLES if "lcmambanet" in name}
+# The phantoms have one channel.
+OF_PHANTOMS = {"brain_tumor_mr_segmamba_segmentation": {"in_channels": 1}}
 Options = dict[str, Any]
 
 
@@ -123,7 +125,7 @@ def of_bundle(bundle: str, **options: object) -> list[Compose]:
 def prepared_by(bundle: str, case: Options, folder: Path) -> set[tuple[str, int]]:
     """The files in the cache, and when they were written."""
     size = [48, 48] if bundle in IN_2D else [48, 48, 16]
-    for transform in of_bundle(bundle, patch_size=size):
+    for transform in of_bundle(bundle, patch_size=size, **OF_PHANTOMS.get(bundle, {})):
         assert cached_dataset([case], transform, "disk", cache_dir=folder)[0]
     return {(file.name, file.stat().st_mtime_ns) for file in folder.iterdir()}
 

@@ -30,6 +30,7 @@ from common.transforms import InvertedLabelsd, OwnKeysSpacingd
 from ..conftest import REPOSITORY
 
 VOLUMES = sorted(path for path in (REPOSITORY / "bundles").glob("liver*") if path.is_dir())
+VOLUMES.append(REPOSITORY / "bundles/brain_tumor_mr_segmamba_segmentation")
 SMALL = {"device": "cpu", "spacing": [2.3, 2.3, 2.9], "patch_size": [32, 32, 16]}
 TURN = np.array([[0.8, -0.6, 0, 0], [0.6, 0.8, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 AFFINES = {

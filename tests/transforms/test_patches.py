@@ -7,7 +7,13 @@ from monai.data import MetaTensor
 from monai.transforms import CropForegroundd
 
 from common.errors import InputError
-from common.transforms import AdjacentSlicesd, ForegroundOrAll, PadToPatchd, input_size
+from common.transforms import (
+    AdjacentSlicesd,
+    ForegroundOrAll,
+    NonZero,
+    PadToPatchd,
+    input_size,
+)
 
 from .conftest import check, scan, write
 
@@ -73,3 +79,11 @@ def test_crop_to_the_foreground_where_there_is_some(inside: slice, size: tuple[i
     label[:, inside, inside] = 2
     crop = CropForegroundd(["label"], "label", select_fn=ForegroundOrAll())
     assert crop({"label": label})["label"].shape == size
+
+
+def test_crop_to_what_is_not_zero_in_any_channel():
+    """Negative values, too."""
+    image = torch.zeros(2, 8, 8)
+    image[0, 3, 4], image[1, 5, 2] = -1, 2
+    crop = CropForegroundd(["image"], "image", select_fn=NonZero(), allow_smaller=True)
+    assert torch.equal(crop({"image": MetaTensor(image)})["image"], image[:, 3:6, 2:5])

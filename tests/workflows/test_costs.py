@@ -242,6 +242,15 @@ def test_networks_that_the_meta_device_cannot_run(monkeypatch: pytest.MonkeyPatc
 
 
 SMALL_OF: dict[str, dict[str, Any]] = {
+    "abdomen_ct_umamba_segmentation": {
+        "network_def#features": [4, 4, 4, 4, 4, 4],
+        "patch_size": [64, 64, 16],
+    },
+    "brain_tumor_mr_segmamba_segmentation": {
+        "network_def#features": [4, 4, 4, 4],
+        "network_def#hidden_size": 4,
+        "patch_size": [64, 32, 32],
+    },
     LIVER.name: SMALL | {"patch_size": [32, 32, 16]},
     CODEBOOK.name: {
         "network_def#widths": [2, 2, 2, 2],

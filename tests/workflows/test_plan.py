@@ -27,7 +27,7 @@ from .. import preloaded
 from ..conftest import REPOSITORY
 
 BUNDLES = sorted(path for path in (REPOSITORY / "bundles").iterdir() if path.is_dir())
-LIGHTM, CODEBOOK, ELANRES, LCMAMBA, CLINIX, LUNGS = (
+LIGHTM, CODEBOOK, ELANRES, LCMAMBA, CLINIX, LUNGS, UMAMBA, SEGMAMBA = (
     REPOSITORY / f"bundles/{name}_segmentation"
     for name in (
         "liver_ct_lightm_unet",
@@ -36,6 +36,8 @@ LIGHTM, CODEBOOK, ELANRES, LCMAMBA, CLINIX, LUNGS = (
         "liver_tumor_ct_lcmambanet",
         "liver_tumor_ct_mambaclinix",
         "lung_cxr_lightm_unet",
+        "abdomen_ct_umamba",
+        "brain_tumor_mr_segmamba",
     )
 )
 HIPPOCAMPUS = REPOSITORY / "bundles/hippocampus_mr_lightm_unet_segmentation"
@@ -302,13 +304,17 @@ def test_every_bundle_trains_by_its_plan(bundle: Path, phantoms: dict[int, Path]
     config = training(bundle)
     assert all(id_ in config for id_ in done.overrides), done.overrides
     assert {"intensity", "batch_size", "num_classes", "in_channels"} <= done.overrides.keys()
-    assert ("network_def#strides" in done.overrides) == (bundle == CLINIX)
-    assert ("spacing" in done.overrides) == (bundle in (LIGHTM, CLINIX, HIPPOCAMPUS))
+    of_stages = {id_ for id_ in done.overrides if id_.startswith("network_def#")}
+    stages = {f"network_def#{x}" for x in ("features", "strides", "kernel_sizes")}
+    assert of_stages == (stages if bundle in (CLINIX, UMAMBA) else set())
+    spaced = (LIGHTM, CLINIX, UMAMBA, SEGMAMBA, HIPPOCAMPUS)
+    assert ("spacing" in done.overrides) == (bundle in spaced)
 
     config.read_config([str(bundle / "configs/train.json"), str(tmp_path / "plan.json")])
     small = {
         "network_def#init_filters": 8,
-        "network_def#features": [8] * len(done.overrides.get("network_def#features", ())),
+        "network_def#features": [8] * len(config.get("network_def#features", ())),
+        "network_def#hidden_size": 8,
         "network_def#liver#widths": [8] * 5,
         "network_def#tumour#widths": [8] * 5,
     }

@@ -84,6 +84,8 @@ def test_inference_is_as_trained(checkpoint: Path):
 
 # A third of the bundle's ids, each in another form.
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "abdomen_ct_umamba_segmentation": {"intensity#a_max": 300, "num_classes": 3},
+    "brain_tumor_mr_segmamba_segmentation": {"regions": [[1], [3]], "in_channels": 2},
     "lung_cxr_lightm_unet_segmentation": {
         "image_size": [64, 64],
         "intensity": {"_target_": "ScaleIntensityd", "keys": "image"},
