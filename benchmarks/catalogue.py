@@ -3,8 +3,8 @@
     python -m benchmarks.catalogue [--counts] [--only LightMUNet SegResNet] [--threads 2]
         [--rounds 3] [--page docs/networks.md]
 
-Writes common/networks/networks.json, which `python -m common networks` prints, and the page. Images,
-of one channel and three classes, have the sizes that the file has; what is measured, and how, is
+Writes common/networks/networks.json, which `python -m common networks` prints, and the page.
+Images, of one channel and three classes, have the sizes that the file has; what is measured, and how, is
 `benchmarks.networks`'. --counts measures parameters and FLOPs alone, also of the twins, in minutes.
 Figures in one table are of one machine: without --only, those of another are dropped first.
 """
