@@ -30,7 +30,7 @@ def overlay(
         label: the true label map, whose contours are dashed.
     Output:
         output: the PNG to write.
-        window: the lowest and the highest HU that are shown; None is of the image's own.
+        window: lowest and highest HU that are shown; None is of the image's own.
     """
     from ..evaluation import dice_per_class, draw_overlay
 
