@@ -5,6 +5,7 @@ then compiles it on first use (see common/ops/native.py), or runs without.
 """
 
 import importlib.util
+import json
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -37,13 +38,18 @@ class BuildWithBundles(build_py):
     """The package, and within it the bundles and their index, as common/collection.py finds them.
 
     In a checkout they are beside the package, and so they stay where it is installed as editable.
-    Weights are not among them: those are somebody's, or come with a release.
+    Weights are among them where the metadata tells of them: others are somebody's own.
     """
 
     def bundled(self) -> dict[str, str]:
         """Where each file goes, and where it is."""
-        parts = ("LICENSE", "configs/**/*", "docs/**/*")
+        parts = ["LICENSE", "configs/**/*", "docs/**/*"]
         found = [file for part in parts for file in Path("bundles").glob(f"*/{part}")]
+        for metadata in Path("bundles").glob("*/configs/metadata.json"):
+            if "weights" in json.loads(metadata.read_text(encoding="utf-8")):
+                models = metadata.parents[1] / "models"
+                found += [models / "model.pt", models / "settings.json"]
+                found += models.glob("reference.*")
         files = [str(x) for x in sorted(found) if x.is_file() and not x.name.startswith(".")]
         return {
             str(Path(self.build_lib, "common", file)): file

@@ -4,9 +4,9 @@
         [--rounds 3] [--page docs/networks.md]
 
 Writes common/networks/networks.json, which `python -m common networks` prints, and the page.
-Images, of one channel and three classes, have the sizes that the file has; what is measured, and how, is
-`benchmarks.networks`'. --counts measures parameters and FLOPs alone, also of the twins, in minutes.
-Figures in one table are of one machine: without --only, those of another are dropped first.
+Images, of one channel and three classes, have the sizes that the file has; what is measured, and
+how, is `benchmarks.networks`'. --counts measures parameters and FLOPs alone, also of the twins, in
+minutes. A table is of one machine: without --only, figures of another are dropped first.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", INDEX):
         shutil.copy(REPOSITORY / name, source)
     for name in ("common", "bundles"):
-        left_out = shutil.ignore_patterns("__pycache__", "*.so", "*.pt")
+        left_out = shutil.ignore_patterns("__pycache__", "*.so")
         shutil.copytree(REPOSITORY / name, source / name, ignore=left_out)
     (source / "bundles" / NAME / "models").mkdir(exist_ok=True)
-    (source / "bundles" / NAME / "models/model.pt").touch()
+    (source / "bundles" / NAME / "models/model.pt").touch()  # of a training of one's own
     built = tmp_path_factory.mktemp("built")
     command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(built)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
@@ -35,12 +35,19 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_installed_packages_have_the_bundles_without_weights(built: Path):
+def test_installed_packages_have_the_bundles_and_the_weights_that_these_tell_of(built: Path):
     names = {file.parents[1].name for file in REPOSITORY.glob("bundles/*/configs/metadata.json")}
     assert {folder.name for folder in (built / "common/bundles").iterdir()} == names
     for name in names:
         ours, installed = REPOSITORY / "bundles" / name, built / "common/bundles" / name
-        assert {x.name for x in installed.iterdir()} == {"LICENSE", "configs", "docs"}
+        weights = "weights" in json.loads((ours / "configs/metadata.json").read_text())
+        folders = {"configs", "docs", *(["models"] if weights else [])}
+        assert {x.name for x in installed.iterdir()} == {"LICENSE", *folders}
+        if weights:
+            models = {x.name for x in (installed / "models").iterdir()}
+            (reference,) = models - {"model.pt", "settings.json"}
+            assert len(models) == 3
+            assert reference.startswith("reference.")
         for part in ("configs", "docs"):
             files = [x for x in (ours / part).rglob("*") if x.is_file()]
             assert len(files) >= 2

@@ -32,7 +32,7 @@ def overlay(
         classes: names, as "{'liver': [1,2], 'tumour': 2}", by default dataset.json's by the label.
     Output:
         output: the PNG to write.
-        window: the lowest and the highest HU that are shown; None is of the image's own.
+        window: lowest and highest HU that are shown; None is of the image's own.
     """
     from ..evaluation import dice_per_class, draw_overlay
 
