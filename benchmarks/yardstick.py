@@ -7,8 +7,8 @@
 The data set has imagesTr and labelsTr, NIfTI files of the same names. The four:
 
 - bundle-lightm: the bundle liver_ct_lightm_unet_segmentation, with nnU-Net's plan, and what
-  --overrides says of its train.json (results.json has it);
-- bundle-segresnet: the same with SegResNet, by configs/networks/segresnet.json;
+  --overrides says of train.json (results.json has it);
+- bundle-segresnet: the same with SegResNet, by configs/networks/segresnet.json, overrides included;
 - nnunet: nnU-Net's 3d_fullres as it is;
 - nnunet-lightm: LightM-UNet inside nnU-Net, by this package's trainer.
 
@@ -19,7 +19,8 @@ iteration an epoch here. A bundle's epochs are as many as fit, by the median of 
 after its first. nnU-Net augments in processes beside training, here in one (nnUNet_n_proc_DA), and
 a bundle on a CPU in training's own: each may use all cores. Final weights predict the test cases,
 with flips for all, and one piece of code measures Dice. nnU-Net's folders, the masks and
-results.json are in DIR.
+results.json are in DIR. The same command goes on where it was stopped: what results.json has, by
+the same options on the same machine, is not trained again.
 """
 
 from __future__ import annotations
@@ -64,21 +65,25 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=25, help="of an epoch of a bundle's")
     parser.add_argument("--modality", default="MR")
     parser.add_argument("--seed", type=int, default=0, help="of the bundles' trainings")
-    parser.add_argument("--overrides", type=json.loads, default={}, help="of bundle-lightm, JSON")
+    parser.add_argument("--overrides", type=json.loads, default={}, help="of both bundles, JSON")
     options = parser.parse_args()
 
     work = options.work.absolute()
     test = prepare(options.data, work, options.fold, options.cases, options.modality)
-    results: dict[str, Any] = {
+    setting: dict[str, Any] = {
         "machine": machine("cpu", os.cpu_count() or 1),
         "minutes": options.minutes,
         "fold": options.fold,
+        "iterations": options.iterations,
+        "seed": options.seed,
         "overrides": options.overrides,
         "test": test,
     }
-    if any(name in TRAINERS for name in options.only):
+    results = resumed(work / "results.json", setting)
+    left = [name for name in options.only if name not in results]
+    if any(name in TRAINERS for name in left):
         plan_and_preprocess(work)
-    for name in options.only:
+    for name in left:
         say(f"{name}: training for {options.minutes:g} minutes")
         folder = work / name
         shutil.rmtree(folder, ignore_errors=True)
@@ -89,6 +94,12 @@ def main() -> None:
         results[name] = told | evaluate(folder / "masks", work / "raw" / NAME / "labelsTs", test)
         write_json(work / "results.json", results)
     say(report(results, options.only))
+
+
+def resumed(file: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """What the file has, if it is of the same setting; else the setting alone."""
+    before = json.loads(file.read_text()) if file.exists() else {}
+    return before if {name: before.get(name) for name in setting} == setting else setting
 
 
 def prepare(data: Path, work: Path, fold: int, cases: int | None, modality: str) -> list[str]:
@@ -207,8 +218,7 @@ def run_bundle(name: str, work: Path, folder: Path, options: argparse.Namespace)
     files = [BUNDLE / "configs/train.json", plan]
     if name == "bundle-segresnet":
         files.append(BUNDLE / "configs/networks/segresnet.json")
-    given = options.overrides if name == "bundle-lightm" else {}
-    given = given | {
+    given = options.overrides | {
         "dataset_dir": raw,
         "split": split,
         "cache_num": training,

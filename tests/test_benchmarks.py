@@ -332,6 +332,15 @@ def test_the_yardsticks_test_cases_are_a_fold_of_nnunets(tmp_path: Path):
         }
 
 
+def test_the_yardstick_goes_on_with_what_it_has_of_the_same_setting(tmp_path: Path):
+    file, setting = tmp_path / "results.json", {"minutes": 30.0, "overrides": {"batch_size": 2}}
+    assert yardstick.resumed(file, setting) == setting
+    file.write_text(json.dumps(setting | {"nnunet": {"mean_dice": 0.5}}))
+    assert yardstick.resumed(file, setting) == setting | {"nnunet": {"mean_dice": 0.5}}
+    assert yardstick.resumed(file, setting | {"minutes": 10.0}) == setting | {"minutes": 10.0}
+    assert yardstick.resumed(file, {"seed": 0} | setting) == {"seed": 0} | setting
+
+
 def test_the_yardstick_counts_as_nnunet_does(tmp_path: Path):
     """A class that is nowhere is left out of the mean; one that the mask alone has is 0."""
     for name, mask, label in (("a", (1, 1, 0, 0), (1, 0, 0, 0)), ("b", (0, 0, 2, 0), (0, 0, 0, 0))):
