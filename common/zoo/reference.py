@@ -95,11 +95,11 @@ def reference_failures(bundle: Path, metadata: Mapping[str, Any]) -> Iterator[st
         found = dice_per_class(predict_phantom(bundle, told["phantom"], Path(folder)), label_map)
     if not found:
         yield f"{told['label_map']} has no class, and no mask differs from it"
-    for value, dice in found.items():
+    for name, dice in found.items():
         # A class that neither has is NaN.
         if not (math.isnan(dice) or dice >= told["min_dice"]):
             yield (
-                f"in a phantom ({_words(told['phantom'])}) class {value} has a Dice of {dice:.3f} "
+                f"in a phantom ({_words(told['phantom'])}) {name} has a Dice of {dice:.3f} "
                 f"with {told['label_map']}, and needed is {told['min_dice']}: here, with "
                 f"{', '.join(f'{name} {version(name)}' for name in _PACKAGES)}, something is "
                 "computed in another way than where the weights were published"
