@@ -28,7 +28,7 @@ def convert(
     --axcodes tells where these axes point to, by default SPL. --intensity is of the same plan: of
     CT, "[percentile 0.5, percentile 99.5, mean, standard deviation]" of the foreground; else
     z-score, or "nonzero z-score" where its use_mask_for_norm is true. The bundles read it from the
-    checkpoint.
+    checkpoint. Of Swin-UMamba's slices give these three of the 2D plan, (y, x).
 
     With --network nnunet, the checkpoint of a training inside nnU-Net becomes a bundle's, with its
     plan's settings; --axcodes tells where nnU-Net's axes point to, if that cannot be found.
@@ -52,7 +52,12 @@ def convert(
     settings = released_settings(weights, network, axcodes=axcodes, **plan)
     weights.settings = settings  # type: ignore[attr-defined]  # as of a training
     _save(weights, output)
-    if "axes" in settings:
+    if network == "swin_umamba" and "spacing" not in settings:
+        say(
+            "Nothing was said of its training's plan: inference has the bundle's own spacing, "
+            "patch_size and intensity. Of slices give all three."
+        )
+    if network == "lightm_unet" and "axes" in settings:
         say(
             "Its training was on patches of radiographs as they are; the bundle resizes each to "
             "its image_size, 512 x 512, where masks may be worse. Give inference your radiographs' "
