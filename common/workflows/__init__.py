@@ -6,6 +6,7 @@ from .costs import Costs, cost_rows, profile
 from .curves import LearningCurves
 from .export import FORMS, export_network
 from .finite import CheckFinite
+from .frozen import FrozenAtFirst
 from .nnunet import convert_nnunet
 from .plan import write_plan
 from .precision import check_precision
@@ -22,6 +23,7 @@ __all__ = [
     "CodebookStatistics",
     "Costs",
     "DatasetReport",
+    "FrozenAtFirst",
     "LearningCurves",
     "SaveBest",
     "Stopped",
