@@ -24,8 +24,20 @@ from common.errors import InputError
 
 # What a segment is, in SNOMED CT, by the name of its class: category, type.
 NEOPLASM = (("49755003", "Morphologically Altered Structure"), ("108369006", "Neoplasm"))
+STRUCTURE = ("123037004", "Anatomical Structure")
+KIDNEY, ADRENAL = ("64033007", "Kidney"), ("23451007", "Adrenal gland")  # labels tell the side
 CODES = {
-    "liver": (("123037004", "Anatomical Structure"), ("10200004", "Liver")),
+    "liver": (STRUCTURE, ("10200004", "Liver")),
+    "spleen": (STRUCTURE, ("78961009", "Spleen")),
+    "pancreas": (STRUCTURE, ("15776009", "Pancreas")),
+    "aorta": (STRUCTURE, ("15825003", "Aorta")),
+    "inferior vena cava": (STRUCTURE, ("64131007", "Inferior vena cava")),
+    "gallbladder": (STRUCTURE, ("28231008", "Gallbladder")),
+    "stomach": (STRUCTURE, ("69695003", "Stomach")),
+    "duodenum": (STRUCTURE, ("38848004", "Duodenum")),
+    **dict.fromkeys(("oesophagus", "esophagus"), (STRUCTURE, ("32849002", "Esophagus"))),
+    **{f"{side} kidney": (STRUCTURE, KIDNEY) for side in ("left", "right")},
+    **{f"{side} adrenal gland": (STRUCTURE, ADRENAL) for side in ("left", "right")},
     **dict.fromkeys(("tumour", "tumor", "cancer"), NEOPLASM),  # the last is the Decathlon's
 }
 REQUIREMENTS = """\
