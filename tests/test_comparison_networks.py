@@ -135,14 +135,17 @@ def test_any_bundle_trains_any_network(bundle: Path, name: str, tmp_path: Path):
     multiple = config(bundle, f"networks/{name}")["network_input#multiple_of"]
     told = [2 * multiple - 2, 14 if name == "vnet" else 30, 9]
     slices = 1 if name == "vnet" else 3  # whose 16 features repeat the channels
+    train = config(bundle, "train")
+    in_channels = 1 if name == "vnet" else train["in_channels"]
     given = {size: told[:dims], "dataset_dir": str(tmp_path), "slices": slices, "num_classes": 3}
+    given["in_channels"] = in_channels
     parsed = parser(bundle, name, small(bundle, name) | given)
     rounded = [math.ceil(n / multiple) * multiple for n in given[size]]
     assert parsed.get_parsed_content("network_input#size") == rounded
 
     network = parsed.get_parsed_content("network").train()
     channels = parsed.get_parsed_content("network_input#channels")
-    assert channels == (slices if "slices" in config(bundle, "train") else 1)
+    assert channels == in_channels * (slices if "slices" in train else 1)
     image = torch.rand(2, channels, *rounded)
     label = target(bundle, torch.randint(3, (2, 1, *rounded)).float())
     output = network(image)
