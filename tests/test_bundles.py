@@ -48,8 +48,11 @@ FAMILIES: dict[str, list[str]] = {
         "abdomen_ct_umamba_segmentation",
         "brain_tumor_mr_segmamba_segmentation",
     ],
-    "2D": ["lung_cxr_lightm_unet_segmentation"],
-    "2D slices": ["liver_tumor_ct_lcmambanet_segmentation"],
+    "2D": ["lung_cxr_lightm_unet_segmentation", "skin_lesion_rgb_vm_unet_segmentation"],
+    "2D slices": [
+        "liver_tumor_ct_lcmambanet_segmentation",
+        "abdomen_mr_swin_umamba_segmentation",
+    ],
 }
 MAY_DIFFER = {
     "network_def": "it is what the bundles are made to compare",
@@ -166,6 +169,68 @@ MAY_DIFFER_IN = {
         "inferer": "two networks; padding is air",
         "postprocessing#transforms#0": "two sigmoid channels instead of a softmax",
         "run": "the stage is checked, and the other one's network kept",
+    },
+    "skin_lesion_rgb_vm_unet_segmentation": {
+        "dataset_dir": "other data",
+        "seed": "the release has it",
+        "in_channels": "photographs are red, green and blue",
+        "out_channels": "a sigmoid for one class, as in the release",
+        "cache_num": "there are more photographs, and they are smaller",
+        "augmentation": "the release's",
+        "augmentations#released": "the release's",
+        "augmentations#nnunet#transforms#0#rotate_range": "no side of a lesion is up",
+        "augmentations#nnunet#transforms#1#std": "its intensities are from 0 to 255",
+        "augmentations#nnunet#transforms#9": "no side of a lesion is up",
+        "augmentations#light#transforms#2#std": "its intensities are from 0 to 255",
+        "augmentations#light#transforms#6#offsets": "its intensities are from 0 to 255",
+        "augmentations#light#transforms#7": "no side of a lesion is up",
+        "encoder_weights": "its encoder may be VMamba's",
+        "typed#encoder_weights": "its encoder may be VMamba's",
+        "run#7": "its encoder may be VMamba's",
+        "run#8": "that step comes before",
+        "run#9": "that step comes before",
+        "train#preprocessing#transforms#0#_target_": "photographs are in colour",
+        "train#postprocessing": "one sigmoid channel instead of a softmax",
+        "preprocessing#transforms#0#_target_": "photographs are in colour",
+        "inferer#inferer#axes": "no side of a lesion is up",
+        "postprocessing#transforms": "one sigmoid channel instead of a softmax; one lesion",
+        "handlers#1#desc": "photographs are no radiographs",
+        "validate#inferer#inferer#axes": "no side of a lesion is up",
+        "validate#postprocessing": "one sigmoid channel instead of a softmax; one lesion",
+    },
+    "abdomen_mr_swin_umamba_segmentation": {
+        "dataset_dir": "other data",
+        "seed": "LCMambaNet's paper names one",
+        "modality": "it is for MR",
+        "num_classes": "13 organs",
+        "axcodes": "released weights have other axes",
+        "split": "the release trains on all cases",
+        "split_seed": "the release trains on all cases",
+        "slices_per_case": "a batch is of 30 slices",
+        "cache_num": "an epoch reads every case many times",
+        "augmentation": "nnU-Net's",
+        "augmentations#nnunet#transforms#3#std": "its intensities have the deviation 1",
+        "augmentations#basic": "LCMambaNet's paper has it",
+        "augmentations#full": "LCMambaNet's paper has it",
+        "bce_weight": "its loss has none",
+        "boundary_weight": "its loss has none",
+        "encoder_frozen_epochs": "a pretrained encoder waits for the decoder",
+        "train#handlers#4": "a pretrained encoder waits for the decoder",
+        "train#handlers#5": "that handler comes before",
+        "train#handlers#6": "that handler comes before",
+        "train#handlers#3#schedule#step_transform": "its schedule asks for no score",
+        "overlap": "windows slide within slices",
+        "displayable_configs#overlap": "windows slide within slices",
+        "inferer#inferer#inferer": "windows slide within slices",
+        "validate#inferer": "windows slide within slices",
+        "train#preprocessing#transforms#3#axcodes": "released weights have other axes",
+        "train#preprocessing#transforms#5": "slices have a spacing, and no common size",
+        "train#preprocessing#transforms#7": "slices have a spacing, and no common size",
+        "train#preprocessing#transforms#8": "that step comes before",
+        "preprocessing#transforms#3#axcodes": "released weights have other axes",
+        "preprocessing#transforms#5": "slices have a spacing, and no common size",
+        "validate#preprocessing#transforms#3#axcodes": "released weights have other axes",
+        "validate#preprocessing#transforms#5": "slices have a spacing, and no common size",
     },
 }
 
@@ -423,7 +488,7 @@ def test_options_of_monai_labels_panel_take_effect(bundle: Path, give: Callable[
     parsed = parser(bundle, "inference", handlers=[])
     panel = parsed["displayable_configs"]
     off: Config = {"test_time_flips": False, "keep_largest_component": False}
-    slides = flips_of(parsed["inferer"])["inferer"]["_target_"].endswith("SlidingWindowInferer")
+    slides = "overlap" in flips_of(parsed["inferer"])["inferer"]
     assert panel == ({"overlap": 0.5} if slides else {}) | off
 
     def steps() -> list[str]:
@@ -504,8 +569,12 @@ def test_switches_are_true_or_false(bundle: Path, name: str):
 
 AUGMENTATIONS = {
     "liver_tumor_ct_lcmambanet_segmentation": ["nnunet", "light", "none", "basic", "full"],
+    "skin_lesion_rgb_vm_unet_segmentation": ["nnunet", "light", "none", "released"],
 }
-DEFAULT_AUGMENTATION = {"liver_tumor_ct_lcmambanet_segmentation": "full"}
+DEFAULT_AUGMENTATION = {
+    "liver_tumor_ct_lcmambanet_segmentation": "full",
+    "skin_lesion_rgb_vm_unet_segmentation": "released",
+}
 
 
 def test_augmentation_is_one_of_those_there_are(bundle: Path):

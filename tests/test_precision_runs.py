@@ -19,6 +19,8 @@ from .test_lcmambanet_bundle import SHORT as LCMAMBANET
 from .test_lung_bundle import SMALL as LUNG
 from .test_mambaclinix_bundle import SHORT as MAMBACLINIX
 from .test_segmamba_bundle import SHORT as SEGMAMBA
+from .test_skin_lesion_bundle import SHORT as VM_UNET
+from .test_swin_umamba_bundle import SHORT as SWIN_UMAMBA
 from .test_umamba_bundle import SHORT as UMAMBA
 
 # Bundle -> options of its training, small.
@@ -32,6 +34,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "liver_tumor_ct_lcmambanet_segmentation": LCMAMBANET,
     "liver_tumor_ct_mambaclinix_segmentation": MAMBACLINIX,
     "lung_cxr_lightm_unet_segmentation": LUNG | {"max_epochs": 1},
+    "abdomen_mr_swin_umamba_segmentation": SWIN_UMAMBA,
+    "skin_lesion_rgb_vm_unet_segmentation": VM_UNET,
 }
 
 
@@ -39,7 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_from_training_to_masks_in_bfloat16(name: str, tmp_path: Path):
     bundle = REPOSITORY / "bundles" / name
-    cxr = "cxr" in name
+    cxr = "cxr" in name or "rgb" in name
     of: dict[str, Any] = {"kind": "cxr", "size": 96} if cxr else {"kind": "ct", "size": 48}
     dataset = write_phantom(tmp_path / "data", cases=10 if cxr else 6, seed=1, **of)
     run = {"bundle_root": tmp_path, "dataset_dir": dataset, "device": "cpu"}

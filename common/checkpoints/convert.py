@@ -20,8 +20,9 @@ def convert_checkpoint(state_dict: Mapping[str, object], network: str) -> StateD
             DistributedDataParallel and torch.compile are removed.
         network: "lightm_unet"; "mambaclinix"; "segmamba"; "swin_umamba", of both decoders;
             "umamba", of either release; "vm_unet"; "rma_mamba" for LCMambaNet, whose attention its
-            code released; or "vmamba" for an ImageNet classifier into VMambaEncoder: the classifier
-            lacks the encoder's output norms, the encoder its head.
+            code released; "vmamba" for an ImageNet classifier into VMambaEncoder: the classifier
+            lacks the encoder's output norms, the encoder its head; or "vmamba_v1" for one of
+            VMamba's first version into `common.blocks.VSSEncoder`, without its head.
 
     Raises:
         InputError: the network is unknown, or a parameter is none that its released code has.
@@ -238,6 +239,13 @@ def _rename_gated_blocks(state_dict: StateDict) -> StateDict:
     }
 
 
+def _vmamba_v1(state_dict: Mapping[str, Tensor]) -> StateDict:
+    encoder = {k: x for k, x in state_dict.items() if not k.startswith(("norm.", "head."))}
+    rules = _vss_encoder("", r"layers\.(\d+)\.downsample")
+    renamed = _rename_gated_blocks(_renamed(encoder, rules, "VMamba"))
+    return {name.removeprefix("encoder."): x for name, x in renamed.items()}
+
+
 _VM_UNET: _Rules = [
     *_vss_encoder(r"vmunet\.", r"layers\.(\d+)\.downsample"),
     (r"vmunet\.layers_up\.(\d+)\.blocks\.", r"decoder.\1.blocks."),
@@ -335,4 +343,5 @@ _CONVERTERS: dict[str, Callable[[Mapping[str, Tensor]], StateDict]] = {
     "umamba": _umamba,
     "vm_unet": _vm_unet,
     "vmamba": _vmamba,
+    "vmamba_v1": _vmamba_v1,
 }

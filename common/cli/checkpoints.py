@@ -25,8 +25,8 @@ def convert(
 
     Of LightM-UNet and U-Mamba in 3D, MambaClinix and SegMamba the bundles have to know the nnU-Net
     plan that it was trained with, and read it from the checkpoint: give its values as they stand
-    there, (z, y, x). With --network nnunet, the checkpoint of a training inside nnU-Net becomes a
-    bundle's, with its plan's settings.
+    there, (z, y, x); of Swin-UMamba's slices those of the 2D plan, (y, x). With --network nnunet,
+    the checkpoint of a training inside nnU-Net becomes a bundle's, with its plan's settings.
 
     Input:
         checkpoint: the file.
@@ -59,7 +59,12 @@ def convert(
     settings = released_settings(weights, network, axcodes=axcodes, **plan)
     weights.settings = settings  # type: ignore[attr-defined]  # as of a training
     _save(weights, output)
-    if "axes" in settings:
+    if network == "swin_umamba" and "spacing" not in settings:
+        say(
+            "Nothing was said of its training's plan: inference has the bundle's own spacing, "
+            "patch_size and intensity. Of slices give all three."
+        )
+    if network == "lightm_unet" and "axes" in settings:
         say(
             "Its training was on patches of radiographs as they are; the bundle resizes each to "
             "its image_size, 512 x 512, where masks may be worse. Give inference your radiographs' "

@@ -46,6 +46,8 @@ class FormatReader(ImageReader):
 
     Args:
         grey: make one channel of grey of colour pictures, and a picture of a volume of one slice.
+        colour: make three channels, red, green and blue, of every picture; grey ones have three
+            times the same.
         palette: of a picture of at most 256 colours take their numbers, as labels have them.
         modality: as for `read_dicom`.
         series_uid: as for `read_dicom`.
@@ -54,11 +56,13 @@ class FormatReader(ImageReader):
     def __init__(
         self,
         grey: bool = False,
+        colour: bool = False,
         palette: bool = False,
         modality: str | Sequence[str] | None = None,
         series_uid: str | None = None,
     ) -> None:
         self.grey = grey
+        self.colour = colour
         self.palette = palette
         self.modality = modality
         self.series_uid = series_uid
@@ -71,8 +75,8 @@ class FormatReader(ImageReader):
 
         Raises:
             InputError: an ending that no format has, or whose library is missing; values that are
-                complex numbers or colours of a volume; an affine that no grid of voxels has; or as
-                `read_dicom`.
+                complex numbers or colours of a volume; where colours are asked for, a picture of
+                more than 8 bits; an affine that no grid of voxels has; or as `read_dicom`.
         """
         return [self._read(os.fspath(file)) for file in ensure_tuple(data)]
 
@@ -142,6 +146,8 @@ class FormatReader(ImageReader):
     def _converted(self, image: Any) -> Any:
         if image.mode == "P" and self.palette:
             return Image.fromarray(np.asarray(image))
+        if self.colour:
+            return _colour(image)
         return _grey(image) if self.grey else image
 
 
@@ -172,6 +178,16 @@ def _grey(image: Any) -> Any:
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;16"):
         return image
     return image.convert("L")
+
+
+def _colour(image: Any) -> Any:
+    """A PIL image of red, green and blue, without its transparency."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):  # of which PIL would cut off most
+        raise InputError(
+            f"{image.filename} has grey values of more than 8 bits; allowed are photographs of 8 "
+            "bits, in colour or grey."
+        )
+    return image.convert("RGB")
 
 
 def _one_page(converter: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -68,8 +68,8 @@ def split_cases(
         split_file: JSON, ``{"training": [NAME, ...], "validation": [...], "test": [...]}``, or
             nnU-Net's splits_final.json, ``[{"train": [NAME, ...], "val": [...]}, ...]`` by `fold`,
             whose test set is its validation set. A case is called as its label or image, without
-            the ending, _mask, _seg, _label, and a channel's number, and one of several of that
-            name by its folder: patient_1/seg, or patient_1.
+            the ending, _mask, _seg, _segmentation, _label, and a channel's number, and one of
+            several of that name by its folder: patient_1/seg, or patient_1.
         exclude: names of cases that are in no part, or one name; a text or JSON file of them; or
             the name of a list that is in common/data/lists: "lits_without_ircadb" leaves out LiTS's
             cases 28 to 47, which are those of 3D-IRCADb-01, so that this tests what was not trained

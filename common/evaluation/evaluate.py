@@ -138,8 +138,8 @@ def _pairs(predictions: Path, labels: Path) -> tuple[dict[str, _Pair], dict[str,
     if not pairs:
         raise InputError(
             f"No prediction in {predictions} ({listed(found, 3)}) is of a label in {labels} "
-            f"({listed(true, 3)}); allowed are equal names, but for _seg, _mask and _label at "
-            "their ends."
+            f"({listed(true, 3)}); allowed are equal names, but for _seg, _segmentation, "
+            "_mask and _label at their ends."
         )
     kinds: dict[bool, Path] = {}
     for file in (file for pair in pairs.values() for file in pair):

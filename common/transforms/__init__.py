@@ -16,7 +16,7 @@ from .labels import (
     RegionLabelsd,
     region_values,
 )
-from .loading import LoadCheckedImaged, LoadRadiographd
+from .loading import LoadCheckedImaged, LoadPhotographd, LoadRadiographd
 from .patches import AdjacentSlicesd, ForegroundOrAll, NonZero, PadToPatchd, input_size
 from .spacing import OwnKeysSpacingd, RelativeSpacingd, SplineResized
 
@@ -31,6 +31,7 @@ __all__ = [
     "LabelRegionsd",
     "LeaveOutIgnoredd",
     "LoadCheckedImaged",
+    "LoadPhotographd",
     "LoadRadiographd",
     "MergeMasksd",
     "NestedLabelsd",

@@ -33,6 +33,7 @@ class LoadCheckedImaged(LoadImaged):
     """
 
     _grey = False
+    _colour = False
     _label_reader: FormatReader | None = None
 
     def __init__(
@@ -45,7 +46,9 @@ class LoadCheckedImaged(LoadImaged):
     ) -> None:
         super().__init__(keys, reader, image_only=True, **kwargs)
         if reader is None:  # the last one registered is asked first
-            self.register(FormatReader(self._grey, modality=modality, series_uid=series_uid))
+            self.register(
+                FormatReader(self._grey, self._colour, modality=modality, series_uid=series_uid)
+            )
 
     def __call__(self, data: Mapping[Hashable, Any], reader: Any = None) -> dict[Hashable, Any]:
         loaded = dict(data)
@@ -78,3 +81,15 @@ class LoadRadiographd(LoadCheckedImaged):
 
     _grey = True
     _label_reader = FormatReader(grey=True, palette=True)
+
+
+class LoadPhotographd(LoadCheckedImaged):
+    """`LoadCheckedImaged` that makes of each PNG, JPEG, TIFF or BMP file red, green and blue.
+
+    Grey photographs have three times the same, and transparency is left out; those of more than 8
+    bits are refused. A label is as `LoadRadiographd` has it.
+    As for every reader of MONAI the first spatial axis is the horizontal one.
+    """
+
+    _colour = True
+    _label_reader = LoadRadiographd._label_reader

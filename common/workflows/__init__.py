@@ -16,6 +16,7 @@ from .costs import Costs, cost_rows, profile
 from .curves import LearningCurves
 from .export import FORMS, export_network
 from .finite import CheckFinite
+from .frozen import FrozenAtFirst
 from .nnunet import convert_nnunet
 from .plan import write_plan
 from .precision import check_precision
@@ -35,6 +36,7 @@ __all__ = [
     "Costs",
     "DatasetReport",
     "Figures",
+    "FrozenAtFirst",
     "LearningCurves",
     "SaveBest",
     "Stopped",

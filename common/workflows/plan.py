@@ -86,7 +86,8 @@ def write_plan(
     - Where the spacing in plane is relative to each scan's own (`in_plane_factor`), that stays, and
       the patch is planned for the grid that it makes; `slice_spacing` is planned unless it is None.
     - A 2D network gets nnU-Net's 2D configuration, of slices across the last axis: the size that
-      whole slices or pictures are resized to is the planned patch's. The batch is of slices.
+      whole slices or pictures are resized to is the planned patch's, unless the bundle has a
+      spacing, which is planned too. The batch is of slices.
 
     nnU-Net's messages and progress go to stderr.
 
@@ -341,7 +342,8 @@ def _working_spacing(
 ) -> list[float]:
     """The spacing (z, y, x) that a patch is planned for, where `target` is nnU-Net's."""
     if given.get("spacing") is not None:
-        return [float(mm) for mm in given["spacing"][::-1]]
+        mm = [float(length) for length in given["spacing"][::-1]]
+        return [*target[: len(target) - len(mm)], *mm]  # of slices two, within them
     if "in_plane_factor" not in config:
         return target
     factor = config.get_parsed_content("in_plane_factor")

@@ -190,13 +190,14 @@ def data_format(bundle: Path) -> Iterator[str]:
         for field in ("type", "format", "num_channels", "spatial_shape", "dtype", "value_range"):
             if field not in tensor:
                 yield f"{part}#{key} has no {field}"
-        # The output's names are those of the label map.
-        names = tensor.get("num_channels", 0) + (name == "pred" and nested(bundle))
-        if list(channels := tensor.get("channel_def", {})) != [str(i) for i in range(names)]:
-            found = ", ".join(channels) or "none"
+        # The output's names are those of the label map; one channel is a sigmoid, of class 1.
+        channels = tensor.get("num_channels", 0)
+        names = channels + (name == "pred" and (channels == 1 or nested(bundle)))
+        if list(named := tensor.get("channel_def", {})) != [str(i) for i in range(names)]:
+            found = ", ".join(named) or "none"
             yield f"{part}#{key}#channel_def has {found}; allowed is 0 to {names - 1}"
-        if name == "pred" and channels.get("0") != "background":
-            yield f"channel 0 of {key} is {channels.get('0')!r}; allowed is 'background'"
+        if name == "pred" and named.get("0") != "background":
+            yield f"channel 0 of {key} is {named.get('0')!r}; allowed is 'background'"
 
 
 def train_config(bundle: Path) -> Iterator[str]:

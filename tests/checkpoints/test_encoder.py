@@ -1,11 +1,14 @@
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from common.blocks import VSSEncoder
 from common.checkpoints import load_encoder
 from common.errors import InputError
-from common.networks import VMambaEncoder
+from common.networks import SwinUMamba, VMambaEncoder, VMUNet
 
 
 def around(encoder: VMambaEncoder) -> torch.nn.Module:
@@ -85,3 +88,87 @@ def test_encoder_of_another_size_is_refused(tmp_path: Path):
         load_encoder(around(VMambaEncoder(3, 16, depths=(1, 1))), tmp_path / "vssm.pth")
     with pytest.raises(InputError, match="does not fit this Identity's encoder"):
         load_encoder(torch.nn.Identity(), tmp_path / "vssm.pth")
+
+
+def of_first_version(encoder: VSSEncoder) -> dict[str, dict[str, Tensor]]:
+    """A classifier with that encoder and the names of VMamba's first version."""
+    released = {"norm.weight": torch.zeros(8), "head.weight": torch.zeros(10, 8)}
+    for name, x in encoder.state_dict().items():
+        name = re.sub(r"^downs\.0\.conv\.", "patch_embed.proj.", name)
+        name = re.sub(r"^downs\.0\.norm\.", "patch_embed.norm.", name)
+        name = re.sub(
+            r"^downs\.(\d)\.(norm|reduce)\.",
+            lambda m: f"layers.{int(m[1]) - 1}.downsample.{m[2]}.".replace("reduce", "reduction"),
+            name,
+        )
+        name = re.sub(r"^stages\.(\d)\.(\d)\.norm\.", r"layers.\1.blocks.\2.ln_1.", name)
+        name = re.sub(r"^stages\.(\d)\.(\d)\.mixer\.", r"layers.\1.blocks.\2.self_attention.", name)
+        released[name] = x.clone()
+    assert not any(name.startswith(("downs", "stages")) for name in released)
+    return {"model": released}
+
+
+def classifier(depths: tuple[int, ...]) -> VSSEncoder:
+    torch.manual_seed(1)
+    return VSSEncoder(3, (8, 16), depths, 4, 0.0, "auto")
+
+
+def taken(network: torch.nn.Module, source: VSSEncoder, places: dict[str, str]) -> None:
+    """Assert that parts of a network are a classifier's."""
+    own, given = network.state_dict(), source.state_dict()
+    for place, of in places.items():
+        names = [name for name in own if name.startswith(place)]
+        assert names, place
+        for name in names:
+            assert torch.equal(own[name], given[of + name.removeprefix(place)]), name
+
+
+def test_vm_unets_encoder_and_its_decoder_in_reverse(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """As its released code takes VMamba-S, whose third stage is deeper."""
+    source = classifier((1, 3))
+    torch.save(of_first_version(source), tmp_path / "vmamba.pth")
+    network = VMUNet(3, 1, (1, 2), (2, 1), (8, 16))
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    with caplog.at_level("INFO"):
+        load_encoder(network, tmp_path / "vmamba.pth")
+    places = {"encoder.downs.": "downs.", "encoder.stages.": "stages."}
+    places |= {"decoder.0.blocks.": "stages.1.", "decoder.1.blocks.": "stages.0."}
+    taken(network, source, places)
+    for name, x in network.state_dict().items():
+        if not name.startswith(tuple(places)):
+            assert torch.equal(x, before[name]), name
+    assert "Left out: stages.1.2." in caplog.text
+    assert "Missing, so as initialised: none." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("decoder", "channels", "patches"),
+    [("convolution", 1, False), ("convolution", 3, False), ("mamba", 1, False), ("mamba", 3, True)],
+)
+def test_swin_umambas_encoder(tmp_path: Path, decoder: str, channels: int, patches: bool):
+    """Its patches are others, unless they are a photograph's in the decoder of Mamba."""
+    source = classifier((1, 2))
+    torch.save(of_first_version(source), tmp_path / "vmamba.pth")
+    network = SwinUMamba(channels, 3, decoder, (1, 2), (8, 16))
+    before = {name: x.clone() for name, x in network.state_dict().items()}
+    load_encoder(network, tmp_path / "vmamba.pth")
+    places = {"encoder.downs.1.": "downs.1.", "encoder.stages.": "stages."}
+    places |= {"encoder.downs.0.": "downs.0."} if patches else {}
+    taken(network, source, places)
+    for name, x in network.state_dict().items():
+        if not name.startswith(tuple(places)):
+            assert torch.equal(x, before[name]), name
+
+
+def test_encoders_that_the_first_version_does_not_fit(tmp_path: Path):
+    torch.save(of_first_version(classifier((1, 1))), tmp_path / "vmamba.pth")
+    with pytest.raises(
+        InputError,
+        match=r"does not fit this SwinUMamba: encoder\.downs\.1\.\S+ has shape .*vmamba_tiny_e292",
+    ):
+        load_encoder(SwinUMamba(1, 2, depths=(1, 1), features=(16, 32)), tmp_path / "vmamba.pth")
+    for network in (around(VMambaEncoder(3, 16, depths=(1, 2))), torch.nn.Identity()):
+        with pytest.raises(InputError, match="is none of VMamba's first version; allowed are Swin"):
+            load_encoder(network, tmp_path / "vmamba.pth")

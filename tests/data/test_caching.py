@@ -27,7 +27,7 @@ from common.transforms import CheckInputd, LoadCheckedImaged, OwnKeysSpacingd
 from ..conftest import REPOSITORY
 
 BUNDLES = sorted(folder.name for folder in (REPOSITORY / "bundles").iterdir())
-IN_2D = {name for name in BUNDLES if "lcmambanet" in name}
+IN_2D = {name for name in BUNDLES if "lcmambanet" in name or "swin_umamba" in name}
 # The phantoms have one channel.
 OF_PHANTOMS = {"brain_tumor_mr_segmamba_segmentation": {"in_channels": 1}}
 Options = dict[str, Any]
@@ -177,7 +177,8 @@ def test_of_each_bundle_too(
         root = write_phantom(tmp_path / kind, cases=4, kind=kind, size=size, progress=False)
         found[kind] = split_cases(root, "training")[0]
     for bundle in BUNDLES:
-        case, folder = found["cxr" if "cxr" in bundle else "ct"], tmp_path / bundle
+        pictures = "cxr" in bundle or "rgb" in bundle
+        case, folder = found["cxr" if pictures else "ct"], tmp_path / bundle
         theirs = elsewhere.submit(prepared_by, bundle, case, folder).result()
         assert theirs
         assert prepared_by(bundle, case, folder) == theirs, bundle

@@ -463,6 +463,75 @@ def test_no_mask_at_all_is_named(touch: Touch):
         labelled_cases(touch("CXR_png/CHN_1.png"))
 
 
+# ISIC's challenges
+
+ISIC = {
+    "2016": (
+        "ISBI2016_ISIC_Part1_{}_Data/ISIC_0000000.jpg",
+        "ISBI2016_ISIC_Part1_{}_GroundTruth/ISIC_0000000_Segmentation.png",
+    ),
+    "2017": (
+        "ISIC-2017_{}_Data/ISIC_0000000.jpg",
+        "ISIC-2017_{}_Part1_GroundTruth/ISIC_0000000_segmentation.png",
+    ),
+    "2018": (
+        "ISIC2018_Task1-2_{}_Input/ISIC_0000000.jpg",
+        "ISIC2018_Task1_{}_GroundTruth/ISIC_0000000_segmentation.png",
+    ),
+}
+
+
+@pytest.mark.parametrize("year", ISIC)
+def test_isic_as_downloaded(touch: Touch, year: str):
+    image, label = (name.format("Training") for name in ISIC[year])
+    root = touch(image, label, "ISIC2018_Task2_Training_GroundTruth_v3/ISIC_0000000_a.png")
+    touch(f"{Path(image).parent}/ATTRIBUTION.txt")
+    data = find_cases(root)
+    assert (data.layout, data.parts) == ("ISIC", None)
+    assert relative(root, data) == [{"image": image, "label": label}]
+
+
+def test_isic_comes_in_parts(touch: Touch):
+    """Beside the photographs of 2017 are superpixels; the test's folders have their version."""
+    names = {"training": "Training", "validation": "Validation", "test": "Test_v2"}
+    root = touch(*(file.format(part) for part in names.values() for file in ISIC["2017"]))
+    touch(*(f"ISIC-2017_{p}_Data/ISIC_0000000_superpixels.png" for p in names.values()))
+    data = find_cases(root)
+    assert data.parts is not None
+    for split, part in names.items():
+        image, label = (name.format(part) for name in ISIC["2017"])
+        of_part = data._replace(cases=data.parts[split])
+        assert relative(root, of_part) == [{"image": image, "label": label}]
+    photographs = ["ISIC-2017_Test_v2_Data/ISIC_0000000.jpg"]
+    assert short(root, image_files(root, 2)) == photographs
+    assert short(root, image_files(root / "ISIC-2017_Test_v2_Data", 2)) == photographs
+    (root / "ISIC-2017_Test_v2_Part1_GroundTruth/ISIC_0000000_segmentation.png").unlink()
+    (root / "ISIC-2017_Test_v2_Part1_GroundTruth").rmdir()
+    data = find_cases(root)
+    assert short(root, data.images) == photographs
+    assert data.parts is not None
+    assert list(data.parts) == ["training", "validation"]
+
+
+def test_what_of_isic_is_not_there(touch: Touch, tmp_path: Path):
+    image, label = (name.format("Training") for name in ISIC["2018"])
+    with pytest.raises(InputError, match=r"Training_Input has no masks; needed is the folder of"):
+        labelled_cases(touch(image))
+    touch(label, image.replace("0000000", "0000001"))
+    with pytest.raises(InputError, match=r"An image has no label: \S*ISIC_0000001\.jpg; needed"):
+        labelled_cases(tmp_path)
+    touch(ISIC["2017"][0].format("Training"))
+    with pytest.raises(InputError, match="are both there for training; allowed is one of them"):
+        labelled_cases(tmp_path)
+
+
+def test_isics_names_in_folders(touch: Touch):
+    root = touch("images/ISIC_0000001.jpg", "masks/ISIC_0000001_segmentation.png")
+    assert relative(root) == [
+        {"image": "images/ISIC_0000001.jpg", "label": "masks/ISIC_0000001_segmentation.png"}
+    ]
+
+
 # A list that somebody wrote
 
 

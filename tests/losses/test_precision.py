@@ -95,14 +95,14 @@ def test_sixteen_bits_in_training(name: str, dtype: torch.dtype):
     parser = ConfigParser()
     parser.read_config(REPOSITORY / f"bundles/{name}/configs/train.json")
     network = parser["network_def#_target_"].rpartition(".")[-1]
-    outputs = {"CodebookMambaUNet": (2, 2), "LiverTumourCascade": (1, 1)}
+    outputs = {"CodebookMambaUNet": (2, 2), "LiverTumourCascade": (1, 1), "VMUNet": (1, 1)}
     logits, target = logits_and_target(*outputs.get(network, (3, 1)), large=False)
 
     def of_training(x: Tensor) -> Any:
         if network == "CodebookMambaUNet":
             codebook_loss = (2.0**15 * x[:, 0, 0, 0, 0].detach().sign()).abs()
             return x, codebook_loss, None
-        one_scale = network in ("LightMUNet", "SegMamba")
+        one_scale = network in ("LightMUNet", "SegMamba", "VMUNet")
         return x if one_scale else [x, x[..., ::2, ::2, ::2].detach()]
 
     assert_near_float64(

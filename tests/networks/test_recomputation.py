@@ -27,7 +27,8 @@ from common.networks import (
     recompute_levels,
 )
 
-from ..test_comparison_networks import BUNDLES, SMALL, parser, small
+from ..test_bundle_runs import BUNDLE
+from ..test_comparison_networks import SMALL, parser, small
 from .test_dropout import (
     codebook,
     elan_res,
@@ -143,8 +144,8 @@ def test_less_is_kept(build: Build):
 def test_networks_to_compare_with(name: str):
     torch.manual_seed(0)
     size = [64, 32, 32] if name == "swin_unetr" else [32, 32, 16]
-    options = small(BUNDLES[0], name) | {"patch_size": size}
-    expected = parser(BUNDLES[0], name, options).get_parsed_content("network").train()
+    options = small(BUNDLE, name) | {"patch_size": size}
+    expected = parser(BUNDLE, name, options).get_parsed_content("network").train()
     found = copy.deepcopy(expected)
     x = torch.rand(2, 1, *size)
     before = kept(copy.deepcopy(expected), x)

@@ -10,7 +10,13 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, EnsureChannelFirstd, Orientationd
 from PIL import Image
 
-from common.transforms import LoadCheckedImaged, LoadRadiographd, OwnKeysSpacingd
+from common.errors import InputError
+from common.transforms import (
+    LoadCheckedImaged,
+    LoadPhotographd,
+    LoadRadiographd,
+    OwnKeysSpacingd,
+)
 
 from ..data.series import AFFINE as DICOM_AFFINE
 from ..data.series import HU, write_series
@@ -185,3 +191,56 @@ def test_a_volume_of_one_slice_is_a_radiograph(tmp_path: Path, size: tuple[int, 
     np.testing.assert_array_equal(radiograph(file), values.reshape(1, 6, 5))
     loaded = LoadRadiographd(["image", "label"])({"image": file, "label": file})
     assert EnsureChannelFirstd("label")(loaded)["label"].shape == (1, 6, 5)
+
+
+def photograph(image: str, key: str = "image") -> np.ndarray:
+    """(channels, columns, rows) of a file, as the bundle for photographs loads it."""
+    load = Compose([LoadPhotographd(key), EnsureChannelFirstd(key)])
+    return load({key: image})[key].numpy()
+
+
+COLOURS = np.array([[[255, 0, 7], [0, 255, 9]], [[1, 2, 3], [40, 50, 60]]], np.uint8)
+
+
+@pytest.mark.parametrize("mode", [None, "RGBA", "P"])
+def test_photographs_are_red_green_and_blue(tmp_path: Path, mode: str | None):
+    """Also of a palette; what is transparent has its colour all the same."""
+    image = Image.fromarray(COLOURS)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(np.array([[0, 255], [9, 0]], np.uint8)))
+    elif mode == "P":
+        image = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8), "P")
+        image.putpalette(COLOURS.flatten().tolist())
+    image.save(tmp_path / "a.png")
+    loaded = photograph(str(tmp_path / "a.png"))
+    np.testing.assert_array_equal(loaded, COLOURS.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_grey_photographs_have_three_times_the_same(tmp_path: Path, mode: str):
+    grey = np.array([[0, 255, 255], [255, 0, 0]], np.uint8)
+    loaded = photograph(png(tmp_path / "a.png", grey, mode))
+    np.testing.assert_array_equal(loaded, np.stack([grey.T] * 3))
+
+
+def test_photographs_as_jpeg(tmp_path: Path):
+    Image.new("RGB", (16, 8), (200, 100, 50)).save(tmp_path / "a.JPG", quality=95)
+    loaded = photograph(str(tmp_path / "a.JPG"))
+    assert loaded.shape == (3, 16, 8)
+    assert np.abs(loaded - np.array([200, 100, 50])[:, None, None]).max() <= 3
+
+
+def test_greys_of_sixteen_bits_are_no_photograph(tmp_path: Path):
+    file = png(tmp_path / "a.png", np.array([[0, 300], [65535, 1]], np.uint16))
+    with pytest.raises(RuntimeError) as raised:
+        photograph(file)
+    cause = raised.value.__cause__
+    assert isinstance(cause, InputError)
+    assert str(cause).startswith(f"The image {file} has grey values of more than 8 bits; allowed")
+
+
+def test_labels_of_photographs_are_labels(tmp_path: Path):
+    mask = np.array([[0, 255, 255]], np.uint8)
+    for mode in (None, "RGB"):
+        loaded = photograph(png(tmp_path / "a.png", mask, mode), "label")
+        np.testing.assert_array_equal(loaded, mask.T[None])

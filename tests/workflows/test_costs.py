@@ -22,6 +22,8 @@ from common.ops import count_flops
 from common.workflows import Costs, cost_rows, costs, profile
 
 from ..conftest import REPOSITORY
+from ..test_skin_lesion_bundle import SMALL as VM_UNET
+from ..test_swin_umamba_bundle import SMALL as SWIN
 
 BUNDLES = REPOSITORY / "bundles"
 LUNG = BUNDLES / "lung_cxr_lightm_unet_segmentation"
@@ -31,6 +33,7 @@ CODEBOOK = BUNDLES / "liver_tumor_ct_codebook_mamba_segmentation"
 ARGUMENTS = {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]}
 SMALL = {f"network_def#{name}": value for name, value in ARGUMENTS.items()}
 SMALL_LUNG = SMALL | {"image_size": [32, 24], "batch_size": 2}
+SKIN = "skin_lesion_rgb_vm_unet_segmentation"
 
 
 def job(bundle: Path, **given: Any) -> costs._Job:
@@ -268,6 +271,8 @@ SMALL_OF: dict[str, dict[str, Any]] = {
         "patch_size": [64, 64, 32],
     },
     LUNG.name: SMALL_LUNG,
+    "abdomen_mr_swin_umamba_segmentation": SWIN | {"batch_size": 1, "slices_per_case": 2},
+    SKIN: VM_UNET | {"batch_size": 2},
 }
 BATCH = {"liver_tumor_ct_lcmambanet_segmentation": 16, CODEBOOK.name: 1}
 
@@ -303,7 +308,7 @@ def _check_training_step(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(SMALL_OF.keys() - {LUNG.name}))
+@pytest.mark.parametrize("name", sorted(SMALL_OF.keys() - {LUNG.name, SKIN}))
 def test_a_volume_goes_through_every_bundles_inference(name: str):
     found = costs._segment(job(BUNDLES / name, volume=[40, 36, 20], overrides=SMALL_OF[name]))
     assert found["seconds_volume"] > 0
@@ -312,6 +317,12 @@ def test_a_volume_goes_through_every_bundles_inference(name: str):
         "spacing": [0.75, 0.75, 1.0],
         "precision": "float32",
     }
+
+
+@pytest.mark.slow
+def test_a_photograph_goes_through_inference():
+    found = costs._segment(job(BUNDLES / SKIN, volume=[40, 48], overrides=SMALL_OF[SKIN]))
+    assert found["volume"] == {"size": [40, 48], "precision": "float32"}
 
 
 @pytest.mark.slow

@@ -99,6 +99,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "liver_tumor_ct_codebook_mamba_segmentation": {"slice_spacing": 2.5, "ignore_label": 9},
     "liver_tumor_ct_lcmambanet_segmentation": {"slices": 3, "label_map": {"0": 0, "1": [1, 2]}},
     "liver_tumor_ct_elanres_msca_segmentation": {"margin": 4, "slice_spacing": 2.0},
+    "abdomen_mr_swin_umamba_segmentation": {"spacing": [1.5, 1.25], "axcodes": "PLS"},
+    "skin_lesion_rgb_vm_unet_segmentation": {"axes": [0, 2, 1], "intensity#maxv": 1.0},
 }
 
 

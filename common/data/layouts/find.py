@@ -15,7 +15,7 @@ from ...errors import InputError, listed
 from ...files import read_json
 from ..dicom import is_dicom
 from ..formats import allowed_endings
-from . import brats, decathlon, folders, lits, nnunet, radiographs
+from . import brats, decathlon, folders, isic, lits, nnunet, radiographs
 from . import cases_file as listing
 from .names import IMAGES, beside_images, images_of
 from .pairing import unlabelled_images
@@ -23,7 +23,10 @@ from .types import Case, DataSet, Image
 
 _logger = logging.getLogger(__name__)
 
-_FOLDERS = (folders.read_pairs, folders.read_parts, folders.read_pooled, lits.read, brats.read)
+_FOLDERS = (
+    *(folders.read_pairs, folders.read_parts, folders.read_pooled),
+    *(lits.read, brats.read, isic.read),
+)
 
 
 def find_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) -> DataSet:
@@ -37,11 +40,11 @@ def find_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) ->
       masks, image and label or mask; ``train_images``, ``train_masks``, ``valid_images``, ..., or
       ``train/images``, ``train/masks``, ..., or several folders of such, in which volumes of one
       name are one patient's; LiTS's ``volume-N`` and ``segmentation-N``; BraTS's
-      folder per case.
+      folder per case; ISIC's folders of photographs and of masks.
 
     Images are of any of `formats.FORMATS`, or DICOM series, and may be a file per channel:
     ``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, .... Labels have the names of their images, or with
-    _mask, _seg or _label at their ends.
+    _mask, _seg, _segmentation or _label at their ends.
 
     Args:
         dataset_dir: the folder; of no account where there is a `cases_file`.
@@ -68,8 +71,8 @@ def find_cases(dataset_dir: str | Path, cases_file: str | Path | None = None) ->
         raise InputError(
             f"{root} holds no labelled cases in a layout that is known: needed are imagesTr with "
             "images and labelsTr with label maps of the same names, dataset.json with a list, "
-            "folders as of LiTS, BraTS or nnU-Net, CXR_png with radiographs and their masks, or a "
-            "cases_file."
+            "folders as of LiTS, BraTS, ISIC or nnU-Net, CXR_png with radiographs and their masks, "
+            "or a cases_file."
         )
     return matches[0]
 
@@ -90,6 +93,7 @@ def image_files(dataset_dir: str | Path, spatial_dims: int = 3) -> list[Image]:
     the first of these count that are there:
 
     - all radiographs (see `find_cases`);
+    - ISIC's photographs, of one part's folder or for test;
     - the files in ``imagesTs``, or those of the part called test;
     - what its ``dataset.json`` lists under "test", with labels or without;
     - its own files and the DICOM series in it, where one of them is not called as LiTS's are;
@@ -223,6 +227,7 @@ def _listed_images(root: Path, spatial_dims: int) -> list[Image]:
 
 _IMAGES = (
     radiographs.images,
+    isic.images,
     folders.test_images,
     _listed_images,
     _images_not_of_lits,

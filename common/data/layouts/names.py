@@ -25,7 +25,7 @@ _NOTES = (".json", ".txt", ".csv", ".tsv", ".md", ".pdf", ".html", ".log", ".bva
 
 FIRST_CHANNEL = "0000"
 CHANNEL = re.compile(r"(.+)_(\d{4})")
-_MASK = re.compile(r"[-_](mask|seg|label)$", re.IGNORECASE)
+_MASK = re.compile(r"[-_](mask|seg|segmentation|label)$", re.IGNORECASE)
 _LITS = re.compile(r"^segmentation(?=-\d+$)", re.IGNORECASE)
 
 
@@ -85,7 +85,7 @@ def without_first_channel(name: str) -> str:
 
 
 def without_mask(name: str) -> str:
-    """A label may be called CASE_mask, CASE_seg or CASE_label."""
+    """A label may be called CASE_mask, CASE_seg, CASE_segmentation or CASE_label."""
     return _MASK.sub("", name)
 
 
