@@ -40,6 +40,7 @@ _ERRORS = {
 _AXES = ("sagittal", "coronal", "axial")
 _MARGIN = 0.2  # around what is segmented, of its size
 _LEAST = 32  # voxels that are shown across
+_PICTURE = np.diag([-1.0, -1.0, 1.0, 1.0])  # where a radiograph is: x to the left, y downwards
 
 
 class Scene(NamedTuple):
@@ -89,6 +90,32 @@ def load_scene(
     return Scene(values.get_fdata(dtype=np.float32), turned, spacing, _is_picture(image))
 
 
+def scene_of(
+    values: NDArray[np.floating],
+    affine: NDArray[np.float64] | None,
+    maps: Mapping[str, NDArray[np.integer]],
+) -> Scene:
+    """A scene of arrays: an image (x, y, z) and label maps on its grid, wherever axes point.
+
+    Args:
+        affine: of both, (4, 4), to RAS, mm; None of a picture and its masks, (x, y).
+    """
+    if affine is None:
+        values, maps = values[..., None], {name: x[..., None] for name, x in maps.items()}
+    placed = _PICTURE if affine is None else affine
+
+    def turned(array: NDArray) -> nib.Nifti1Image:
+        return nib.as_closest_canonical(nib.Nifti1Image(array, placed))
+
+    image = turned(values.astype(np.float32))
+    return Scene(
+        image.get_fdata(dtype=np.float32),
+        {name: np.asarray(turned(x.astype(np.int32)).dataobj) for name, x in maps.items()},
+        tuple(float(x) for x in image.header.get_zooms()),
+        affine is None,
+    )
+
+
 def dice_per_class(prediction: str | Path, label: str | Path) -> dict[int, float]:
     """Dice of each class but the background in two label maps on one grid.
 
@@ -132,27 +159,14 @@ def draw_overlay(
     from matplotlib.figure import Figure
 
     scene = load_scene(image, {"prediction": prediction} | ({"label": label} if label else {}))
-    shown = window if window and not scene.flat else _window(scene.values)
-    centre = _centre(scene.maps.get("label"), scene.maps["prediction"])
+    shown = window if window and not scene.flat else window_of(scene.values)
+    centre = centre_of(scene.maps.get("label"), scene.maps["prediction"])
     planes = scene.planes[::-1]
     size = (7, 7) if len(planes) == 1 else (13, 5)
     figure = Figure(figsize=size, layout="constrained", facecolor="black")
     drawn: set[int] = set()
     for axis, axes in zip(planes, figure.subplots(1, len(planes), squeeze=False)[0], strict=True):
-        _show_slice(axes, _section(scene.values, axis, centre), axis, scene, shown)
-        for classes, style in zip(scene.maps.values(), ("solid", "dashed"), strict=False):
-            section = _section(classes, axis, centre)
-            found = np.unique(section[section > 0]) if min(section.shape) > 1 else np.empty(0)
-            for value in found.tolist():
-                axes.contour(
-                    section == value,
-                    [0.5],
-                    colors=[colour_of(value)],
-                    linestyles=style,
-                    linewidths=1.3,
-                )
-                drawn.add(value)
-        axes.set_title("frontal" if scene.flat else _AXES[axis], color="white")
+        drawn |= draw_contours(axes, scene, axis, centre, shown)
     figure.suptitle(
         f"{Path(image).name}: prediction solid" + (", label dashed" if label else ""),
         color="white",
@@ -160,7 +174,7 @@ def draw_overlay(
     )
     if drawn:
         figure.legend(
-            handles=[_patch(f"class {x}", colour_of(x)) for x in sorted(drawn)],
+            handles=[patch(f"class {x}", colour_of(x)) for x in sorted(drawn)],
             loc="outside lower center",
             ncols=10,
             labelcolor="white",
@@ -173,6 +187,38 @@ def draw_overlay(
     except OSError as error:
         raise InputError(f"The picture {path} cannot be written ({error.strerror}).") from error
     return path
+
+
+def draw_contours(
+    axes: Axes, scene: Scene, axis: int, centre: Sequence[int], window: Sequence[float]
+) -> set[int]:
+    """Show a slice of a scene, with the contours of its first map's classes, a second one's dashed.
+
+    Args:
+        axes: where it is shown, on black.
+        axis: across the slice.
+        centre: the slice to show, per axis; see `centre_of`.
+        window: lowest and highest value shown.
+
+    Returns:
+        The classes that are drawn.
+    """
+    _show_slice(axes, _section(scene.values, axis, centre), axis, scene, window)
+    drawn: set[int] = set()
+    for classes, style in zip(scene.maps.values(), ("solid", "dashed"), strict=False):
+        section = _section(classes, axis, centre)
+        found = np.unique(section[section > 0]) if min(section.shape) > 1 else np.empty(0)
+        for value in found.tolist():
+            axes.contour(
+                section == value,
+                [0.5],
+                colors=[colour_of(value)],
+                linestyles=style,
+                linewidths=1.3,
+            )
+            drawn.add(value)
+    axes.set_title("frontal" if scene.flat else _AXES[axis], color="white")
+    return drawn
 
 
 def draw_errors(
@@ -193,9 +239,9 @@ def draw_errors(
     """
     from matplotlib.figure import Figure
 
-    centre = _centre(scene.maps["label"], *scene.maps.values())
+    centre = centre_of(scene.maps["label"], *scene.maps.values())
     box = box_around(scene.maps.values())
-    window = _window(scene.values[box])
+    window = window_of(scene.values[box])
     ratios = []
     for axis in scene.planes:
         width, height = (
@@ -219,10 +265,10 @@ def draw_errors(
                 mask = np.isin(innermost, list(values)) & (innermost != 0)
                 innermost[mask] = 0  # a tumour is not painted as liver, too
                 if _fill(axes, mask, colour_of(number), 0.5):
-                    drawn.setdefault(f"class {name}", _patch(name, colour_of(number)))
+                    drawn.setdefault(f"class {name}", patch(name, colour_of(number)))
             for kind, (name, colour) in _ERRORS.items():
                 if _fill(axes, kinds == kind, colour, 0.9):
-                    drawn.setdefault(name, _patch(name, colour))
+                    drawn.setdefault(name, patch(name, colour))
         if not scene.flat:
             row[0].text(
                 -0.05,
@@ -254,13 +300,15 @@ def colour_of(number: int) -> str:
     return COLOURS[(number - 1) % len(COLOURS)]
 
 
-def _window(values: NDArray[np.float32]) -> tuple[float, float]:
+def window_of(values: NDArray[np.float32]) -> tuple[float, float]:
+    """The 1st and the 99th percentile, lowest and highest value that a picture shows."""
     known = values[np.isfinite(values)]
     low, high = np.percentile(known, (1, 99)) if known.size else (0.0, 1.0)
     return float(low), float(high)
 
 
-def _patch(name: str, colour: str) -> Patch:
+def patch(name: str, colour: str) -> Patch:
+    """What a legend has of a class."""
     from matplotlib.patches import Patch
 
     return Patch(color=colour, label=name)
@@ -377,7 +425,7 @@ def _load_picture(path: str | Path) -> nib.Nifti1Image:
     with Image.open(path) as image:
         grey = image if image.mode.startswith("I") else image.convert("L")
         rows = np.asarray(grey).astype(np.int32)
-    return nib.Nifti1Image(rows.T[..., None], np.diag([-1.0, -1.0, 1.0, 1.0]))
+    return nib.Nifti1Image(rows.T[..., None], _PICTURE)
 
 
 def _same_grid(
@@ -409,7 +457,7 @@ def _classes(
     return np.searchsorted(levels, values).astype(np.int32)
 
 
-def _centre(*maps: NDArray[np.int32] | None) -> list[int]:
+def centre_of(*maps: NDArray[np.int32] | None) -> list[int]:
     """Per axis, the slice with most voxels of the highest class of the first map that has one."""
     given = [classes for classes in maps if classes is not None]
     for classes in given:
