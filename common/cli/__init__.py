@@ -18,6 +18,7 @@ from .check import check
 from .checkpoints import convert, export, join, settings
 from .data import ircadb, phantom
 from .results import codebook, compare, evaluate, overlay, profile, report, study
+from .segment import segment
 from .setup import doctor, nnunet, plan
 from .zoo import zoo_index, zoo_install, zoo_pack, zoo_push, zoo_verify
 
@@ -31,9 +32,10 @@ def main() -> None:
         after = (*results, settings, convert, join, codebook, export)
         zoo = (zoo_pack, zoo_verify, zoo_index, zoo_install, zoo_push)
         groups = {"zoo": {verb.__name__.removeprefix("zoo_"): _typed(verb) for verb in zoo}}
-        verbs = {verb.__name__: _typed(verb) for verb in (*before, *after)}
-        _check_flags(verbs | groups, sys.argv[1:])
-        fire.Fire(verbs | groups, name="common")
+        verbs = {verb.__name__: _typed(verb) for verb in (segment, *before, *after)}
+        words = ["--output" if word == "-o" else word for word in sys.argv[1:]]
+        _check_flags(verbs | groups, words)
+        fire.Fire(verbs | groups, command=words, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

@@ -49,8 +49,9 @@ def write_dicom_seg(
     planes_at = sorted(range(len(planes)), key=lambda k: planes[k].frame or k)
     frames = np.zeros((len(planes), labels.shape[1], labels.shape[0]), np.uint8)
     for frame, k in zip(frames, planes_at, strict=True):
+        section = labels[:, :, k].T
         for number, segment in enumerate(segments, start=1):
-            frame[labels[:, :, k].T == segment.value] = number
+            frame[section == segment.value] = number
     sources = _sources([planes[k] for k in planes_at])
     for source in sources:
         _fill(source, spacing_of(affine, 3)[2])

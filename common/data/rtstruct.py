@@ -121,14 +121,14 @@ def outlines(mask: NDArray[np.bool_]) -> Iterator[Outline]:
 
     parts, _ = ndimage.label(mask)
     for number, box in enumerate(ndimage.find_objects(parts), start=1):
-        # As far as a pixel beyond its box, where nothing is of it.
+        # With a pixel around its box, where nothing of it is.
         part = np.pad(parts[box] == number, 1).astype(np.float64)
-        start = np.array([place.start - 1 for place in box], np.float64)
-        rings = [_straightened(ring[:-1]) for ring in find_contours(part, 0.5)]
+        corner = np.array([place.start - 1 for place in box], np.float64)
+        rings = [ring[:-1] for ring in find_contours(part, 0.5)]
         outer, *holes = sorted(rings, key=_area, reverse=True)
         for hole in holes:
             outer = _joined(outer, hole)
-        yield outer + start
+        yield _straightened(outer) + corner
 
 
 def _straightened(ring: Outline) -> Outline:
@@ -144,10 +144,17 @@ def _area(ring: Outline) -> float:
 
 
 def _joined(outer: Outline, hole: Outline) -> Outline:
-    """One polygon of two: from the outer one's point that is the nearest to the hole, and back."""
+    """One polygon of two, by a line there and back where they are the nearest.
+
+    It begins and ends on edges, not at points of the grid, so that it runs through no pixel's
+    centre, of which programs could not tell on which side of the line it is.
+    """
     at, to = np.unravel_index(cdist(outer, hole).argmin(), (len(outer), len(hole)))
     around = np.roll(hole, -int(to), 0)
-    return np.concatenate([outer[: at + 1], around, around[:1], outer[at:]])
+    begin = outer[at] + 0.29 * (outer[(at + 1) % len(outer)] - outer[at])
+    end = around[0] + 0.37 * (around[1] - around[0])
+    there_and_back = [[begin, end], around[1:], around[:1], [end, begin]]
+    return np.concatenate([outer[: at + 1], *there_and_back, outer[at + 1 :]])
 
 
 def _structure(
@@ -156,8 +163,8 @@ def _structure(
     structure = _item(ReferencedROINumber=number, ROIDisplayColor=list(segment.rgb))
     contours = []
     for k, plane in enumerate(planes):
-        mask = labels[:, :, k].T == segment.value
-        for outline in outlines(mask):
+        section = labels[:, :, k].T
+        for outline in outlines(section == segment.value):
             points = plane.points(outline)
             contours.append(
                 _item(
@@ -184,9 +191,7 @@ def _referenced(planes: Sequence[Plane]) -> Any:
         ReferencedSOPInstanceUID=source.StudyInstanceUID,
         RTReferencedSeriesSequence=[series],
     )
-    return _item(
-        FrameOfReferenceUID=source.FrameOfReferenceUID, RTReferencedStudySequence=[study]
-    )
+    return _item(FrameOfReferenceUID=source.FrameOfReferenceUID, RTReferencedStudySequence=[study])
 
 
 def _reference(plane: Plane) -> Any:

@@ -27,9 +27,9 @@ def findings(
 
     Of a class ``voxels``, ``volume_ml``, and ``mean`` and ``sd`` of the image's values there (sd of
     n, not n - 1: these are all the voxels). Of a class of lesions also ``lesions``, its connected
-    parts as `find_lesions` has them, the largest first, each with these numbers, its ``diameter_mm``
-    in three dimensions, and ``long_axis_mm`` and ``short_axis_mm`` as `axes` measures them in the
-    slice, ``slice``, in which the long one is the longest.
+    parts as `find_lesions` has them, the largest first. Each has these numbers, too; its
+    ``diameter_mm``, in three dimensions; and ``long_axis_mm`` and ``short_axis_mm``, as `axes`
+    measures them, in the ``slice`` in which the long one is the longest.
 
     Args:
         labels: (x, y) or (x, y, z).

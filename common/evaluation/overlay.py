@@ -107,7 +107,7 @@ def scene_of(
     def turned(array: NDArray) -> nib.Nifti1Image:
         return nib.as_closest_canonical(nib.Nifti1Image(array, placed))
 
-    image = turned(values.astype(np.float32))
+    image = turned(values.astype(np.float32, copy=False))
     return Scene(
         image.get_fdata(dtype=np.float32),
         {name: np.asarray(turned(x.astype(np.int32)).dataobj) for name, x in maps.items()},

@@ -1,4 +1,4 @@
-"""What drives a bundle: checks, plans, costs, studies of several, its network, exports."""
+"""What drives a bundle: checks, plans, costs, studies of several, segments, exports."""
 
 from .best import SaveBest, ValidateLast
 from .check import CaseReport, DatasetReport, check_dataset
@@ -11,6 +11,7 @@ from .plan import write_plan
 from .precision import check_precision
 from .prototypes import CodebookStatistics
 from .resume import Stopped, TrainingState
+from .segmentation import Segmentations, segment
 from .settings import as_trained, read_settings, running_settings, with_settings, write_settings
 from .study import run_study
 from .trained import load_for_export, load_trained
@@ -24,6 +25,7 @@ __all__ = [
     "DatasetReport",
     "LearningCurves",
     "SaveBest",
+    "Segmentations",
     "Stopped",
     "TrainingState",
     "ValidateLast",
@@ -39,6 +41,7 @@ __all__ = [
     "read_settings",
     "run_study",
     "running_settings",
+    "segment",
     "with_settings",
     "write_plan",
     "write_settings",
