@@ -170,5 +170,5 @@ def test_mr_is_refused(bundle: Path, tmp_path: Path):
 def test_fast_is_about_the_same(bundle: Path, scans: Path, out: Path, tmp_path: Path):
     segment(scans / "nifti.nii.gz", tmp_path, bundle, device="cpu", fast=True)
     scores = dice_per_class(tmp_path / "nifti/nifti.nii.gz", out / "nifti/nifti.nii.gz")
-    assert min(scores.values()) > 0.8
+    assert min(scores.values()) > 0.6
     assert max(scores.values()) < 1

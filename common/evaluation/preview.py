@@ -48,9 +48,9 @@ def draw_preview(
     )
     grid = figure.add_gridspec(1, columns)
     window = _CT if ct else window_of(scene.values)
+    centre = centre_of(labels)
     for column, axis in enumerate(planes):
-        axes = figure.add_subplot(grid[column])
-        draw_contours(axes, scene, axis, centre_of(labels), window)
+        draw_contours(figure.add_subplot(grid[column]), scene, axis, centre, window)
     if solid:
         axes = figure.add_subplot(grid[-1], projection="3d", facecolor="black")
         axes.set_axis_off()

@@ -29,7 +29,7 @@ from .studies import Study
 
 _NEEDED = ("datalist", "masks", "preprocessing", "postprocessing", "handlers", "evaluator", "run")
 _SAVER, _CHECK = "SaveImaged", "common.transforms.CheckInputd"
-_EXPLAIN = "common.errors.explain_input_errors"  # ends the process in its own way, as a user's own
+_EXPLAIN = "common.errors.explain_input_errors"  # its hooks are for a process of the bundle alone
 _LAYOUTS = ("masks", "probability_maps")
 
 
@@ -131,6 +131,11 @@ class Bundle:
     @property
     def maker(self) -> Maker:
         return Maker(self.name, self.version, next(iter(self.weights.values())))
+
+    def inside(self, file: str) -> str:
+        """A file's path; of one of the bundle's, whose folder may be gone by then, that in it."""
+        path = Path(file)
+        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path)
 
     def run(self, studies: Sequence[Study], work: Mapping[str, Path], watch: Any) -> Run:
         """A workflow over studies, one after the other, which ends at the first that fails.

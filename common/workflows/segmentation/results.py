@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -41,6 +42,7 @@ PREVIEW, STATISTICS, DICOM_SEG, RTSTRUCT = (
     "segmentation.dcm",
     "rtstruct.dcm",
 )
+_logger = logging.getLogger(__name__)
 _PACKAGES = ("torch", "monai", "numpy", "nibabel")
 _OF_DICOM = ("pydicom", "highdicom")
 
@@ -109,28 +111,35 @@ class Results:
         self._attempt("manifest", self._manifest)
         if "manifest" in self.failed:
             raise InputError(self.failed["manifest"])
-        _publish(self._work, self._study)
+        _publish(self._work, self._study, _names(self._files))
 
-    @property
+    @cached_property
     def voxels(self) -> dict[str, int]:
         """How many each class has."""
-        counts = np.bincount(self._labels.ravel(), minlength=256)
-        return {name: int(counts[value]) for name, value in self._run.classes.items()}
+        return {
+            name: int(np.count_nonzero(self._labels == value))
+            for name, value in self._run.classes.items()
+        }
 
     def _attempt(self, name: str, make: Callable[[], Any]) -> None:
         try:
             made = make()
-        except InputError as error:
-            self.failed[name] = str(error)
-        except OSError as error:
-            self.failed[name] = (
-                f"The {name} of {self._study.file} cannot be written "
-                f"({error.strerror or first_line(error)})."
-            )
+        except Exception as error:
+            self.failed[name] = self._why(name, error)
         else:
             if made is not None:
                 self._files[name] = made
         self._steps.ended(name, "cpu")
+
+    def _why(self, name: str, error: Exception) -> str:
+        """Why something could not be made; of what nobody foresaw the log has the traceback."""
+        if isinstance(error, InputError):
+            return str(error)
+        what = f"The {name} of {self._study.file}"
+        if isinstance(error, OSError):
+            return f"{what} cannot be written ({error.strerror or first_line(error)})."
+        _logger.error("%s failed.", what, exc_info=error)
+        return f"{what} cannot be made ({type(error).__name__}: {first_line(error)})."
 
     @cached_property
     def _values(self) -> NDArray[np.float32]:
@@ -241,7 +250,8 @@ class Results:
             },
             "bundle": {"name": self._bundle.name, "version": self._bundle.version},
             "weights": [
-                {"file": file, "sha256": digest} for file, digest in self._bundle.weights.items()
+                {"file": self._bundle.inside(file), "sha256": digest}
+                for file, digest in self._bundle.weights.items()
             ],
             "options": asdict(self._bundle.options),
             "versions": {
@@ -256,29 +266,28 @@ class Results:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=4, allow_nan=False)
+    text = json.dumps(content, indent=4, allow_nan=False, default=str)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _publish(work: Path, study: Study) -> None:
+def _publish(work: Path, study: Study, names: set[str]) -> None:
     """Move results to their folder, the manifest last; what an earlier run left there goes.
 
-    Other files there, which are somebody's, stay.
+    Other files there, which are somebody's, stay; what is half written in `work` stays there.
 
     Raises:
         InputError: they cannot be put there.
     """
     target = study.folder
-    new = sorted(work.iterdir(), key=lambda file: (file.name == MANIFEST, file.name))
     try:
         target.mkdir(parents=True, exist_ok=True)
         manifest = target / MANIFEST
         earlier = read_json(manifest).get("files", {}) if manifest.is_file() else {}
         manifest.unlink(missing_ok=True)  # until these are complete there are no results
-        for name in _names(earlier) - {file.name for file in new}:
+        for name in _names(earlier) - names:
             (target / name).unlink(missing_ok=True)
-        for file in new:
-            os.replace(file, target / file.name)
+        for name in (*sorted(names), MANIFEST):
+            os.replace(work / name, target / name)
     except OSError as error:
         raise InputError(
             f"The results of {study.file} cannot be put into {target} "

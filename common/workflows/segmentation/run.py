@@ -77,8 +77,8 @@ def segment(
         bundle: a bundle's folder, its zip file, or its name in ``bundles``.
         checkpoint: weights in place of the bundle's: a file, those of an ensemble, or their folder.
         device: "auto" takes CUDA where there is a GPU; "cpu", "cuda", "cuda:1", "mps" and "xpu".
-        fast: windows overlap by a quarter, not by a half: less than half the time, a bit coarser.
-        flips: the mean over the flips that training has seen: up to 8 times the time.
+        fast: windows overlap by a quarter, not by a half: of a large volume a third of the windows.
+        flips: the mean over the flips that training has seen, up to 8.
         preview: ``preview.png``, contours on three planes, a legend, and the surfaces.
         statistics: ``statistics.json``, see `common.evaluation.findings`.
         dicom_seg: ``segmentation.dcm``, a DICOM Segmentation of the input's series.

@@ -15,7 +15,7 @@ from .steps import Steps
 from .studies import Study
 
 # What is done with a study's label map and its affine, once the bundle has written the mask.
-Finish = Callable[[Study, "NDArray[np.integer]", "NDArray[np.float64]", Steps], None]
+Finish = Callable[[Study, NDArray[np.integer], NDArray[np.float64], Steps], None]
 
 
 class Watch:

@@ -78,9 +78,8 @@ def test_manifest_says_how_it_was_done(ct_bundle: Path, tmp_path: Path, mask: ND
     image = save_scan(tmp_path / "scan.nii.gz")
     segment([image], tmp_path / "out", ct_bundle, device="cpu", overrides={"overlap": 0.5})
     found = manifest(tmp_path / "out/scan")
-    weights = ct_bundle / "models/model.pt"
-    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    assert found["weights"] == [{"file": str(weights), "sha256": digest}]
+    digest = hashlib.sha256((ct_bundle / "models/model.pt").read_bytes()).hexdigest()
+    assert found["weights"] == [{"file": "models/model.pt", "sha256": digest}]
     assert found["bundle"] == {"name": ct_bundle.name, "version": "0.1.0"}
     assert (found["study"], found["input"]) == ("scan", str(image))
     assert found["files"] == {"mask": "scan.nii.gz"}
@@ -249,7 +248,7 @@ def test_results_that_cannot_be_made_cost_no_other(
     np.testing.assert_array_equal(read(tmp_path / "out/scan/scan.nii.gz"), mask)
 
 
-def test_what_nobody_foresaw_ends_no_other(
+def test_what_nobody_foresaw_costs_no_mask(
     ct_bundle: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -265,10 +264,11 @@ def test_what_nobody_foresaw_ends_no_other(
     monkeypatch.setattr(results, "draw_preview", fail_once)
     inputs = [save_scan(tmp_path / f"{name}.nii.gz") for name in "ab"]
     done = segment(inputs, tmp_path / "out", ct_bundle, device="cpu", preview=True)
-    assert list(done.done) == ["b"]
-    assert done.failed["a"] == (
-        f"{inputs[0]} cannot be segmented (ZeroDivisionError: division by zero)."
-    )
+    assert sorted(done.done) == ["a", "b"]
+    assert done.failed == {
+        "a": f"The preview of {inputs[0]} cannot be made (ZeroDivisionError: division by zero)."
+    }
+    assert files(tmp_path / "out/a") == {"a.nii.gz", "manifest.json"}
     assert "Traceback" in caplog.text
 
 
