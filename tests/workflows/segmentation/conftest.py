@@ -101,9 +101,9 @@ def save_series(folder: Path, uid: str | None = None, seed: int = 0, **tags: obj
     for n, section in enumerate(np.moveaxis(scan(seed), 2, 0)):
         about = {
             "Modality": "CT",
-            "ImagePositionPatient": [0, 0, AFFINE[2, 2] * n],
+            "ImagePositionPatient": [0.0, 0.0, float(AFFINE[2, 2] * n)],
             "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-            "PixelSpacing": [-AFFINE[1, 1], -AFFINE[0, 0]],
+            "PixelSpacing": [float(-AFFINE[1, 1]), float(-AFFINE[0, 0])],
             "RescaleSlope": 1,
             "RescaleIntercept": -1024,
         }
