@@ -26,7 +26,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
         {"torch", "monai", "dynamic_network_architectures"},
     ),
     "losses": (BASE, FRAMEWORKS),
-    "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "psutil", "pydicom"}),
+    "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "psutil", "pydicom", "skimage"}),
     "transforms": (BASE | {"data"}, FRAMEWORKS),
     "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
     "evaluation": (
@@ -35,7 +35,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     ),
     "checkpoints": (BASE, {"torch", "monai", "numpy"}),
     "workflows": (
-        DOMAIN | {"measure", "zoo"},
+        DOMAIN | {"__version__", "measure", "zoo"},
         FRAMEWORKS | {"filelock", "nnunetv2", "onnxruntime", "psutil", "ray"},
     ),
     "zoo": (
@@ -54,7 +54,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "files": ({"errors"}, {"fire"}),
     "ignored": (set(), {"torch"}),
     "scratch": ({"errors"}, {"torch"}),
-    "__init__": (set(), set()),
+    "__init__": ({"workflows"}, set()),
     "__main__": ({"cli"}, set()),
 }
 

@@ -22,6 +22,7 @@ from .data import ircadb, phantom
 from .help import Verbs, help_of, overview
 from .output import say
 from .results import codebook, compare, evaluate, overlay, profile, report, study, view
+from .segment import segment
 from .setup import doctor, networks, nnunet, plan
 from .words import asks_for_help, check_words, find_verb, split_flags
 from .zoo import zoo_index, zoo_pack, zoo_push, zoo_ship, zoo_verify
@@ -39,6 +40,7 @@ def completion() -> None:
 
 
 VERBS: Verbs = {
+    "Scans": {"segment": segment},
     "Bundles": {
         "list": list_bundles,
         "info": info,
@@ -77,7 +79,8 @@ VERBS: Verbs = {
 def main() -> None:
     verbs = {name: verb for group in VERBS.values() for name, verb in group.items()}
     try:
-        ours = split_flags(words := sys.argv[1:])
+        words = ["--output" if word == "-o" else word for word in sys.argv[1:]]
+        ours = split_flags(words)
         name = find_verb(list(verbs), ours)
         if name is None and ours == words:
             say(overview(_of_group(ours)))
@@ -87,7 +90,7 @@ def main() -> None:
             return
         if name is not None and ours == words:  # what follows a -- is not told by the verb
             check_words(name, verbs[name], ours[len(name.split()) :])
-        fire.Fire(_nested(verbs), name="common")
+        fire.Fire(_nested(verbs), command=words, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:

@@ -31,6 +31,7 @@ _PROBED = 50  # files and folders of a folder that are looked at
 _OFF_GRID = 0.1  # slices, from where even distances put it
 _TILT = 0.1  # degrees
 _TURNED = 1e-3  # of a direction cosine: what rounding to three digits makes
+NO_UID = "0"  # in place of one that an anonymised file lacks
 # What zipfile raises for archives that are damaged or of a kind that it does not know.
 _DAMAGE = (
     *(OSError, NotImplementedError, RuntimeError, EOFError, UnicodeDecodeError),
@@ -122,10 +123,9 @@ def read_dicom(
             orientations, or tilted against the axis they are stacked along (gantry tilt).
     """
     highdicom = _library(path)
-    with _files(Path(path)) as files:
-        slices = _chosen(path, _headers(path, files), modality, series_uid)
-        datasets = [_dataset(item) for item in slices]
-    names = [item.file for item in slices]
+    series = read_series(path, modality, series_uid)
+    names, datasets = list(series), list(series.values())
+    frames = int(datasets[0].get("NumberOfFrames") or 1)
     _check_alike(path, names, datasets)
     values: dict[str, Any] = {
         "dtype": np.int32 if all(map(_is_whole, datasets)) else np.float64,
@@ -133,13 +133,13 @@ def read_dicom(
         "apply_presentation_lut": datasets[0].get("Modality") not in ("CT", "PT"),
     }
     try:
-        if len(datasets) == 1 and slices[0].frames == 1:
+        if len(datasets) == 1 and frames == 1:
             image = highdicom.Image.from_dataset(datasets[0], copy=False)
             return image.get_frame(1, **values).T, None
         _check_places(path, names, datasets)
         # Its own checks are the looser ones, so that a sentence says what is wrong.
         values |= {"rtol": 3 * _OFF_GRID, "perpendicular_tol": 1e-5}
-        if slices[0].frames > 1:
+        if frames > 1:
             image = highdicom.Image.from_dataset(datasets[0], copy=False)
             volume = image.get_volume(**values)
         else:
@@ -155,6 +155,42 @@ def read_dicom(
     # (slices, rows, columns), the slices ordered against the normal of columns and rows
     volume = volume.permute_spatial_axes([2, 1, 0]).flip_spatial(2)
     return volume.array, volume.get_affine("RAS")
+
+
+def read_series(
+    path: str | os.PathLike[str],
+    modality: str | Sequence[str] | None = None,
+    series_uid: str | None = None,
+) -> dict[str, Any]:
+    """The files of the series whose values `read_dicom` reads, by their names.
+
+    What they lack of the UIDs that highdicom asks for is filled in: SeriesInstanceUID and
+    FrameOfReferenceUID are `NO_UID` then.
+
+    Args:
+        path, modality, series_uid: as for `read_dicom`.
+
+    Returns:
+        pydicom's datasets with their pixels, which are not decoded.
+
+    Raises:
+        InputError: as `read_dicom`, but for what is wrong with the slices' places.
+    """
+    _library(path)
+    with _files(Path(path)) as files:
+        slices = _chosen(path, _headers(path, files), modality, series_uid)
+        return {item.file: _dataset(item) for item in slices}
+
+
+def frame_places(dataset: Any) -> tuple[list[Any], list[Any]]:
+    """The positions of the frames of a file of several and their orientations."""
+    positions, orientations = [], []
+    for group in _groups(dataset):
+        positions += [p.ImagePositionPatient for p in group.get("PlanePositionSequence") or ()]
+        orientations += [
+            o.ImageOrientationPatient for o in group.get("PlaneOrientationSequence") or ()
+        ]
+    return positions, orientations
 
 
 def _library(path: Any) -> Any:
@@ -272,6 +308,11 @@ def _chosen(
             f"{path} holds no series of the modality {' or '.join(wanted or ())}, but "
             f"{_described(all_series)}."
         )
+    if all(item.is_localizer for item in fitting) and len(fitting) > 1:
+        raise InputError(
+            f"{path} holds localisers alone: {_described(_by_series(fitting))}; needed is a series "
+            "of slices."
+        )
     fitting = [item for item in fitting if not item.is_localizer] or fitting
     series = _by_series(fitting)
     placed = {uid: items for uid, items in series.items() if any(i.is_placed for i in items)}
@@ -317,7 +358,11 @@ def _dataset(item: _Slice) -> Any:
         dataset.file_meta.TransferSyntaxUID = (
             ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
         )
-    usual = {"SOPClassUID": CTImageStorage, "SeriesInstanceUID": "0", "FrameOfReferenceUID": "0"}
+    usual = {
+        "SOPClassUID": CTImageStorage,
+        "SeriesInstanceUID": NO_UID,
+        "FrameOfReferenceUID": NO_UID,
+    }
     for name, value in usual.items():
         if not dataset.get(name):
             setattr(dataset, name, value)
@@ -392,7 +437,7 @@ def _check_places(path: Any, names: Sequence[str], datasets: Sequence[Any]) -> N
     """Whether slices, or one file's frames, are evenly stacked along their normal."""
     if len(datasets) == 1:
         names = [f"frame {n + 1}" for n in range(int(datasets[0].NumberOfFrames))]
-        positions, orientations = _frames(datasets[0])
+        positions, orientations = frame_places(datasets[0])
     else:
         positions = [d.ImagePositionPatient for d in datasets]
         orientations = [d.ImageOrientationPatient for d in datasets]
@@ -451,14 +496,3 @@ def _check_places(path: Any, names: Sequence[str], datasets: Sequence[Any]) -> N
             f"tilt); allowed are up to {_TILT:g} degrees. dcm2niix writes a NIfTI file without the "
             "tilt."
         )
-
-
-def _frames(dataset: Any) -> tuple[list[Any], list[Any]]:
-    """The positions of the frames and their orientations."""
-    positions, orientations = [], []
-    for group in _groups(dataset):
-        positions += [p.ImagePositionPatient for p in group.get("PlanePositionSequence") or ()]
-        orientations += [
-            o.ImageOrientationPatient for o in group.get("PlaneOrientationSequence") or ()
-        ]
-    return positions, orientations

@@ -116,25 +116,16 @@ def _overlay(
     of_classes: dict[int, Patch] = {}
     of_errors: dict[int, Patch] = {}
     for axis, axes in zip(planes, figure.subplots(1, len(planes), squeeze=False)[0], strict=True):
-        _show_slice(axes, _section(scene.values, axis, centre), axis, scene, shown)
-        sections = {x: _section(each, axis, centre) for x, each in scene.maps.items()}
+        show_slice(axes, section_of(scene.values, axis, centre), axis, scene, shown)
+        sections = {x: section_of(each, axis, centre) for x, each in scene.maps.items()}
         if label is not None:
             kinds = kinds_of(sections["label"], sections["prediction"], segmentation.classes)
             for kind, (error, colour) in ERRORS.items():
                 if _fill(axes, kinds == kind, colour, 0.6):
-                    of_errors.setdefault(kind, _patch(error, colour))
+                    of_errors.setdefault(kind, patch_of(error, colour))
         for which, style in (("prediction", "solid"), ("label", "dashed")):
-            section = sections.get(which)
-            if section is None or min(section.shape) < 2:  # of a line there is no contour
-                continue
-            for number, (called, values) in enumerate(segmentation.classes.items(), start=1):
-                mask = np.isin(section, values)
-                if not mask.any():
-                    continue
-                colour = colour_of(number)
-                if not mask.all():
-                    axes.contour(mask, [0.5], colors=[colour], linestyles=style, linewidths=1.3)
-                of_classes.setdefault(number, _patch(called, colour))
+            if which in sections:
+                of_classes |= draw_contours(axes, sections[which], segmentation.classes, style)
         axes.set_title(scene.plane_name(axis), color="white")
     figure.suptitle(
         f"{name}: prediction solid" + (", label dashed" if label is not None else ""),
@@ -189,10 +180,10 @@ def draw_errors(
     order = [f"class {name}" for name in classes]
     drawn: dict[str, Patch] = {}
     for row, axis in zip(grid, scene.planes, strict=True):
-        section = _section(scene.values, axis, centre, box)
-        true, *found = (_section(scene.maps[x], axis, centre, box) for x in ("label", *names))
+        section = section_of(scene.values, axis, centre, box)
+        true, *found = (section_of(scene.maps[x], axis, centre, box) for x in ("label", *names))
         for axes in row:
-            _show_slice(axes, section, axis, scene, window)
+            show_slice(axes, section, axis, scene, window)
         for axes, prediction in zip(row[1:], [true, *found], strict=True):
             kinds = kinds_of(true, prediction, classes)
             innermost = np.where(kinds == AGREES, true, 0)
@@ -200,10 +191,10 @@ def draw_errors(
                 mask = np.isin(innermost, list(values)) & (innermost != 0)
                 innermost[mask] = 0  # a tumour is not painted as liver, too
                 if _fill(axes, mask, colour_of(number), 0.5):
-                    drawn.setdefault(f"class {name}", _patch(name, colour_of(number)))
+                    drawn.setdefault(f"class {name}", patch_of(name, colour_of(number)))
             for kind, (name, colour) in ERRORS.items():
                 if _fill(axes, kinds == kind, colour, 0.9):
-                    drawn.setdefault(name, _patch(name, colour))
+                    drawn.setdefault(name, patch_of(name, colour))
         if not scene.flat:
             row[0].text(
                 -0.05,
@@ -230,13 +221,42 @@ def draw_errors(
     return figure
 
 
-def _patch(name: str, colour: str) -> Patch:
+def draw_contours(
+    axes: Axes, section: NDArray[np.int32], classes: Mapping[str, Sequence[int]], style: str
+) -> dict[int, Patch]:
+    """Draw the contours of a label map's classes on a slice that `show_slice` has shown.
+
+    Args:
+        axes: of that slice.
+        section: of the label map, (up, across).
+        classes: name -> values in the map that belong to it, in the order of their colours.
+        style: matplotlib's, of the lines.
+
+    Returns:
+        For the legend, by their numbers, those that are there.
+    """
+    drawn: dict[int, Patch] = {}
+    if min(section.shape) < 2:  # of a line there is no contour
+        return drawn
+    for number, (name, values) in enumerate(classes.items(), start=1):
+        mask = np.isin(section, values)
+        if not mask.any():
+            continue
+        colour = colour_of(number)
+        if not mask.all():
+            axes.contour(mask, [0.5], colors=[colour], linestyles=style, linewidths=1.3)
+        drawn[number] = patch_of(name, colour)
+    return drawn
+
+
+def patch_of(name: str, colour: str) -> Patch:
+    """What a legend has of a class."""
     from matplotlib.patches import Patch
 
     return Patch(color=colour, label=name)
 
 
-def _section(
+def section_of(
     values: NDArray, axis: int, centre: Sequence[int], box: tuple[slice, ...] | None = None
 ) -> NDArray:
     """The slice across an axis, (up, across), inside a box."""
@@ -245,9 +265,10 @@ def _section(
     return values[tuple(place)].T
 
 
-def _show_slice(
+def show_slice(
     axes: Axes, section: NDArray, axis: int, scene: Scene, window: Sequence[float]
 ) -> None:
+    """Show a slice of a scene's image, its grey values from the window's first to its last."""
     across, up = (i for i in range(3) if i != axis)
     axes.imshow(
         section,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +41,7 @@ def draw_surfaces(
 
     shown = {"label": "Label", **names}
     box = box_around(scene.maps.values())
-    size = np.array([(b.stop - b.start) * s for b, s in zip(box, scene.spacing, strict=True)])
-    opacity = _opacity([np.isin(scene.maps["label"][box], list(x)) for x in classes.values()])
+    opacity = opacity_of([np.isin(scene.maps["label"][box], list(x)) for x in classes.values()])
     columns = min(6, len(shown))
     rows = -(-len(shown) // columns)
     figure = Figure(figsize=(2.2 * columns, 2.3 * rows + 0.4), layout="constrained")
@@ -51,16 +50,7 @@ def draw_surfaces(
         axes.set_axis_off()
     for axes, (name, title) in zip(panels.flat, shown.items(), strict=False):
         masks = [np.isin(scene.maps[name][box], list(values)) for values in classes.values()]
-        corners, colours = _faces(masks, opacity, scene.spacing)
-        if len(corners):
-            points = corners.reshape(-1, 3)
-            order = np.arange(len(points)).reshape(-1, 3)
-            surface = axes.plot_trisurf(*points.T, triangles=order, linewidth=0, antialiased=False)
-            surface.set_facecolor(colours)
-            surface.set_rasterized(True)  # in a PDF, too: there are thousands
-        axes.set(xlim=(0, size[0]), ylim=(0, size[1]), zlim=(0, size[2]))
-        axes.set_box_aspect(tuple(size), zoom=1.3)  # an array it would change
-        axes.view_init(elev=15, azim=75)
+        draw_surface(axes, masks, opacity, scene.spacing)
         axes.set_title(title, fontsize=9, y=0.96)
     figure.legend(
         handles=[Patch(color=colour_of(i), label=x) for i, x in enumerate(classes, start=1)][:20],
@@ -72,7 +62,34 @@ def draw_surfaces(
     return figure
 
 
-def _opacity(masks: Sequence[NDArray[np.bool_]]) -> list[float]:
+def draw_surface(
+    axes: Any,
+    masks: Sequence[NDArray[np.bool_]],
+    opacity: Sequence[float],
+    spacing: Sequence[float],
+) -> None:
+    """Draw the surfaces of masks of one grid, in the order of their colours, seen from the front.
+
+    Args:
+        axes: matplotlib's of three dimensions.
+        masks: (x, y, z), axes pointing right, front and up.
+        opacity: of each; see `opacity_of`.
+        spacing: mm of a voxel.
+    """
+    size = np.array(masks[0].shape) * spacing
+    corners, colours = _faces(masks, opacity, spacing)
+    if len(corners):
+        points = corners.reshape(-1, 3)
+        order = np.arange(len(points)).reshape(-1, 3)
+        surface = axes.plot_trisurf(*points.T, triangles=order, linewidth=0, antialiased=False)
+        surface.set_facecolor(colours)
+        surface.set_rasterized(True)  # in a PDF, too: there are thousands
+    axes.set(xlim=(0, size[0]), ylim=(0, size[1]), zlim=(0, size[2]))
+    axes.set_box_aspect(tuple(size), zoom=1.3)  # an array it would change
+    axes.view_init(elev=15, azim=75)
+
+
+def opacity_of(masks: Sequence[NDArray[np.bool_]]) -> list[float]:
     """Of each class: low where another one's box is within its own."""
     extents = [_extent(mask) for mask in masks]
     opacity = []

@@ -74,19 +74,31 @@ def load_scene(
     whole = read_image(image, modality)
     for each in maps.values():
         check_grid(each, whole)
-    affine = _PICTURE if whole.affine is None else to_affine_nd(3, whole.affine)
-    turn = io_orientation(affine)
+    return scene_of(whole.values, whole.affine, {name: x.values for name, x in maps.items()})
 
-    def turned(values: NDArray) -> NDArray:
-        return apply_orientation(values.reshape(values.shape + (1,) * (3 - values.ndim)), turn)
+
+def scene_of(
+    values: NDArray, affine: NDArray[np.float64] | None, maps: Mapping[str, NDArray]
+) -> Scene:
+    """A scene of arrays: an image (x, y, z) and label maps on its grid, wherever axes point.
+
+    Args:
+        affine: of both, (4, 4), to RAS, mm; None of a picture and its masks, (x, y).
+    """
+    placed = _PICTURE if affine is None else to_affine_nd(3, affine)
+    turn = io_orientation(placed)
+
+    def turned(array: NDArray, dtype: type) -> NDArray:
+        whole = array.reshape(array.shape + (1,) * (3 - array.ndim))
+        return apply_orientation(whole.astype(dtype, copy=False), turn)
 
     spacing = np.empty(3)
-    spacing[turn[:, 0].astype(int)] = spacing_of(affine, 3)
+    spacing[turn[:, 0].astype(int)] = spacing_of(placed, 3)
     return Scene(
-        turned(whole.values),
-        {name: turned(each.values) for name, each in maps.items()},
+        turned(values, np.float32),
+        {name: turned(each, np.int32) for name, each in maps.items()},
         tuple(spacing.tolist()),
-        whole.affine is None,
+        affine is None,
     )
 
 

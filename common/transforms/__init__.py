@@ -3,7 +3,7 @@
 from .affine_patches import RandAffinePatchesd
 from .augmentation import RandGammad, RandGaussianBlurd, RandLowResolutiond
 from .body import BodyCropd, body_mask
-from .checks import CheckInputd
+from .checks import CheckHounsfieldd, CheckInputd
 from .components import KeepLargestComponentsd
 from .inverted import InvertedLabelsd
 from .labels import (
@@ -23,6 +23,7 @@ from .spacing import OwnKeysSpacingd, RelativeSpacingd, SplineResized
 __all__ = [
     "AdjacentSlicesd",
     "BodyCropd",
+    "CheckHounsfieldd",
     "CheckInputd",
     "ClassLogitsd",
     "ForegroundOrAll",

@@ -24,6 +24,7 @@ from .naming import image_name
 _logger = logging.getLogger(__name__)
 
 SAID_DISPLACEMENT = 1e-3  # below is what rounding of headers does
+_FAT = -90.0  # HU
 
 
 class CheckInputd(MapTransform):
@@ -86,6 +87,30 @@ class CheckInputd(MapTransform):
                 image_name(image),
                 SAME_PLACE,
             )
+
+
+class CheckHounsfieldd(MapTransform):
+    """Check that an image may be CT in HU, which formats other than DICOM do not say.
+
+    CT has fat and air in it, of -90 HU and less; MR, and CT that was stored with an offset and not
+    rescaled, do not.
+
+    Args:
+        keys: key of the image, (channels, ...).
+
+    Raises:
+        InputError: every value is above -90.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        for key in self.key_iterator(dict(data)):
+            if (least := float(data[key].min())) > _FAT:
+                raise InputError(
+                    f"The image {image_name(data[key])} has no value below {least:g}, and CT has "
+                    f"fat and air, below {_FAT:g} HU: it is of another modality, or not in HU; "
+                    "allowed are CT in HU or, by any_modality, whatever you know to be right."
+                )
+        return dict(data)
 
 
 def image_problems(

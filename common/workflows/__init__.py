@@ -1,4 +1,4 @@
-"""What drives a bundle: checks, plans, costs, studies of several, its network, exports."""
+"""What drives a bundle: checks, plans, costs, studies of several, segments, exports."""
 
 from .best import SaveBest, ValidateLast
 from .catalogue import (
@@ -22,6 +22,7 @@ from .plan import write_plan
 from .precision import check_precision
 from .prototypes import CodebookStatistics
 from .resume import Stopped, TrainingState
+from .segmentation import Segmentations, segment
 from .settings import as_trained, read_settings, running_settings, with_settings, write_settings
 from .study import run_study
 from .train import prepare_training
@@ -39,6 +40,7 @@ __all__ = [
     "FrozenAtFirst",
     "LearningCurves",
     "SaveBest",
+    "Segmentations",
     "Stopped",
     "TrainingState",
     "ValidateLast",
@@ -59,6 +61,7 @@ __all__ = [
     "read_settings",
     "run_study",
     "running_settings",
+    "segment",
     "twin_rows",
     "with_settings",
     "write_catalogue",

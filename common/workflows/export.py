@@ -320,7 +320,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
             torch.ops.aten.instance_norm.default: _instance_norm,
         }
     )
-    with _quiet("onnx_ir"):  # it warns of each scan that has no output but its state
+    with quiet("onnx_ir"):  # it warns of each scan that has no output but its state
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -334,7 +334,8 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
+def quiet(name: str) -> Iterator[None]:
+    """In it, a logger of that name says errors alone."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

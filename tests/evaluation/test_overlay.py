@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.evaluation import dice_per_class, draw_overlay
 from common.evaluation.label_maps import read_segmentation
 from common.evaluation.overlay import _overlay, draw_errors
-from common.evaluation.renderings import _TRANSLUCENT, _opacity, _surface, draw_surfaces
+from common.evaluation.renderings import _TRANSLUCENT, _surface, draw_surfaces, opacity_of
 from common.evaluation.scenes import (
     ERRORS,
     Scene,
@@ -378,8 +378,8 @@ def test_surfaces():
     maps = {"label": label, "A": np.where(label == 2, 1, label), "B": label * 0}
     scene = Scene(label * 1.0, maps, (1.0, 1.0, 1.0), False)
     classes = {"liver": [1, 2], "tumour": [2]}
-    assert _opacity([label > 0, label == 2]) == [_TRANSLUCENT, 1.0]
-    assert _opacity([label == 2, label == 5]) == [1.0, 1.0]
+    assert opacity_of([label > 0, label == 2]) == [_TRANSLUCENT, 1.0]
+    assert opacity_of([label == 2, label == 5]) == [1.0, 1.0]
     pixels = drawn(draw_surfaces(scene, {"A": "A", "B": "B"}, classes))
     coloured = np.ptp(pixels[: int(0.9 * len(pixels))], axis=-1) > 15
     thirds = [part.sum() for part in np.array_split(coloured, 3, axis=1)]

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from monai.transforms import Orientationd
 from PIL import Image
 
-from common.transforms import CheckInputd
+from common.errors import InputError
+from common.transforms import CheckHounsfieldd, CheckInputd
 
 from .conftest import AFFINE, check, refusal, scan, sentence, write
 
@@ -145,3 +147,11 @@ def test_a_jpeg_is_no_label(tmp_path: Path):
         Image.fromarray(lungs).save(tmp_path / name)
     image, label = (str(tmp_path / name) for name in ("image.png", "label.jpg"))
     assert "label.jpg is a JPEG, which does not keep values" in sentence(image, label, dims=2)
+
+
+def test_ct_has_fat_and_air():
+    ct = {"image": torch.linspace(-125, 275, 60).view(1, 3, 4, 5)}
+    assert CheckHounsfieldd("image")(ct)["image"] is ct["image"]
+    for image, least in ((ct["image"] + 78, "-47"), (ct["image"] + 1024, "899")):
+        with pytest.raises(InputError, match=f"no value below {least}, and CT has fat and air"):
+            CheckHounsfieldd("image")({"image": image})
