@@ -36,6 +36,7 @@ CODES = {
     "stomach": (STRUCTURE, ("69695003", "Stomach")),
     "duodenum": (STRUCTURE, ("38848004", "Duodenum")),
     **dict.fromkeys(("oesophagus", "esophagus"), (STRUCTURE, ("32849002", "Esophagus"))),
+    **dict.fromkeys(("anterior", "posterior"), (STRUCTURE, ("5366008", "Hippocampus"))),
     **{f"{side} kidney": (STRUCTURE, KIDNEY) for side in ("left", "right")},
     **{f"{side} adrenal gland": (STRUCTURE, ADRENAL) for side in ("left", "right")},
     **dict.fromkeys(("tumour", "tumor", "cancer"), NEOPLASM),  # the last is the Decathlon's

@@ -86,5 +86,5 @@ def test_what_is_one_is_taken(name: str):
 @pytest.mark.parametrize("name", ["split", "window"])
 def test_what_is_one_is_taken_and_its_files_are_looked_for(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"none|a\.nii"):
+    with pytest.raises(InputError, match=r"none|[ab]\.nii"):
         SETTINGS[name][0]([1, 2, 3] if name == "split" else [-150, 250])

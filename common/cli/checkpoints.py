@@ -30,7 +30,7 @@ def convert(
 
     Input:
         checkpoint: the file.
-        network: lightm_unet, mambaclinix, umamba, segmamba, rma_mamba, nnunet, or as docs say.
+        network: lightm_unet, mambaclinix, umamba, segmamba, nnunet, or as docs say.
     Output:
         output: the file for the weights.
     The plan of its training:

@@ -21,7 +21,7 @@ def overlay(
     window: tuple[float, float] | None = (-150.0, 250.0),
     classes: Any = None,
 ) -> None:
-    """Draw a prediction's contours on its image; with a label, its errors and each class's Dice.
+    """Draw a prediction's contours on its image; with a label, errors and each class's Dice.
 
     All are volumes, or all pictures.
 

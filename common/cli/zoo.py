@@ -112,7 +112,7 @@ def zoo_ship(
     seed: int = 0,
     min_dice: float = 0.98,
 ) -> None:
-    """Put a training's weights into a bundle, with a reference prediction that verify repeats.
+    """Put a training's weights into a bundle, with a reference that verify repeats.
 
     The reference is what they make of a synthetic image.
 
@@ -123,7 +123,7 @@ def zoo_ship(
         kind: of the synthetic image, as the verb phantom draws it: ct, mr or cxr.
         size: its voxels or pixels across, by default the kind's own.
         seed: another one gives another image.
-        min_dice: where a class has less later, verify says that something is computed otherwise.
+        min_dice: with less in a class, verify says that something is computed otherwise.
     """
     from ..zoo import find_bundle, ship
 

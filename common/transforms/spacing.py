@@ -60,12 +60,12 @@ class OwnKeysSpacingd(Spacingd):
 
     @staticmethod
     def _check(pixdim: Any, axes: int | None) -> None:
-        if not are_numbers(pixdim, axes, above=0):
+        shown = pixdim.tolist() if isinstance(pixdim, np.ndarray) else pixdim
+        if not are_numbers(pixdim, axes) or not all(x > 0 or x == -1 for x in shown):
             of = f"{axes} numbers" if axes else "numbers"
-            shown = pixdim.tolist() if isinstance(pixdim, np.ndarray) else pixdim
             raise InputError(
                 f"spacing is {shown!r}; allowed are {of} above 0, one for each axis, as "
-                "[0.8, 0.8, 1.0]."
+                "[0.8, 0.8, 1.0], or -1 where it is to stay."
             )
 
 

@@ -47,8 +47,8 @@ def test_verbs_of_one_word_or_two(line: str, expected: str | None):
         ("chek --dataset_dir d", "There is no verb chek; the nearest is check."),
         ("pack", "There is no verb pack; the nearest is zoo pack."),
         ("zoo instal a", "There is no verb zoo instal; the nearest is zoo install."),
-        ("zoo 3", "There is no verb zoo 3; allowed are zoo pack; zoo verify; zoo index; zoo "),
-        ("--version", "There is no verb --version; allowed are list; info; "),
+        ("zoo 3", "There is no verb zoo 3; allowed are zoo ship; zoo pack; zoo verify; zoo "),
+        ("--version", "There is no verb --version; allowed are segment; list; "),
     ],
 )
 def test_verbs_that_are_none(line: str, expected: str):

@@ -24,7 +24,8 @@ TINY = {2: (32, 64), 3: (32, 32, 32)}
 def test_logits_equal_float64s(name: str):
     """LightM-UNet's were off by 4e-4 to 3e-3 of the largest here."""
     size = SMALL[len(CASES[name].patch)]
-    assert all(errors.logits < LOGITS for errors in measure(name, size, [1, 2], gradients=False))
+    for errors in measure(name, size, [1, 2], gradients=False):
+        assert errors.logits < LOGITS_OF.get(name, LOGITS)
 
 
 @pytest.mark.slow
@@ -122,7 +123,9 @@ def test_training_in_bfloat16(name: str):
     network = build(name)
     optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
     generator = torch.Generator().manual_seed(1)
-    size = TINY[len(CASES[name].patch)]
+    # torch 2.13's convolution leaves parts of a weight's gradient unset in bfloat16, for maps of
+    # 2 x 2 x 2 on processors with AVX512-BF16 and without AMX.
+    size = SMALL[3] if name == "SegMamba" else TINY[len(CASES[name].patch)]
     x = torch.randn(1, 1, *size, generator=generator)
     target = (x > 0.5).long().squeeze(1)
     losses = []

@@ -71,8 +71,11 @@ def test_a_folder_by_its_path_is_that_folder_alone(elsewhere: Path):
     [
         ("liver_ct_lightm_unet", "; the nearest is liver_ct_lightm_unet_segmentation."),
         ("mambaclinix", "; the nearest is liver_tumor_ct_mambaclinix_segmentation."),
-        ("lightm", f"; the nearest are liver_ct_lightm_unet_segmentation; {NAME}."),
-        ("none", "; allowed are liver_ct_lightm_unet_segmentation; liver_tumor"),
+        (
+            "lightm",
+            "; the nearest are hippocampus_mr_lightm_unet_segmentation; liver_ct_lightm_unet_",
+        ),
+        ("none", "; allowed are abdomen_ct_umamba_segmentation; abdomen_mr"),
     ],
 )
 def test_near_names_are_named(name: str, expected: str):

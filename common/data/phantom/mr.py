@@ -52,8 +52,21 @@ def mr_case(rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> M
     image = _painted(image, level, _GREY + 3 * smooth_noise(rng, axes, 4), spacing[0])
     gain = rng.uniform(1, 6) * (1 + 0.06 * smooth_noise(rng, axes, 60))
     noisy = ndimage.gaussian_filter(image, 0.4) + rng.uniform(1.5, 4) * rng.standard_normal(shape)
-    label = np.where(level < 0, np.where(along < _HEAD, 1, 2), 0).astype(np.uint8)
+    label = _in_one_piece(np.where(level < 0, np.where(along < _HEAD, 1, 2), 0))
     return MRCase((gain * noisy).clip(0, 32767).round().astype(np.int16), label)
+
+
+def _in_one_piece(label: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """What lies apart from the hippocampus is left out, what lies apart from a part the other's."""
+    whole = _largest(label > 0)
+    anterior = _largest(whole & (label == 1))
+    posterior = _largest(whole & ~anterior)
+    return np.where(posterior, 2, whole).astype(np.uint8)
+
+
+def _largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    pieces, _ = ndimage.label(mask)
+    return np.asarray(mask & (pieces == np.bincount(pieces[mask]).argmax()))
 
 
 def _hippocampus(point: Array) -> tuple[Array, Array]:
