@@ -3,7 +3,7 @@
     python -m benchmarks.parameters
 
 One channel in, for patches of the 3D liver bundle (three classes) and images of the lung bundle
-(two), as their configs stand.
+(two), as their configs stand; "-" where there is no such network.
 """
 
 from __future__ import annotations
@@ -20,10 +20,16 @@ _IN = {"3D": "liver_ct_lightm_unet_segmentation", "2D": "lung_cxr_lightm_unet_se
 
 
 def main() -> None:
-    names = compared(_BUNDLES / _IN["3D"])
+    there = {dims: compared(_BUNDLES / bundle) for dims, bundle in _IN.items()}
     rows = [
-        [Path(name).name, *(f"{parameters(_BUNDLES / _IN[dims], name):,}" for dims in _IN)]
-        for name in names
+        [
+            Path(name).name,
+            *(
+                f"{parameters(_BUNDLES / bundle, name):,}" if name in there[dims] else "-"
+                for dims, bundle in _IN.items()
+            ),
+        ]
+        for name in sorted({name for names in there.values() for name in names})
     ]
     say(table(("network", *(f"parameters, {dims}" for dims in _IN)), rows))
 

@@ -361,7 +361,7 @@ def test_parameters_are_those_of_the_docs():
     )
     page = (REPOSITORY / "docs/comparing.md").read_text()
     rows = [line.split() for line in done.stdout.splitlines()[2:]]
-    assert len(rows) == 10
+    assert len(rows) == 12
     for name, volumes, images in rows:
         assert f"| {volumes} | {images} |" in next(
             line for line in page.splitlines() if line.startswith(f"| `{name}` |")
