@@ -106,6 +106,13 @@ def test_the_papers_numbers_are_those_of_its_metrics(study: dict[str, Any]):
             assert 0 < value < 100, key
 
 
+def test_what_the_collection_has_is_not_missing(study: dict[str, Any]):
+    networks = read_json(REPOSITORY / "common/networks/networks.json")["networks"].values()
+    there = {re.split("[ _]", network["title"])[0] for network in networks}  # without variants
+    assert {"U-Mamba", "VM-UNet"} <= there
+    assert not there & {re.split("[ _]", name)[0] for name in study["missing"]}
+
+
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_the_papers_numbers_are_printed_there(path: Path):
     text = shared(PAPERS[path.parent.name]).read_text(encoding="utf-8")
