@@ -4,6 +4,7 @@ The library is built where a compiler is at hand. Nothing is lost where it canno
 then compiles it on first use (see common/ops/native.py), or runs without.
 """
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -17,6 +18,10 @@ path = Path(__file__).parent / "common" / "ops" / "native.py"
 spec = importlib.util.spec_from_file_location("native", path)
 native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 class BuildLibrary(build_ext):
@@ -46,9 +51,11 @@ class BuildWithBundles(build_py):
         parts = ["LICENSE", "configs/**/*", "docs/**/*"]
         found = [file for part in parts for file in Path("bundles").glob(f"*/{part}")]
         for metadata in Path("bundles").glob("*/configs/metadata.json"):
-            if "weights" in json.loads(metadata.read_text(encoding="utf-8")):
-                models = metadata.parents[1] / "models"
-                found += [models / "model.pt", models / "settings.json"]
+            told = json.loads(metadata.read_text(encoding="utf-8")).get("weights", {})
+            models = metadata.parents[1] / "models"
+            weights = models / "model.pt"
+            if weights.is_file() and told.get("models/model.pt") == sha256(weights):
+                found += [weights, models / "settings.json"]
                 found += models.glob("reference.*")
         files = [str(x) for x in sorted(found) if x.is_file() and not x.name.startswith(".")]
         return {

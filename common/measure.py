@@ -99,10 +99,10 @@ def peak_memory(run: Callable[[], Any], device: str) -> int:
     Of the GPU's memory on CUDA, else of the process's resident set.
     """
     if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         run()
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated(device) - before
     if _STATUS.exists():
         # What was freed and is still held would count as there before.
         getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
@@ -118,14 +118,14 @@ def peak_memory(run: Callable[[], Any], device: str) -> int:
 def in_use(device: str) -> int:
     """Bytes that this process holds: of the GPU's memory by torch, else all that is resident."""
     if device != "cpu":
-        return torch.cuda.memory_allocated()
+        return torch.cuda.memory_allocated(device)
     return psutil.Process().memory_info().rss
 
 
 def peak_in_use(device: str) -> int:
     """The most bytes so far of what `in_use` tells."""
     if device != "cpu":
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     if _STATUS.exists():
         return status("VmHWM")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
@@ -171,7 +171,7 @@ def seconds(run: Callable[[], Any], device: str) -> float:
 def now(device: str) -> float:
     """The time in seconds, once a GPU has done all that it was given."""
     if device != "cpu":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 

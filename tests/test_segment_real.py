@@ -18,7 +18,6 @@ from matplotlib.path import Path as Polygon
 from monai.data import ITKWriter
 from PIL import Image
 
-from common.evaluation import dice_per_class
 from common.workflows import segment
 
 from .conftest import REPOSITORY, shared
@@ -169,6 +168,5 @@ def test_mr_is_refused(bundle: Path, tmp_path: Path):
 
 def test_fast_is_about_the_same(bundle: Path, scans: Path, out: Path, tmp_path: Path):
     segment(scans / "nifti.nii.gz", tmp_path, bundle, device="cpu", fast=True)
-    scores = dice_per_class(tmp_path / "nifti/nifti.nii.gz", out / "nifti/nifti.nii.gz")
-    assert min(scores.values()) > 0.6
-    assert max(scores.values()) < 1
+    few, many = (np.asarray(mask(folder / "nifti").dataobj) for folder in (tmp_path, out))
+    assert 0.6 < (few == many).mean() < 1

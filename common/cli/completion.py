@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterable
 from ..collection import known_bundles
 from .help import Verbs
 
+_PLAIN = re.compile(r"[\w.-]+")  # of others the shell would run what they say
 _COMMAND = "common"
 _NAMED = ("name", "names", "bundle")  # parameters that are bundles
 
@@ -64,7 +66,7 @@ def script(verbs: Verbs) -> str:
     return _SCRIPT.format(
         command=_COMMAND,
         python=shlex.quote(sys.executable),
-        bundles=" ".join(known_bundles()),
+        bundles=" ".join(name for name in known_bundles() if _PLAIN.fullmatch(name)),
         verbs=" ".join(dict.fromkeys(name.split()[0] for name in every)),
         groups="|".join(groups),
         members=_cases({f"{group} ": names for group, names in groups.items()}, '"{}"*'),

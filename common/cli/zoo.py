@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ..errors import InputError
 from .output import quieten_monai, say
 
@@ -127,6 +129,8 @@ def zoo_ship(
     """
     from ..zoo import find_bundle, ship
 
+    if Path(name).is_file():
+        raise InputError(f"{name} is a file; allowed are bundles by name or folder.")
     quieten_monai()
     weights, checksum, voxels = ship(find_bundle(name), checkpoint, kind, size, seed, min_dice)
     say(f"weights:   {weights}, {weights.stat().st_size} bytes")

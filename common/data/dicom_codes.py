@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 # Words of those classes whose connected parts are looked at one by one.
@@ -17,6 +18,7 @@ _WORDS = {
     "oedema": "edema",
     "oesophagus": "esophagus",
     "vena cava": "inferior vena cava",
+    "gall bladder": "gallbladder",
 }
 _SIDES = ("left", "right")
 _LOCAL = "99MAMBA"  # a scheme of one's own begins with 99
@@ -44,9 +46,10 @@ def is_lesion(name: str) -> bool:
 def coded(name: str) -> Coded:
     """The codes of a class, from pydicom's dictionary of DICOM's segmentation property types.
 
-    A name is looked for as it is and without left or right, as one or several; of one that is not
-    there the last word is, then the first ("enhancing tumour", "tumour core"). What is not there
-    at all gets a code of a scheme of our own, ``99MAMBA``.
+    A name is looked for as it is and without left or right, as one or several; of a lesion that is
+    not there the last word is, then the first ("enhancing tumour", "tumour core"), but no word of
+    an organ's, of which a part is another thing. What is not there at all gets a code of a scheme
+    of our own, ``99MAMBA``.
     """
     from pydicom.sr.codedict import codes
     from pydicom.sr.coding import Code
@@ -55,11 +58,17 @@ def coded(name: str) -> Coded:
     side = next((word for word in words if word in _SIDES), None)
     plain = [word for word in words if word != side]
     kind = None
-    for phrase in (" ".join(plain), *(plain[-1:]), *(plain[:1])):
+    parts = (*plain[-1:], *plain[:1]) if is_lesion(name) else ()
+    for phrase in (" ".join(words), " ".join(plain), *parts):
         if (kind := _type(codes, phrase)) is not None:
+            if phrase == " ".join(words):
+                side = None  # which the code has
             break
     if kind is None:
-        kind = Code("_".join(words)[:16] or "class", _LOCAL, name[:64])
+        local = "_".join(words) or "class"
+        if len(local) > 16:  # the most that a code may have
+            local = f"{local[:11]}_{sha256(name.encode()).hexdigest()[:4]}"
+        kind = Code(local, _LOCAL, name[:64])
     abnormal = is_lesion(name) or any(kind == code for code in codes.CID7159.concepts.values())
     category = "MorphologicallyAbnormalStructure" if abnormal else "AnatomicalStructure"
     return Coded(

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..files import replacing
 from .overlay import draw_contours, patch_of, section_of, show_slice
 from .renderings import draw_surface, opacity_of
 from .scenes import Scene, box_around, centre_of, colour_of, percentiles
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _CT = (-150.0, 250.0)  # HU: soft tissue
 _NAMED = 20  # classes in the legend: of more there are no colours
@@ -35,6 +39,17 @@ def draw_preview(
     Raises:
         OSError: the PNG cannot be written.
     """
+    from matplotlib import rc_context
+
+    path = Path(output)
+    with rc_context({"text.parse_math": False}):  # names may have dollars
+        figure = _preview(scene, names, title, ct)
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=110, format="png")
+    return path
+
+
+def _preview(scene: Scene, names: Mapping[int, str], title: str, ct: bool) -> Figure:
     from matplotlib.figure import Figure
 
     (labels,) = scene.maps.values()
@@ -66,7 +81,7 @@ def draw_preview(
         draw_surface(axes, masks, opacity_of(masks), scene.spacing)
         axes.set_title("from the front", color="white")
     nothing = "" if found else ": nothing found"
-    figure.suptitle(f"{title}{nothing}", color="white", parse_math=False)  # names may have dollars
+    figure.suptitle(f"{title}{nothing}", color="white")
     if found:
         figure.legend(
             handles=[patch_of(names[value], colour_of(value)) for value in found[:_NAMED]],
@@ -75,7 +90,4 @@ def draw_preview(
             labelcolor="white",
             frameon=False,
         )
-    path = Path(output)
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=110, format="png")
-    return path
+    return figure

@@ -67,7 +67,8 @@ def _cached(archive: BinaryIO, folder: Path) -> Path:
     with TemporaryDirectory(prefix=".", dir=folder) as temporary:
         new = unpack_recorded(archive, temporary)
         try:
-            replace_folder(new, bundle)
+            if not is_intact(bundle):  # else another process was faster
+                replace_folder(new, bundle)
         except OSError:
             if not is_intact(bundle):
                 raise

@@ -79,8 +79,7 @@ def model_card(folder: Path) -> str:
 
 
 def _upload(folder: Path, upload: Upload, private: bool) -> None:
-    import httpx
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError
 
     hub = HfApi()
@@ -96,13 +95,17 @@ def _upload(folder: Path, upload: Upload, private: bool) -> None:
                 "once it is released: raise it in metadata.json."
             )
         hub.create_repo(upload.repo, private=private, exist_ok=True)
-        hub.upload_folder(
-            repo_id=upload.repo,
-            folder_path=folder,
-            delete_patterns="*",
-            commit_message=f"Version {upload.version}",
-        )
-        hub.create_tag(upload.repo, tag=upload.version, exist_ok=True)
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+        # One commit: the Hub's upload of a folder makes several of many files.
+        files = {x.relative_to(folder).as_posix(): x for x in folder.rglob("*") if x.is_file()}
+        gone = set(hub.list_repo_files(upload.repo)) - files.keys() - {".gitattributes"}
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            *(CommitOperationDelete(name) for name in sorted(gone)),
+            *(CommitOperationAdd(name, file) for name, file in sorted(files.items())),
+        ]
+        said = f"Version {upload.version}"
+        commit = hub.create_commit(upload.repo, operations, commit_message=said)
+        hub.create_tag(upload.repo, tag=upload.version, revision=commit.oid, exist_ok=True)
+    # Its errors' base is that of the HTTP client, of which newer versions have another.
+    except (*HfHubHTTPError.__bases__, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"{upload.repo} cannot be uploaded to ({reason}).") from error

@@ -112,6 +112,7 @@ def _is_reference(told: Any) -> bool:
         and told.keys() == _KEYS
         and isinstance(told["phantom"], dict)
         and told["phantom"].keys() == {"kind", "size", "seed"}
+        and (told["phantom"]["size"] is None or told["phantom"]["size"] in range(1, 513))
         and told["label_map"] in LABEL_MAPS
         and isinstance(told["min_dice"], (int, float))
         and 0 < told["min_dice"] <= 1

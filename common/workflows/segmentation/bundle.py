@@ -74,6 +74,9 @@ class Bundle:
             raise InputError(f"{folder} is no bundle: it has no configs/inference.json.")
         config = read_json(self.file)
         self.metadata = read_json(folder / "configs/metadata.json")
+        for name in ("preprocessing", "postprocessing"):
+            if not isinstance(_argument(config.get(name), "transforms", None), list):
+                raise InputError(f"{self.file} has no {name}#transforms; needed is a list.")
         for name in _NEEDED:
             if name not in config:
                 raise InputError(
@@ -159,7 +162,7 @@ class Bundle:
         for id_, value in (given | self.overrides).items():
             try:
                 parser[id_] = value
-            except (KeyError, IndexError, ValueError) as error:
+            except (KeyError, IndexError, TypeError, ValueError) as error:
                 raise InputError(
                     f"{self.name}'s inference.json has no {id_}; allowed are ids that it has."
                 ) from error
@@ -191,7 +194,8 @@ class Bundle:
     def _filter(self, parser: Any) -> None:
         """Have only the chosen classes in the mask."""
         steps = parser["postprocessing#transforms"]
-        at = max(i for i, x in enumerate(steps) if _is(x, _SAVER) and x.get("keys") == "pred")
+        savers = (i for i, x in enumerate(steps) if _is(x, _SAVER) and x.get("keys") == "pred")
+        at = max(savers, default=len(steps))
         keep = {"_target_": "LabelFilterd", "keys": "pred", "applied_labels": "$kept_"}
         parser["postprocessing#transforms"] = [*steps[:at], keep, *steps[at:]]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from ...errors import InputError, check_switches
-from ..study.definition import nearest
+from ...errors import InputError, check_switches, nearest
 
 _FAST = 0.25  # of a window that overlaps the next one: of a large volume a third of the windows
 # What is set here, or is of no account here.
 _OURS = (
     *("bundle_root", "dataset_dir", "output_dir", "datalist", "masks", "probability_maps", "typed"),
-    *("checkpoint", "device", "strict", "overwrite", "handlers", "evaluator", "run"),
+    *("checkpoint", "device", "strict", "overwrite", "handlers", "evaluator", "run", "dataset"),
+    "dataloader",
 )
 _SWITCHES = (
     *("fast", "flips", "preview", "statistics", "dicom_seg", "rtstruct", "ml", "force_split"),

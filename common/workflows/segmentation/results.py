@@ -216,7 +216,7 @@ class Results:
         for name, value in self._run.classes.items():
             stem = re.sub(r"[^\w-]+", "_", name).strip("_") or "class"
             file = f"{stem}{ending}"
-            if file in files.values() or (self._work / file) == whole:
+            if file in {*files.values(), PREVIEW} or (self._work / file) == whole:
                 file = f"{stem}_{value}{ending}"
             if ending == ".png":
                 with Image.open(whole) as picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -181,6 +182,7 @@ def run_here(bundle: Bundle, studies: Sequence[Study], output: Path) -> dict[str
         while left:
             done = _run(bundle, left, work, bar, failed)
             left = left[done:]
+            gc.collect()  # a workflow and its handlers refer to each other, and hold a network
     return failed
 
 
@@ -279,7 +281,8 @@ def _write_summary(
         InputError: it cannot be written.
     """
     manifests = {name: read_json(place / MANIFEST) for name, place in done.items()}
-    classes = dict.fromkeys(name for found in manifests.values() for name in found["volume_ml"])
+    volumes_of = [found.get("volume_ml", {}) for found in manifests.values()]
+    classes = dict.fromkeys(name for volumes in volumes_of for name in volumes)
     rows = []
     for name in dict.fromkeys([*(study.name for study in studies), *failed]):
         found = manifests.get(name, {})

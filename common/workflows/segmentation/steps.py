@@ -21,7 +21,7 @@ class Steps:
 
     def ended(self, name: str, device: str) -> None:
         """What was done since the step before, on "cpu", "cuda:0", ..., is of this name."""
-        kind = "cuda" if device.startswith("cuda") else "cpu"
+        kind = device if device.startswith("cuda") else "cpu"
         at = now(kind)
         self.found[name] = {
             "seconds": round(at - self._began, 3),

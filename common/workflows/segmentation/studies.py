@@ -43,7 +43,8 @@ class Study(NamedTuple):
     @property
     def stem(self) -> str:
         """What the mask is called, without its ending: as the image."""
-        return _name(self.image)
+        name = _name(self.image)
+        return f"{name}_mask" if name.casefold() == "preview" else name  # as a picture is called
 
     @property
     def is_dicom(self) -> bool:
