@@ -11,6 +11,7 @@ import pytest
 from common.cli import VERBS
 from common.cli.completion import script
 from common.collection import known_bundles
+from common.collection import known_bundles
 
 BUNDLES = list(known_bundles())
 
@@ -71,3 +72,13 @@ def test_the_command_is_this_pythons(tmp_path: Path):
     done = subprocess.run(["bash", "--norc", "-c", program], capture_output=True, text=True)
     assert done.stderr.startswith("error: check needs --dataset_dir; ")
     assert done.returncode == 1
+
+
+def test_a_folder_whose_name_the_shell_would_run_is_not_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "$(touch ran)/configs").mkdir(parents=True)
+    (tmp_path / "$(touch ran)/configs/metadata.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert "$(touch ran)" in known_bundles()
+    assert "touch" not in script(VERBS)
