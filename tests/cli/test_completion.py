@@ -11,7 +11,6 @@ import pytest
 from common.cli import VERBS
 from common.cli.completion import script
 from common.collection import known_bundles
-from common.collection import known_bundles
 
 BUNDLES = list(known_bundles())
 
