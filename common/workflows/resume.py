@@ -430,6 +430,8 @@ def _recipe(parser: ConfigParser) -> dict[str, str]:
             found[id_] = json.dumps(value, default=repr)
 
     walk(parser.config, "")
+    if "encoder_frozen_epochs" in found and parser.config.get("encoder_weights") is None:
+        found["encoder_frozen_epochs"] = "0"  # where nothing is loaded, nothing waits
     return found
 
 

@@ -3,8 +3,8 @@
 A folder of photographs for each part, and one of masks: ``ISIC-2017_Training_Data`` and
 ``ISIC-2017_Training_Part1_GroundTruth``, ``ISIC2018_Task1-2_Validation_Input`` and
 ``ISIC2018_Task1_Validation_GroundTruth``, with ``ISIC_0000000.jpg`` and
-``ISIC_0000000_segmentation.png`` in them (Codella et al. 2018, arXiv:1710.05006, and 2019,
-arXiv:1902.03368). The superpixels beside the photographs of 2017 are no images.
+``ISIC_0000000_segmentation.png`` in them (Gutman et al. 2016, arXiv:1605.01397, Codella et
+al. 2018, arXiv:1710.05006, and 2019, arXiv:1902.03368). The superpixels beside the photographs of 2017 are no images.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def read(root: Path) -> DataSet | None:
                 "_GroundTruth beside it."
             )
     cases = by_label(case for part in parts.values() for case in part)
-    return DataSet("ISIC", cases, images, parts if len(parts) > 1 else None)
+    # Of a part for training alone the others are drawn; one for test alone stays that.
+    return DataSet("ISIC", cases, images, parts if parts.keys() - {"training"} else None)
 
 
 def images(root: Path, spatial_dims: int) -> list[Image]:
