@@ -3,8 +3,8 @@
 A folder of photographs for each part, and one of masks: ``ISIC-2017_Training_Data`` and
 ``ISIC-2017_Training_Part1_GroundTruth``, ``ISIC2018_Task1-2_Validation_Input`` and
 ``ISIC2018_Task1_Validation_GroundTruth``, with ``ISIC_0000000.jpg`` and
-``ISIC_0000000_segmentation.png`` in them (Gutman et al. 2016, arXiv:1605.01397; Codella et al. 2018,
-arXiv:1710.05006, and 2019, arXiv:1902.03368). The superpixels beside the photographs of 2017 are no
+``ISIC_0000000_segmentation.png`` in them (Gutman et al. 2016, arXiv:1605.01397; Codella et al.
+2018, arXiv:1710.05006, and 2019, arXiv:1902.03368). Superpixels beside the photographs are no
 images.
 """
 
