@@ -28,7 +28,7 @@ from common.networks import (
 )
 
 from ..test_bundle_runs import BUNDLE
-from ..test_comparison_networks import SMALL, parser, small
+from ..test_comparison_networks import networks, parser, small
 from .test_dropout import (
     codebook,
     elan_res,
@@ -125,6 +125,7 @@ def kept(network: nn.Module, x: Tensor) -> int:
     return sum(storages.values())
 
 
+@pytest.mark.usefixtures("whole_convolutions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_outputs_gradients_and_statistics(build: Build, dtype: torch.dtype):
     found, expected = build(), build()
@@ -140,7 +141,7 @@ def test_less_is_kept(build: Build):
     assert kept(network, x) < before / 2
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", networks(BUNDLE))
 def test_networks_to_compare_with(name: str):
     torch.manual_seed(0)
     size = [64, 32, 32] if name == "swin_unetr" else [32, 32, 16]

@@ -198,6 +198,7 @@ def test_initial_weights_are_the_releases():
         assert (mamba.D == 1).all()  # Mamba's own
 
 
+@pytest.mark.usefixtures("whole_convolutions")
 @pytest.mark.parametrize("kind", [KINDS[1], BY_CHANNEL], ids=str)
 def test_mamba_stays_in_float32_under_autocast(kind: dict):
     network = build(**kind, deep_supervision=True)
