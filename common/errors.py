@@ -158,8 +158,8 @@ def are_numbers(
     return all(
         isinstance(x, Integral if whole else Real)
         and not isinstance(x, bool)
-        and x >= least
-        and above < x < math.inf
+        and x >= least  # type: ignore[operator]
+        and above < x < math.inf  # type: ignore[operator]
         for x in found
     )
 
