@@ -234,21 +234,15 @@ def test_the_site_opens_from_disk_and_asks_nobody(site: Path):
 @pytest.mark.slow
 def test_public_names_are_in_the_site_and_in_its_search(site: Path, built: dict[str, Html]):
     for package in PACKAGES:
-        module, here = (
-            importlib.import_module(f"common.{package}"),
-            built[f"api/{package}.html"].names,
-        )
-        named = [
-            x
-            for x in module.__all__
-            if inspect.isroutine(y := getattr(module, x)) or inspect.isclass(y)
-        ]
+        module = importlib.import_module(f"common.{package}")
+        members = {name: getattr(module, name) for name in module.__all__}
+        named = [x for x, y in members.items() if inspect.isroutine(y) or inspect.isclass(y)]
+        here = built[f"api/{package}.html"].names
         # A function of its module's name has a heading of its own: what reads the sources takes
         # such a name for the module's.
         prefix = f"common.{package}"
         assert [x for x in named if not {f"{prefix}.{x}", f"{prefix}.{x}.{x}"} & here] == []
     assert "common.segment" in built["api/segment.html"].names
     entries = json.loads((site / "search/search_index.json").read_text(encoding="utf-8"))["docs"]
-    assert any(
-        entry["location"] == "api/networks.html#common.networks.LightMUNet" for entry in entries
-    )
+    places = {entry["location"] for entry in entries}
+    assert "api/networks.html#common.networks.LightMUNet" in places
