@@ -6,7 +6,7 @@ LABEL := $(VENV)-label
 BUNDLE := bundles/liver_ct_lightm_unet_segmentation
 RUN := $(BIN)/python -W ignore -m monai.bundle run
 
-.PHONY: demo test test-slow test-label lint clean
+.PHONY: demo test test-slow test-label lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m common phantom --output demo/data --cases 8 --seed 0 --size 96
@@ -47,6 +47,14 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# The documentation as a site: open site/index.html.
+docs: $(VENV)/docs-installed
+	$(BIN)/python -m mkdocs build
+
+$(VENV)/docs-installed: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable ".[docs]" --constraint constraints.txt
+	touch $@
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[test]" --constraint constraints.txt
@@ -60,4 +68,4 @@ $(LABEL)/installed: pyproject.toml constraints-label.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LABEL) demo build *.egg-info
+	rm -rf $(VENV) $(LABEL) demo site build *.egg-info
