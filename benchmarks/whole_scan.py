@@ -62,7 +62,8 @@ def main() -> None:
         total = seconds.pop("total")
         rest = total - sum(seconds.values())
         cells = [*(seconds.get(step, 0.0) for step in STEPS), rest, total]
-        rows.append([name, str(windows), *(f"{cell:.1f}" for cell in cells)])
+        shown = (f"{cell:.1f}" if cell >= 10 else f"{cell:.2g}" for cell in cells)
+        rows.append([name, str(windows), *shown])
     say(f"Seconds, {options.image.name} on {machine('cpu', options.threads)}:\n")
     say(table(["network", "windows", *STEPS, "the rest", "total"], rows))
 

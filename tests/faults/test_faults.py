@@ -157,10 +157,10 @@ def test_worker_killed(training: Training):
     while running.process.is_alive():
         with suppress(psutil.Error, IndexError):  # one that has ended meanwhile
             process.children()[0].kill()
-        running.process.join(2)
+        running.process.join(15)  # another that is killed meanwhile interrupts what is said
     done = running.end()
     assert done.returncode == 1, done.stderr[-1000:]
-    (said,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    said = next((x for x in done.stderr.splitlines() if x.startswith("error: ")), done.stderr)
     assert "A process that loads cases was killed" in said
     assert "--resume True goes on" in said
 
