@@ -148,7 +148,7 @@ def test_unreadable_file_in_the_middle_of_an_epoch(data: Path, tmp_path: Path):
 
 
 def test_worker_killed(training: Training):
-    options = {"num_workers": 2, "cache": "none", "epoch_length": 20}
+    options = {"num_workers": 2, "cache": "none", "epoch_length": 100}
     for part in ("train", "validate"):  # whose children are workers alone
         options[f"{part}#dataloader#multiprocessing_context"] = "fork"
     running = training.start(**options)
@@ -157,7 +157,7 @@ def test_worker_killed(training: Training):
     while running.process.is_alive():
         with suppress(psutil.Error, IndexError):  # one that has ended meanwhile
             process.children()[0].kill()
-        running.process.join(15)  # another that is killed meanwhile interrupts what is said
+        running.process.join(5)  # another that is killed meanwhile interrupts what is said
     done = running.end()
     assert done.returncode == 1, done.stderr[-1000:]
     said = next((x for x in done.stderr.splitlines() if x.startswith("error: ")), done.stderr)
