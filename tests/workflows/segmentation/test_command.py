@@ -90,21 +90,6 @@ def test_killed_in_the_middle(ct_bundle: Path, tmp_path: Path):
         assert (tmp_path / f"out/{name}/manifest.json").stat().st_mtime_ns == before
 
 
-@pytest.fixture
-def cluster():
-    """Two nodes of a processor each."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    small = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=small)
-    cluster.add_node(**small)
-    cluster.wait_for_nodes()
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 @pytest.mark.slow
 def test_twelve_studies_on_a_cluster_that_loses_a_node(ct_bundle: Path, tmp_path: Path, cluster):
     from common.workflows import segment

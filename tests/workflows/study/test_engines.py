@@ -122,21 +122,6 @@ def test_a_cluster_that_cannot_be_reached(address: str):
         run_on_ray([], address, None, lambda j, x: None, lambda: None)
 
 
-@pytest.fixture
-def cluster():
-    """Two nodes of a processor each, of which one has to be free for a run."""
-    ray = pytest.importorskip("ray")
-    from ray.cluster_utils import Cluster
-
-    small = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=small)
-    cluster.add_node(**small)
-    cluster.wait_for_nodes()
-    yield cluster
-    ray.shutdown()
-    cluster.shutdown()
-
-
 @pytest.mark.slow
 def test_a_node_is_killed_in_the_middle(tmp_path: Path, cluster, ended: list):
     """Both nodes train; the run of the one that dies goes on where it was, on the other."""
