@@ -40,6 +40,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(partial, target)
 
 
+@contextmanager
+def writing(what: str, path: str | os.PathLike[str]) -> Iterator[Path]:
+    """As `replacing`, for a file that a user asked for.
+
+    Args:
+        what: it is, such as "picture".
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        with replacing(path) as partial:
+            yield partial
+    except OSError as error:
+        raise InputError(f"The {what} {path} cannot be written ({error.strerror}).") from error
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what `replacing` left in a folder where its process was killed; nobody else writes."""
     for left in folder.glob(f"{_PARTIAL}*"):

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import InputError, how_to_install
-from ..files import replacing
+from ..files import replacing, writing
 
 _logger = logging.getLogger(__name__)
 _NEIGHBOURS = 15  # of UMAP; with fewer prototypes it has nothing to unfold
@@ -87,11 +87,8 @@ def draw_prototypes(
     """
     figure = prototypes_figure(prototypes, histogram)
     path = Path(output)
-    try:
-        with replacing(path) as partial:
-            figure.savefig(partial, dpi=110, format="png")
-    except OSError as error:
-        raise InputError(f"The picture {path} cannot be written ({error.strerror}).") from error
+    with writing("picture", path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     return path
 
 

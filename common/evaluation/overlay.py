@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import InputError, are_numbers
-from ..files import replacing
+from ..files import writing
 from .label_maps import Segmentation, read_segmentation
 from .overlap import OVERLAP, confusion
 from .scenes import (
@@ -94,11 +94,8 @@ def draw_overlay(
     with rc_context({"text.parse_math": False}):  # a name may have dollars
         figure = _overlay(Path(image).name, scene, segmentation, window)
         path = Path(output)
-        try:
-            with replacing(path) as partial:
-                figure.savefig(partial, dpi=110, format="png")
-        except OSError as error:
-            raise InputError(f"The picture {path} cannot be written ({error.strerror}).") from error
+        with writing("picture", path) as partial:
+            figure.savefig(partial, dpi=110, format="png")
     return path
 
 

@@ -12,7 +12,7 @@ from ..data import check_output_folder
 from ..data.label_values import LabelValues
 from ..data.layouts.names import without_first_channel
 from ..errors import InputError, listed
-from ..files import replacing
+from ..files import writing
 from .figures import (
     Picture,
     draw_boxes,
@@ -333,8 +333,5 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
     check_output_folder(folder / "figures")
     for name, content in files.items():
         path = folder / name
-        try:
-            with replacing(path) as partial:
-                partial.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"The file {path} cannot be written ({error.strerror}).") from error
+        with writing("file", path) as partial:
+            partial.write_bytes(content)

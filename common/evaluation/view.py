@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..data import check_output_folder
 from ..errors import InputError, by_axis
-from ..files import replacing
+from ..files import writing
 from .label_maps import Segmentation, read_segmentation
 from .measures import EMPTY_RULES, measure
 from .pages import template, versions
@@ -130,11 +130,8 @@ def write_view(
         table=_statistics(scene, segmentation, "HU" if is_ct else ""),
         versions=versions(),
     )
-    try:
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"The page {path} cannot be written ({error.strerror}).") from error
+    with writing("page", path) as partial:
+        partial.write_text(text, encoding="utf-8")
     return path
 
 

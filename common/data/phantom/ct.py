@@ -13,8 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from ...errors import InputError
-from .shapes import Array, smooth_noise, threshold, tree_level, union
+from .shapes import Array, check_grid, smooth_noise, threshold, tree_level, union
 
 # (start in mm, heading, length, radius) of each root, in the average patient.
 _PORTAL_VEIN = (
@@ -66,12 +65,7 @@ def ct_case(rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> C
         shape: voxels to the right, anterior and superior.
         spacing: mm between voxels, at most 16; the grid must cover 240 x 180 x 120 mm.
     """
-    extent = np.multiply(shape, spacing)
-    if extent.shape != (3,) or max(spacing) > 16 or np.any(extent < (240, 180, 120)):
-        raise InputError(
-            f"A grid of {tuple(shape)} voxels of {tuple(spacing)} mm cannot hold a patient; "
-            "allowed are voxels of at most 16 mm that cover 240 x 180 x 120 mm."
-        )
+    check_grid(shape, spacing, "a patient", 16, (240, 180, 120))
     scene = _Scene(rng, shape, spacing)
     gain = rng.uniform(0.85, 1.15)
     _draw_trunk(rng, scene, gain)

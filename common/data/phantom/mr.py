@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from ...errors import InputError
-from .shapes import Array, smooth_noise
+from .shapes import Array, check_grid, smooth_noise
 
 _WHITE, _GREY, _FLUID = 110.0, 76.0, 24.0
 _HEAD = 0.33  # of the way from the front: the uncus ends there, where the anterior part does
@@ -34,12 +33,7 @@ def mr_case(rng: Generator, shape: Sequence[int], spacing: Sequence[float]) -> M
         shape: voxels to the right, anterior and superior.
         spacing: mm between voxels, at most 2; the grid must cover 32 x 46 x 32 mm.
     """
-    extent = np.multiply(shape, spacing)
-    if extent.shape != (3,) or max(spacing) > 2 or np.any(extent < (32, 46, 32)):
-        raise InputError(
-            f"A grid of {tuple(shape)} voxels of {tuple(spacing)} mm cannot hold a hippocampus; "
-            "allowed are voxels of at most 2 mm that cover 32 x 46 x 32 mm."
-        )
+    check_grid(shape, spacing, "a hippocampus", 2, (32, 46, 32))
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
     mm = np.stack(np.meshgrid(*axes, indexing="ij")).astype(np.float32)
     warp = np.stack([smooth_noise(rng, axes, 16) for _ in range(3)])

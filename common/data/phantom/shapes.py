@@ -13,7 +13,37 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from ...errors import InputError
+
 Array = NDArray[Any]
+
+
+def check_grid(
+    shape: Sequence[int],
+    spacing: Sequence[float],
+    content: str,
+    coarsest: float,
+    least: Sequence[float],
+) -> None:
+    """Check that a grid can hold what a phantom is of.
+
+    Args:
+        shape: voxels along each of three axes.
+        spacing: mm between voxels.
+        content: what it has to hold, for the error.
+        coarsest: the largest spacing, mm.
+        least: what the grid must cover, mm along each axis.
+
+    Raises:
+        InputError: it is too coarse, or too small.
+    """
+    extent = np.multiply(shape, spacing)
+    if extent.shape != (3,) or max(spacing) > coarsest or np.any(extent < least):
+        raise InputError(
+            f"A grid of {tuple(shape)} voxels of {tuple(spacing)} mm cannot hold {content}; "
+            f"allowed are voxels of at most {coarsest:g} mm that cover "
+            f"{' x '.join(f'{x:g}' for x in least)} mm."
+        )
 
 
 def smooth_noise(rng: Generator, axes: Sequence[Array], scale: float) -> Array:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ...checkpoints import members
 from ...data import check_output_folder
 from ...errors import InputError, check_choice, first_line, input_error_in, listed
-from ...files import read_json, replacing
+from ...files import read_json, writing
 from ...zoo import find_bundle
 from .bundle import Bundle, Run
 from .options import Options
@@ -297,8 +297,8 @@ def _write_summary(
             ]
         )
     head = ["study", "status", "seconds", *(f"{name}_ml" for name in classes), "problem"]
-    try:
-        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([head, *rows])
-    except OSError as error:
-        raise InputError(f"The summary {path} cannot be written ({error.strerror}).") from error
+    with (
+        writing("summary", path) as partial,
+        partial.open("w", newline="", encoding="utf-8") as file,
+    ):
+        csv.writer(file).writerows([head, *rows])
