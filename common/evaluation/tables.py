@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -569,10 +570,15 @@ def as_markdown(title: str, tables: Iterable[Table]) -> str:
 
 
 def as_latex(tables: Iterable[Table]) -> str:
-    """Tables as LaTeX, by the packages booktabs and adjustbox: the best in bold."""
+    """Tables as LaTeX, by the packages booktabs and adjustbox: the best in bold.
+
+    pdfLaTeX takes them, with names in Latin and Greek letters; others need XeLaTeX or LuaLaTeX.
+    """
     needed = (r"\usepackage[T1]{fontenc}", r"\usepackage{booktabs}", r"\usepackage{adjustbox}")
     parts = [f"% In the preamble: {' '.join(needed)}"]
-    for table in tables:
+    for number, table in enumerate(tables):
+        if number and number % _FLOATS == 0:
+            parts.append(r"\clearpage")
         lines = [" & ".join(map(_latex, table.columns)) + r" \\", r"\midrule"]
         for row in table.rows:
             cells = [_latex(cell.text) for cell in row.cells]
@@ -607,7 +613,17 @@ def _markdown(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~$&#])", r"\\\1", _one_line(text))
 
 
+_FLOATS = 16  # LaTeX may keep 18 tables with no text between them, and more are an error
+_GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"  # of which LaTeX has a name
+
+
+def _greek(letter: str) -> str:
+    name = unicodedata.name(letter).split()[-1].replace("LAMDA", "LAMBDA")
+    return name.capitalize() if letter.isupper() else name.lower()
+
+
 _LATEX = {
+    **{letter: rf"$\{_greek(letter)}$" for letter in _GREEK},
     **{character: f"\\{character}" for character in "{}$&#%_"},
     **{character: f"{{{character}}}" for character in "[]*"},  # after the end of a row
     "\\": r"\textbackslash{}",
@@ -621,6 +637,12 @@ _LATEX = {
     "\N{EN DASH}": "--",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
+    "→": r"$\rightarrow$",
+    "\N{MINUS SIGN}": "$-$",
+    "°": r"$^\circ$",
+    "µ": r"$\mu$",
+    "²": "$^2$",
+    "³": "$^3$",
     "≤": r"$\le$",
     "≥": r"$\ge$",
 }

@@ -1,6 +1,8 @@
 import json
 import math
 import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from common.evaluation.tables import (
     result_tables,
 )
 
+from ..conftest import REPOSITORY
 from .results_folders import SETTINGS, write_results
 
 NOTHING = Paper({}, {}, {})
@@ -221,6 +224,55 @@ def test_latex_shows_any_name():
     assert r"100 \% \textless{}b\textgreater{}" in text
     for word in (r"\toprule", r"\begin{tabular}{lr}", r"\end{table}"):
         assert word in text
+
+
+def test_latex_has_the_letters_of_all_studies():
+    """pdfLaTeX stops at any letter that it was not told of."""
+    files = sorted((REPOSITORY / "studies").glob("*/*.json"))
+    letters = {x for file in files for x in file.read_text(encoding="utf-8") if not x.isascii()}
+    assert {"β", "λ", "→", "±"} <= letters
+    text = as_latex([Table(" ".join(sorted(letters)), ["Method", "mm² ≤ 3 °"], [], [])])
+    assert [x for x in text if ord(x) > 0x17F] == []  # Latin letters are those of fontenc's T1
+    for word in (r"$\beta$", r"$\lambda$", r"$\rightarrow$", "mm$^2$ $\\le$ 3 $^\\circ$"):
+        assert word in text
+
+
+def test_latex_gets_no_more_tables_at_once_than_it_keeps():
+    text = as_latex([names_table()] * 40)
+    parts = text.split("\\clearpage")
+    assert [part.count(r"\begin{table}") for part in parts] == [16, 16, 8]
+
+
+ENGINES = {
+    "pdflatex": ["-interaction=nonstopmode", "-halt-on-error"],
+    "tectonic": ["--only-cached"],
+}
+
+
+def typeset(folder: Path, body: str) -> str:
+    """What is wrong with a document of tables; empty where nothing is."""
+    engine = next((name for name in ENGINES if shutil.which(name)), None)
+    if engine is None:
+        pytest.skip("needs pdflatex or tectonic")
+    preamble = as_latex([]).partition(": ")[2]
+    file = folder / "main.tex"
+    file.write_text(
+        rf"\documentclass{{article}}{preamble}\begin{{document}}Tables.{body}\end{{document}}",
+        encoding="utf-8",
+    )
+    words = [engine, *ENGINES[engine], file.name]
+    done = subprocess.run(words, cwd=folder, capture_output=True, timeout=240)
+    said = (done.stdout + done.stderr).decode(errors="replace")
+    return "" if done.returncode == 0 and file.with_suffix(".pdf").is_file() else said[-2000:]
+
+
+def test_latex_is_typeset(results: dict[str, Results], tmp_path: Path):
+    if said := typeset(tmp_path, ""):
+        pytest.skip(f"LaTeX has not the packages booktabs and adjustbox here: {said[-200:]}")
+    rows = [Row([Cell(name)]) for name in ("VSSM → Conv3", "β 0.7", "Müller's Ω³")]
+    tables = [*result_tables(results, NOTHING), Table("→ ± ≥ λ", ["Method"], rows, [])]
+    assert typeset(tmp_path, as_latex([*tables, *([names_table()] * 60)])) == ""
+    assert typeset(tmp_path, r"\nothing"), "what cannot be typeset is seen"
 
 
 def test_methods_are_of_the_same_cases_and_in_one_order(tmp_path: Path):
