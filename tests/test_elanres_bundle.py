@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import MetaTensor
 
 from common.data.phantom import write_phantom
 from common.networks import ELANResMSCAUNet, LiverTumourCascade
@@ -19,6 +20,7 @@ from common.networks import ELANResMSCAUNet, LiverTumourCascade
 from . import preloaded, running
 from .conftest import REPOSITORY
 from .running import FRESH, check_export_of_monai, sentence, succeed
+from .test_bundles import parser
 
 BUNDLE = REPOSITORY / "bundles/liver_tumor_ct_elanres_msca_segmentation"
 WIDTHS = [2, 2, 4, 4, 4]
@@ -77,6 +79,27 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     assert "val_dice_class_2" in said
     assert "val_dice_class_1" not in said
     return roots
+
+
+@pytest.mark.parametrize("part", ["train", "validate"])
+@pytest.mark.parametrize("stage", ["liver", "tumor"])
+def test_what_a_stage_is_shown(part: str, stage: str):
+    """The second one the liver's box, as in inference, with the tumour as its label."""
+    label = torch.zeros(1, 20, 20, 20)
+    label[0, 5:15, 6:14, 7:13] = 1
+    label[0, 8:10, 8:10, 8:10] = 2
+    image = torch.arange(20.0**3).reshape(label.shape)
+    config = parser(BUNDLE, "train", stage=stage, margin=2)
+    item = {"image": MetaTensor(image), "label": MetaTensor(label)}
+    for number in (7, 8):  # the crop, and what counts as foreground
+        step = config.get_parsed_content(f"{part}#preprocessing#transforms#{number}")
+        item = item if step is None else step(item)
+    box = (slice(None),) * 4
+    if stage == "tumor":
+        box = slice(None), slice(3, 17), slice(4, 16), slice(5, 15)
+    np.testing.assert_array_equal(item["image"], image[box])
+    expected = label[box] == 2 if stage == "tumor" else label > 0
+    np.testing.assert_array_equal(np.asarray(item["label"]) > 0, expected)
 
 
 @pytest.mark.slow

@@ -539,6 +539,53 @@ def test_nnunets_folds_are_tested_and_validation_is_drawn_from_training(folders:
     assert disjoint_parts(root, fold=1) == disjoint_parts(root, fold=1)
 
 
+def of_folds(root: Path, **listed: list[str]) -> dict[str, list[dict[str, Any]]]:
+    """Auto3DSeg's list, in which every third of "training" is a fold."""
+    return {
+        part: [
+            {"image": f"imagesTr/{x}.nii.gz", "label": f"labelsTr/{x}.nii.gz"}
+            | ({"fold": i % 3} if part == "training" else {})
+            for i, x in enumerate(names)
+        ]
+        for part, names in listed.items()
+    }
+
+
+@pytest.mark.parametrize("way", ["drawn", "drawn folds", "folds", "folds and tests", "nnU-Net's"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_in_no_way_is_a_test_case_trained_on_or_validated_with(folders: Any, way: str, seed: int):
+    """And every case that is not excluded is in one part."""
+    names = cases(20)
+    root = folders(*names)
+    given: dict[str, Any] = {"seed": seed, "exclude": ["case_03"], "ratios": (3, 1, 1)}
+    if way == "drawn folds":
+        given |= {"fold": 3, "num_folds": 4}
+    elif way == "folds":
+        given |= {"fold": 2}
+        write(root, of_folds(root, training=names), "dataset.json")
+    elif way == "folds and tests":
+        given |= {"fold": 2}
+        write(root, of_folds(root, training=names[:15], test=names[15:]), "dataset.json")
+    elif way == "nnU-Net's":
+        given |= {"fold": 1}
+        folds = [{"train": names[:10], "val": names[10:]}, {"train": names[6:], "val": names[:6]}]
+        write(root, folds, "splits_final.json")
+    training, validation, test = map(set, names_of(disjoint_parts(root, **given)))
+    assert test == set(parts(root, **given)[2])
+    assert not test & (training | validation)
+    assert not training & validation
+    assert training | validation | test == {*names} - {"case_03"}
+    if way in ("folds", "nnU-Net's"):
+        assert abs(len(training) - 3 * len(validation)) < 4  # drawn by 3:1
+
+
+def test_what_is_drawn_from_training_depends_on_the_seed(folders: Any):
+    root = folders(*cases(20))
+    write(root, [{"train": cases(20)[4:], "val": cases(4)}], "splits_final.json")
+    drawn = {tuple(disjoint_parts(root, fold=0, seed=seed)["validation"]) for seed in range(5)}
+    assert len(drawn) > 1
+
+
 def test_validation_has_a_share_where_ratios_leave_it_none(folders: Any):
     root = folders(*cases(10))
     folds = [{"train": cases(8), "val": cases(10)[8:]}]

@@ -93,6 +93,23 @@ def test_the_second_network_sees_the_box_alone():
     assert inside(logits[0, 1] > 0, slice(22, 25), slice(11, 14), slice(6, 9))
 
 
+def test_the_second_network_sees_the_image_around_the_liver_as_it_is():
+    x, cascade = volume(LARGE), trained(Above(0.5), Above(1.5))
+    x[x == 0] = 0.25
+    windows((16, 32, 32), margin=2, cval=-7)(x, cascade)
+    seen = torch.cat(cascade.tumour.seen)
+    assert set(seen.unique().tolist()) == {-7, 0.25, LIVER}
+    assert int((seen[0] == LIVER).sum()) == x[0, 0][LARGE].numel()
+
+
+def test_each_volume_of_a_batch_has_its_own_box():
+    both = torch.cat([volume(LARGE), volume(SMALL)])
+    cascade, infer = trained(Above(0.5), Everywhere()), windows((16,) * 3, margin=1)
+    together = infer(both, cascade)
+    assert torch.equal(together, torch.cat([infer(x, cascade) for x in both.split(1)]))
+    assert inside(together[1, 1] > 0, slice(1, 6), slice(1, 6), slice(1, 6))
+
+
 def test_probabilities_below_a_half_stay_for_the_interpolation():
     class Soft(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -16,7 +16,15 @@ import psutil
 import pytest
 
 from common.workflows.study.estimate import Estimate
-from common.workflows.study.jobs import RESUME, Job, Outcome, Step, run_job, status
+from common.workflows.study.jobs import (
+    RESUME,
+    Job,
+    Outcome,
+    Step,
+    learning_curves,
+    run_job,
+    status,
+)
 
 SLEEP = "import time; print('begun', flush=True); time.sleep(60)"
 # A training that SIGTERM ends as it does ours, once it has begun.
@@ -25,6 +33,24 @@ import pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
 pathlib.Path(sys.argv[1]).write_text("state")
 time.sleep(0 if "--resume" in sys.argv else 60)
+"""
+
+
+# Of a cascade: it goes on from its own state alone, and adds to the weights that it finds.
+STAGE = """
+import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+root, stage, resumed = pathlib.Path(sys.argv[1]), sys.argv[2], "--resume" in sys.argv
+left, model, table = (root / x for x in ("last_epoch.pt", "model.pt", "eval/learning_curves.csv"))
+found = left.read_text() if left.exists() else ""
+assert found == (stage if resumed else ""), found
+assert table.exists() == resumed
+table.parent.mkdir(exist_ok=True)
+table.write_text(f"epoch,seconds,validation_seconds\\n1,{len(sys.argv[3])},0\\n")
+if not resumed:
+    model.write_text((model.read_text() if model.exists() else "") + stage)
+left.write_text(stage)
+time.sleep(60 if stage == "tumor" and not resumed else 0)
 """
 
 
@@ -107,6 +133,40 @@ def test_a_stage_does_not_go_on_from_the_stage_before(tmp_path: Path):
     ]
     assert run_job(job(tmp_path, *trainings)) == Outcome("finished")
     assert "--resume" not in "".join(commands(tmp_path))
+
+
+def test_a_stage_has_the_weights_of_the_one_before_and_nothing_else(tmp_path: Path):
+    """Asked to stop between the stages, and in the second one, which goes on from its own state."""
+    left = tmp_path / "last_epoch.pt"
+    trainings = [
+        Step(
+            f"training of the stage {stage}",
+            python(STAGE, tmp_path, stage, seconds * "x"),
+            leaves=str(left),
+            again=RESUME,
+            stage=stage,
+        )
+        for stage, seconds in (("liver", 3), ("tumor", 5))
+    ]
+    work = job(tmp_path, *trainings)
+    between = (tmp_path / "eval/learning_curves_liver.csv").is_file
+    assert run_job(work, asked_to_stop=between) == Outcome("stopped")
+    assert state(tmp_path)["done"] == ["training of the stage liver"]
+
+    def second() -> bool:
+        return left.is_file() and left.read_text() == "tumor"
+
+    assert run_job(work, asked_to_stop=second) == Outcome("stopped")
+    assert run_job(work) == Outcome("finished"), (tmp_path / "log.txt").read_text()
+    assert (tmp_path / "model.pt").read_text() == "livertumor"
+    for stage, seconds in (("liver", 3), ("tumor", 5)):
+        curves = learning_curves(tmp_path, stage)
+        assert curves == [{"seconds": seconds, "validation_seconds": 0}]
+    said = commands(tmp_path)
+    begun = [line for line in said if line.startswith("# training")]
+    assert [line[-5:] for line in begun] == ["liver", "tumor", "tumor"]
+    assert "\n".join(said).count("--resume True") == 1
+    assert said[-1].endswith("--resume True")
 
 
 def test_what_outlived_its_study_is_ended_first(tmp_path: Path):
