@@ -295,7 +295,7 @@ def study(
     What is left is run, what is finished stays. docs/studies.md says what the file says.
 
     Input:
-        FILE: the study.
+        FILE: the study; A,B for several files, of which each counts in place of those before it.
         dataset_dir: the data set, in place of the file's.
         rows: those to run, A,B; by default all.
         overrides: what else the file says, in its place, such as --budget#max_epochs 10.
@@ -314,7 +314,8 @@ def study(
     logging.getLogger("common").setLevel(logging.INFO)
     names = None if rows is None else rows.split(",")
     options = (engine, address, jobs, gpus, dry_run, overrides)
-    if failures := run_study(file, output, dataset_dir, names, *options):
+    files = [file] if Path(file).is_file() else file.split(",")
+    if failures := run_study(files, output, dataset_dir, names, *options):
         raise InputError(f"{'; '.join(failures)}.")
     if not dry_run:
         say(f"tables: {output}/tables.md, {output}/tables.tex")

@@ -49,6 +49,7 @@ _SET_BY_RUNS = (
 _SET_BY_STUDY = ("predictions", "labels", "output", "classes", "label_map", "ignore_label")
 _STAGES = ("liver", "tumor")  # of a cascade, in the order of their trainings
 _NOT_IN_NAMES = '/\\,#:*?"<>|'  # of rows, which are folders, listed with commas and parts of ids
+_BY_ROW = ("rows", "paper")  # sections with a part for each row
 
 
 @dataclass(frozen=True)
@@ -122,46 +123,48 @@ class Study:
 
 
 def read_study(
-    file: str | Path,
+    file: str | Path | Sequence[str | Path],
     dataset_dir: str | Path | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Study:
     """Read a study file, and see that it can be run.
 
     Args:
-        file: JSON. Bundles and configs that it names are looked for in its own folder and those
-            above, in folders called bundles beside these, and here.
+        file: JSON; or several, of which each says what counts in place of what those before it say.
+            Bundles and configs that they name are looked for in their own folders and those above,
+            in folders called bundles beside these, and here.
         dataset_dir: in place of the file's.
-        overrides: ids of the file and their values, as {"budget#max_epochs": 10}.
+        overrides: ids of the file and their values, as {"budget#max_epochs": 10}. What follows a
+            section is one name in it, as in "overrides#network_def#init_filters", or, of rows and
+            of the paper's numbers, a row's name and a name in that.
 
     Raises:
-        InputError: the file cannot be read, has a key that no study has or a value that is none for
+        InputError: a file cannot be read, has a key that no study has or a value that is none for
             its key, or names a bundle, a config or an id that does not exist.
     """
-    path = Path(file)
-    parser = ConfigParser(read_json(path))
-    given = dict(overrides or {})
+    files = [Path(one) for one in ([file] if isinstance(file, (str, Path)) else file)]
+    whose = listed(files)
+    content: dict[str, Any] = {}
+    given = [item for one in files for item in read_json(one).items()]
+    given += (overrides or {}).items()
     if dataset_dir is not None:
-        given["data#dataset_dir"] = str(dataset_dir)
-    for id_, value in given.items():
-        parent = id_.rpartition("#")[0]
-        if parent and parent not in parser:
-            raise InputError(f"{path} has no {parent}, of which {id_} is given a value.")
-        parser[id_] = list(value) if isinstance(value, tuple) else value
-    content = {k: v for k, v in parser.config.items() if k != ConfigParser.meta_key}
+        given.append(("data#dataset_dir", str(dataset_dir)))
+    for id_, value in given:
+        _give(whose, content, id_, list(value) if isinstance(value, tuple) else value)
     content = json.loads(json.dumps(content))  # as it will be read again
-    _check_content(path, content)
+    _check_content(whose, content)
     data, budget = content["data"], content.get("budget", {})
     parts = {_PARTS[name]: value for name, value in data.items() if name in _PARTS}
     for name in ("split_file", "cases_file"):
         if parts.get(name) is not None:
-            parts[name] = _found(str(parts[name]), [path.parent, Path()], f"{path}: {name}")
+            places = [*(one.parent for one in files), Path()]
+            parts[name] = _found(str(parts[name]), places, f"{whose}: {name}")
     folds = data.get("folds")
     minutes = budget.get("minutes")
     shared = {k: v for k, v in budget.items() if k != "minutes"}
     for name in content["rows"]:
         _check_name(name)
-    rows = {n: _row(path, n, said, content, shared) for n, said in content["rows"].items()}
+    rows = {n: _row(files, n, said, content, shared) for n, said in content["rows"].items()}
     for row in rows.values():
         if minutes is not None and "max_epochs" in row.overrides:
             raise InputError(
@@ -185,20 +188,55 @@ def read_study(
     )
 
 
-def _check_content(path: Path, content: Mapping[str, Any]) -> None:
+def _give(whose: str, content: dict[str, Any], id_: str, value: Any) -> None:
+    """Put a value in the place of what a study says.
+
+    Raises:
+        InputError: there is no such section or row, or it has no parts.
+    """
+    section, *names = id_.split("#")
+    if names and section not in STUDY:
+        raise InputError(
+            f"{whose} has no {section}, of which {id_} is given a value{nearest(section, STUDY)}."
+        )
+    depth = 2 if section in _BY_ROW else 1
+    if section == "rows" and names:
+        rows = content["rows"] if isinstance(content.get("rows"), dict) else {}
+        if names[0] not in rows:  # the command line makes _ of a name's -
+            names[0] = {row.replace("-", "_"): row for row in rows}.get(names[0], names[0])
+        if len(names) > 1 and names[0] not in rows:
+            raise InputError(f"{whose} has no row {names[0]}{nearest(names[0], rows)}.")
+        if names[1:2] == ["inference"]:
+            depth = 3
+    inner = "#".join(names[depth - 1 :])  # one name, as network_def#init_filters of a bundle is
+    *places, last = [section, *names[: depth - 1], *([inner] if inner else [])]
+    part: Any = content
+    for name in places:
+        if name not in part or isinstance(part[name], bool):  # a plan may be true
+            part[name] = {}
+        part = part[name]
+        if not isinstance(part, dict):
+            raise InputError(
+                f"{whose} has {name} {part!r}, of which {id_} is given a value; allowed is an "
+                "object."
+            )
+    part[last] = value
+
+
+def _check_content(whose: str, content: Mapping[str, Any]) -> None:
     for name, value in content.items():
         if name not in STUDY:
-            raise InputError(f"{path} has {name!r}{nearest(name, STUDY)}.")
+            raise InputError(f"{whose} has {name!r}{nearest(name, STUDY)}.")
         if not isinstance(value, STUDY[name]):  # type: ignore[arg-type]
-            raise InputError(f"{path}: {name} is {value!r}; allowed is {_kind(STUDY[name])}.")
+            raise InputError(f"{whose}: {name} is {value!r}; allowed is {_kind(STUDY[name])}.")
     for name in ("title", "data", "rows"):
         if not content.get(name):
-            raise InputError(f"{path} has no {name}; needed are title, data and rows.")
+            raise InputError(f"{whose} has no {name}; needed are title, data and rows.")
     data = content["data"]
     for name in data:
         if name not in ("dataset_dir", *_OF_DATA, *_PARTS):
             allowed = ["dataset_dir", *_OF_DATA, *_PARTS]
-            raise InputError(f"{path} has data#{name}{nearest(name, allowed)}.")
+            raise InputError(f"{whose} has data#{name}{nearest(name, allowed)}.")
     where = data.get("dataset_dir", "$REQUIRED")
     if not isinstance(where, str) or where.startswith("$"):
         raise InputError(f"data#dataset_dir is {where}; needed is a folder, by --dataset_dir DIR.")
@@ -253,22 +291,24 @@ def _check_name(name: str) -> None:
 
 
 def _row(
-    path: Path,
+    study: Sequence[Path],
     name: str,
     said: Any,
     content: Mapping[str, Any],
     budget: Mapping[str, Any],
 ) -> Row:
     if not isinstance(said, dict) or not isinstance(said.get("bundle"), str):
-        raise InputError(f'{path}: the row {name} has no bundle; needed is {{"bundle": NAME}}.')
-    bundle = _bundle(path, name, said["bundle"])
+        raise InputError(
+            f'{listed(study)}: the row {name} has no bundle; needed is {{"bundle": NAME}}.'
+        )
+    bundle = _bundle(study, name, said["bundle"])
     configs = bundle / "configs"
     names, own_inference = said.get("configs", []), said.get("inference", {})
     if not isinstance(names, list) or not all(isinstance(file, str) for file in names):
         raise InputError(f"The row {name} has configs {names!r}; allowed are names of files.")
     if not isinstance(own_inference, dict):
         raise InputError(f"The row {name} has inference {own_inference!r}; allowed is an object.")
-    places = [configs, bundle, path.parent, Path()]
+    places = [configs, bundle, *(file.parent for file in study), Path()]
     files = [configs / "train.json", *(_found(n, places, f"The row {name}") for n in names)]
     training = read_configs(files)
     own = {id_: value for id_, value in said.items() if id_ not in _OF_ROW}
@@ -295,8 +335,9 @@ def _row(
     )
 
 
-def _bundle(path: Path, row: str, name: str) -> Path:
-    folders = [*path.resolve().parents, Path().resolve()]
+def _bundle(study: Sequence[Path], row: str, name: str) -> Path:
+    above = [folder for file in study for folder in file.resolve().parents]
+    folders = [*dict.fromkeys(above), Path().resolve()]
     places = [folder for parent in folders for folder in (parent, parent / "bundles")]
     for place in places:
         if all((place / name / f"configs/{x}.json").is_file() for x in ("train", "inference")):

@@ -36,7 +36,7 @@ _MAY_CHANGE = ("dataset_dir", "folds", "seeds")  # of the data: the split is com
 
 
 def run_study(
-    file: str | Path,
+    file: str | Path | Sequence[str | Path],
     output: str | Path,
     dataset_dir: str | Path | None = None,
     rows: Sequence[str] | None = None,
@@ -57,7 +57,8 @@ def run_study(
     those of the best validation; which cases validate is said in `common.data.disjoint_parts`.
 
     Args:
-        file: the study, see docs/studies.md.
+        file: the study, see docs/studies.md; or several files, of which each says what counts in
+            place of what those before it say.
         output: a folder for everything, which the study has for itself.
         dataset_dir: of the data, in place of the file's.
         rows: those to be run; by default all.
@@ -66,7 +67,7 @@ def run_study(
         jobs: how many runs at once on this machine; by default one on each GPU, or one.
         gpus: of each run on Ray.
         dry_run: the commands alone go to the log, and nothing is written.
-        overrides: ids of the study file and their values, as {"budget#max_epochs": 10}.
+        overrides: ids of the study file and their values, see `read_study`.
 
     Returns:
         What went wrong, a sentence each without its stop; the other runs were done all the same.
@@ -90,7 +91,9 @@ def run_study(
     study = read_study(file, dataset_dir, overrides)
     for name in rows or ():
         if name not in study.rows:
-            raise InputError(f"{file} has no row {name}{nearest(name, study.rows)}.")
+            raise InputError(
+                f"The study {study.title!r} has no row {name}{nearest(name, study.rows)}."
+            )
     folder = Path(output).resolve()
     _check_folder(folder, study)
     folds = folds_of(study, folder)

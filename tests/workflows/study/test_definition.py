@@ -44,6 +44,42 @@ def test_what_counts_where_several_say_it(write: Write):
     assert study.content["budget"] == {"max_epochs": 3, "epoch_length": 5}
 
 
+def test_a_second_file_is_of_ones_own_data(write: Write, tmp_path: Path):
+    """Each value in the place of what the first says, by ids as on the command line."""
+    own = tmp_path / "own/mine.json"
+    own.parent.mkdir()
+    (own.parent / "cases.json").write_text("[]")
+    content = {
+        "title": "Mine",
+        "data#cases": "cases.json",
+        "budget": {"minutes": 5},
+        "overrides#network_def#init_filters": 8,
+        "rows#A-1#network_def#residual": False,
+        "rows#A-1#inference#test_time_flips": True,
+        "classes": {"left": [1]},
+        "paper#A-1#left dice, %": 90,
+    }
+    own.write_text(json.dumps(content))
+    bundle = {"bundle": str(BUNDLES / LUNG)}
+    file = write(
+        overrides={"batch_size": 3}, rows={"A-1": bundle | {"learning_rate": 0.1}, "B": bundle}
+    )
+    given = {"budget#minutes": 2, "rows#A_1#batch_size": 4, "plan#gpu_memory": 4}
+    study = read_study([file, own], overrides=given)  # A_1: so the command line has it
+    assert study.title == "Mine"
+    assert study.minutes == 2
+    assert study.plan == {"gpu_memory": 4}
+    assert study.classes == {"left": [1]}
+    assert study.parts["cases_file"] == own.parent / "cases.json"
+    a, b = study.rows.values()
+    assert b.overrides == {"batch_size": 3, "network_def#init_filters": 8}
+    of_a = {"batch_size": 4, "learning_rate": 0.1, "network_def#residual": False}
+    assert a.overrides == b.overrides | of_a
+    assert (a.inference, b.inference) == ({"test_time_flips": True}, {})
+    assert study.content["paper"] == {"A-1": {"left dice, %": 90}}
+    assert list(study.content["rows"]) == ["A-1", "B"]
+
+
 def test_bundles_are_found_by_name_beside_the_studies(tmp_path: Path, radiographs: Path):
     (tmp_path / "bundles").symlink_to(BUNDLES)
     file = tmp_path / "studies/paper/table_1.json"
@@ -125,5 +161,13 @@ def test_the_nearest_bundle_is_named(tmp_path: Path, write: Write):
 def test_ids_of_the_file_are_known(write: Write):
     with pytest.raises(InputError, match="has no budge, of which budge#max_epochs is given"):
         read_study(write(), overrides={"budge#max_epochs": 3})
+    with pytest.raises(InputError, match="has no row LightM; the nearest is LightM-UNet"):
+        read_study(write(), overrides={"rows#LightM#batch_size": 3})
+    with pytest.raises(InputError, match="has title 'Lungs', of which title#x is given a value"):
+        read_study(write(), overrides={"title#x": 3})
     with pytest.raises(InputError, match=r"The file none\.json cannot be read"):
         read_study("none.json")
+    other = write().with_name("other.json")
+    other.write_text('{"metric": []}')
+    with pytest.raises(InputError, match=r"study\.json; .*other\.json has 'metric'"):
+        read_study([write(), other])

@@ -111,12 +111,22 @@ def test_minutes_are_shared_by_the_stages_and_told_by_a_warm_up(write: Write, tm
     assert options(warm_up.command)["max_epochs"] == "4"
     assert options(warm_up.command)["stage"] == options(training.command)["stage"] == "tumor"
     assert "max_epochs" not in options(training.command)
+    folders = {step.warm_up for step in job.steps if step.warm_up} | {job.folder}
+    assert len(folders) == 3, "a warm-up leaves the training's weights and the other stage's alone"
+    assert options(training.command)["bundle_root"] == job.folder
 
 
 def test_a_plan_sees_the_trainings_cases_alone(write: Write, radiographs: Path, tmp_path: Path):
     file = write(
         plan={"gpu_memory": 4},
-        rows={"A": {"bundle": str(BUNDLES / LUNG), "network_def#mixer": "conv", "batch_size": 2}},
+        rows={
+            "A": {
+                "bundle": str(BUNDLES / LUNG),
+                "configs": ["networks/segresnet.json"],
+                "network_def#act": "prelu",
+                "batch_size": 2,
+            }
+        },
     )
     (job,) = planned(file, tmp_path)
     plan, training, _ = job.steps
@@ -125,8 +135,15 @@ def test_a_plan_sees_the_trainings_cases_alone(write: Write, radiographs: Path, 
     given = dict(zip(words[4::2], words[5::2], strict=True))
     assert given["--split_file"] == options(training.command)["split_file"]
     assert given["--batch_size"] == "2"
-    assert "--network_def#mixer" not in given  # which train.json has not
-    assert f"'{given['--output']}'" in options(training.command)["config_file"]
+    assert given["--gpu_memory"] == "4"
+    assert "--network_def#act" not in given  # which train.json has not
+    configs = BUNDLES / LUNG / "configs"
+    files = [
+        str(configs / "train.json"),
+        given["--output"],
+        str(configs / "networks/segresnet.json"),
+    ]
+    assert options(training.command)["config_file"] == str(files)
 
 
 def test_tests_are_found_by_name(write: Write, radiographs: Path, tmp_path: Path):

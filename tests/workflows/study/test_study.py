@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+from common import workflows
+from common.cli.results import study as study_verb
 from common.errors import InputError
 from common.workflows import run_study
 
@@ -73,6 +75,20 @@ def test_images_without_labels(write: Write, out: Path, tmp_path: Path):
     (tmp_path / "data/imagesTr/a.nii.gz").touch()
     with pytest.raises(InputError, match=r"An image has no label: .*a\.nii\.gz"):
         run_study(write(), out, tmp_path / "data")
+
+
+def test_files_of_a_study_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A file may have a comma in its name."""
+    caplog.set_level("INFO", logger="common")  # as the verb sets it
+    seen: list[list[str]] = []
+    monkeypatch.setattr(workflows, "run_study", lambda files, *_: seen.append(files) or [])
+    study_verb("a.json,b.json", "out")
+    one = tmp_path / "a,b.json"
+    one.touch()
+    study_verb(str(one), "out")
+    assert seen == [["a.json", "b.json"], [str(one)]]
 
 
 def test_other_folders_are_left_alone(write: Write, out: Path):
@@ -192,6 +208,29 @@ def test_from_data_to_report_killed_on_the_way(write: Write, out: Path):
     assert "2 runs: 2 finished" in done.stdout
     assert f"report: {out}/report.html" in done.stdout
     assert weights.stat().st_mtime == before
+
+
+@pytest.mark.slow
+def test_a_planned_study_trains_what_was_planned(write: Write, out: Path):
+    """By the command line that is printed; what a row says is planned around."""
+    pytest.importorskip("nnunetv2")
+    file = write(
+        plan={"gpu_memory": 2},
+        overrides=SHORT,
+        budget={"max_epochs": 1, "epoch_length": 1},
+        rows={"LightM-UNet": {"bundle": str(BUNDLES / LUNG)}},
+    )
+    done = preloaded.run("common", *command(file, out))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    root = out / "runs/LightM-UNet/seed0"
+    plan = json.loads((root / "plan.json").read_text())
+    assert plan["image_size"] == SHORT["image_size"]
+    weights = torch.load(root / "models/last_epoch.pt", weights_only=True)
+    settings = json.loads(json.dumps(weights["settings"]))
+    for name in ("image_size", "intensity", "num_classes"):
+        assert settings[name] == plan[name]
+    trained = len(json.loads((out / "splits/split.json").read_text())["training"])
+    assert f"{trained} of 10" in (root / "log.txt").read_text()
 
 
 @pytest.mark.slow
