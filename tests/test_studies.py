@@ -15,6 +15,7 @@ from monai.bundle import ConfigParser
 
 from common.evaluation.comparison import BETTER, LESION_DICE
 from common.files import read_json
+from common.workflows.study.definition import read_study
 
 from .conftest import REPOSITORY, shared
 
@@ -131,6 +132,21 @@ def test_means_of_classes_are_those_of_their_numbers(study: dict[str, Any]):
             ]
             if rest != key and own:
                 assert mean == pytest.approx(sum(own) / len(own), abs=0.0101), f"{row}: {key}"
+
+
+def test_the_second_file_of_the_page_fits_the_table_that_it_is_for(tmp_path: Path):
+    page = (REPOSITORY / "docs/studies.md").read_text(encoding="utf-8")
+    (block,) = (x for x in re.findall(r"```json\n(.*?)```", page, re.DOTALL) if "rows" not in x)
+    own, table = tmp_path / "hippocampus.json", REPOSITORY / "studies/lightm_unet/table_3.json"
+    own.write_text(block, encoding="utf-8")
+    assert f"common study studies/lightm_unet/table_3.json,{own.name} --dataset_dir" in page
+    study = read_study([table, own], tmp_path)
+    assert study.title == json.loads(block)["title"]
+    assert study.minutes == 30
+    assert study.classes == {"anterior": [1], "posterior": [2]}
+    assert list(study.rows) == list(read_json(table)["rows"])
+    assert all(row.overrides["patch_size"] == [40, 56, 40] for row in study.rows.values())
+    assert study.rows["VSSM → Conv3"].overrides["network_def#mixer"] == "conv"
 
 
 def trainings(study: Mapping[str, Any]) -> Iterator[ConfigParser]:
