@@ -295,7 +295,7 @@ def study(
     What is left is run, what is finished stays. docs/studies.md says what the file says.
 
     Input:
-        FILE: the study; A,B for several files, of which each counts in place of those before it.
+        FILE: the study; A,B for several files, of which later ones count more.
         dataset_dir: the data set, in place of the file's.
         rows: those to run, A,B; by default all.
         overrides: what else the file says, in its place, such as --budget#max_epochs 10.
