@@ -539,7 +539,7 @@ def test_nnunets_folds_are_tested_and_validation_is_drawn_from_training(folders:
     assert disjoint_parts(root, fold=1) == disjoint_parts(root, fold=1)
 
 
-def of_folds(root: Path, **listed: list[str]) -> dict[str, list[dict[str, Any]]]:
+def of_folds(**listed: list[str]) -> dict[str, list[dict[str, Any]]]:
     """Auto3DSeg's list, in which every third of "training" is a fold."""
     return {
         part: [
@@ -562,10 +562,10 @@ def test_in_no_way_is_a_test_case_trained_on_or_validated_with(folders: Any, way
         given |= {"fold": 3, "num_folds": 4}
     elif way == "folds":
         given |= {"fold": 2}
-        write(root, of_folds(root, training=names), "dataset.json")
+        write(root, of_folds(training=names), "dataset.json")
     elif way == "folds and tests":
         given |= {"fold": 2}
-        write(root, of_folds(root, training=names[:15], test=names[15:]), "dataset.json")
+        write(root, of_folds(training=names[:15], test=names[15:]), "dataset.json")
     elif way == "nnU-Net's":
         given |= {"fold": 1}
         folds = [{"train": names[:10], "val": names[10:]}, {"train": names[6:], "val": names[:6]}]
