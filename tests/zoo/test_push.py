@@ -139,15 +139,16 @@ def test_the_cards_links_lead_to_files_of_docs(bundle: Path):
     (bundle / "docs/tables").mkdir()
     (bundle / "docs/tables/one.csv").touch()
     readme = (
-        "![Lungs](architecture.png) [who](data_license.txt), [t](tables/one.csv#row) [here](#data)\n"
-        "[paper](https://example.org/data_license.txt) [none](missing.png) [out](../../README.md)\n"
+        "![Lungs](architecture.png) [who](data_license.txt), [t](tables/one.csv#row)\n"
+        "[here](#data) [paper](https://example.org/data_license.txt)\n"
+        "[none](missing.png) [out](../../README.md)\n"
     )
     (bundle / "docs/README.md").write_text(readme)
     (bundle / "docs/architecture.png").touch()
     assert model_card(bundle).partition("---\n![")[2] == (
-        "Lungs](docs/architecture.png) [who](docs/data_license.txt), [t](docs/tables/one.csv#row) "
-        "[here](#data)\n"
-        "[paper](https://example.org/data_license.txt) [none](missing.png) [out](../../README.md)\n"
+        "Lungs](docs/architecture.png) [who](docs/data_license.txt), [t](docs/tables/one.csv#row)\n"
+        "[here](#data) [paper](https://example.org/data_license.txt)\n"
+        "[none](missing.png) [out](../../README.md)\n"
     )
 
 
