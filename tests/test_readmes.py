@@ -112,9 +112,8 @@ def test_the_hubs_card_finds_its_files(readme: Path):
 
 def test_measured_and_claimed_stand_apart(readme: Path):
     """In a table of two columns, whose every row has something in one of them."""
-    header, _, *rows = (
-        section(readme, "### Measured here and claimed").split("\n\n")[0].splitlines()
-    )
+    table = section(readme, "### Measured here and claimed").partition("\n\n")[0]
+    header, _, *rows = table.splitlines()
     assert header == COLUMNS
     assert rows
     for row in rows:
