@@ -1,1 +1,1 @@
-"""Scripts that print a table; nothing here asserts a time."""
+"""Scripts that print a table or draw a page's figures; nothing here asserts a time."""

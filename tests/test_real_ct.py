@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 def commands(bundle: Path = BUNDLE) -> list[str]:
     """The commands of the README's section: training, inference (or none), evaluation."""
     section = (bundle / "docs/README.md").read_text().split("## A run on one real CT")[1]
-    return re.findall(r"((?:^    .*\n)+)", section.split("\n## ")[0], re.M)
+    return re.findall(r"((?:^    .*\n)+)", re.split(r"\n##+ ", section)[0], re.M)
 
 
 def run(command: str, bundle: Path = BUNDLE, **options: object) -> None:

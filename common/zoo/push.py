@@ -60,7 +60,7 @@ def model_card(folder: Path) -> str:
 
     But for the licence, which MONAI takes from LICENSE: that is the code's, and weights may have
     another by what they were trained with. Where there are weights it is ``weights_license`` of the
-    metadata.
+    metadata. And links to files of docs, and pictures, are as a folder higher, where the card is.
 
     Raises:
         InputError: ``weights_license`` is no identifier.
@@ -75,7 +75,14 @@ def model_card(folder: Path) -> str:
             "CC-BY-SA-4.0."
         )
     head = f"---\ntags:\n- monai\n- medical\nlibrary_name: monai\nlicense: {licence}\n---\n"
-    return head + (folder / "docs/README.md").read_text(encoding="utf-8")
+    docs = folder / "docs"
+    beside = {file.relative_to(docs).as_posix() for file in docs.rglob("*")}
+
+    def from_above(link: re.Match[str]) -> str:
+        return f"](docs/{link[1]})" if link[1].partition("#")[0] in beside else link[0]
+
+    readme = (docs / "README.md").read_text(encoding="utf-8")
+    return head + re.sub(r"\]\(([^()\s]+)\)", from_above, readme)
 
 
 def _upload(folder: Path, upload: Upload, private: bool) -> None:

@@ -47,6 +47,7 @@ def test_archive_has_the_bundle_and_common_and_nothing_else(bundle: Path, tmp_pa
         *(f"configs/networks/{file.name}" for file in sorted(networks.glob("*.json"))),
         "configs/train.json",
         "docs/README.md",
+        "docs/architecture.png",
         "docs/data_license.txt",
         "models/model.pt",
         "models/settings.json",

@@ -16,6 +16,7 @@ import pytest
 from common.errors import InputError
 from common.zoo import pack, push
 from common.zoo.archives import unpack_archive
+from common.zoo.push import model_card
 
 from .conftest import NAME, release, serving
 
@@ -131,6 +132,24 @@ def test_missing_hub(bundle: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys.modules["common.zoo.push"], "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r'pip install "\.\[hub\]" in this'):
         push(bundle, REPO, dry_run=False)
+
+
+def test_the_cards_links_lead_to_files_of_docs(bundle: Path):
+    """The card is a folder higher than the README; what leads elsewhere stays as it is."""
+    (bundle / "docs/tables").mkdir()
+    (bundle / "docs/tables/one.csv").touch()
+    readme = (
+        "![Lungs](architecture.png) [who](data_license.txt), [t](tables/one.csv#row)\n"
+        "[here](#data) [paper](https://example.org/data_license.txt)\n"
+        "[none](missing.png) [out](../../README.md)\n"
+    )
+    (bundle / "docs/README.md").write_text(readme)
+    (bundle / "docs/architecture.png").touch()
+    assert model_card(bundle).partition("---\n![")[2] == (
+        "Lungs](docs/architecture.png) [who](docs/data_license.txt), [t](docs/tables/one.csv#row)\n"
+        "[here](#data) [paper](https://example.org/data_license.txt)\n"
+        "[none](missing.png) [out](../../README.md)\n"
+    )
 
 
 @pytest.mark.slow
