@@ -5,7 +5,8 @@
 
 A busy process computes on one core without end. The forward pass and the training step are those of
 `benchmarks.networks`; each is measured alone and beside so many busy processes, in turns. A number
-is the median of the rounds, beside the busy ones as a ratio to alone.
+is the median of the rounds, beside the busy ones as a ratio to alone, and that ratio over
+SegResNet's.
 """
 
 from __future__ import annotations
@@ -58,17 +59,28 @@ def main() -> None:
             else:
                 seconds[step, name, busy].append(cost.seconds)
 
+    def slowdown(step: str, name: str, busy: int) -> float:
+        return median(seconds[step, name, busy]) / median(seconds[step, name, 0])
+
     rows = []
     for step in STEPS:
+        compared = networks.BASELINE in options.only and (step, networks.BASELINE) not in failures
         for name in options.only:
             if (step, name) in failures:
                 rows.append([step, name, failures[step, name]])
                 continue
-            alone, *others = (median(seconds[step, name, busy]) for busy in beside)
-            rows.append([step, name, f"{alone:.3g}", *(f"{x / alone:.2f}" for x in others)])
+            row = [step, name, f"{median(seconds[step, name, 0]):.3g}"]
+            for busy in options.busy:
+                own = slowdown(step, name, busy)
+                of_baseline = slowdown(step, networks.BASELINE, busy) if compared else None
+                row += [f"{own:.2f}", f"{own / of_baseline:.2f}" if of_baseline else ""]
+            rows.append(row)
+    header = ["step", "network", "s alone"]
+    for busy in options.busy:
+        header += [f"beside {busy}", f"/{networks.BASELINE}"]
     size = " x ".join(map(str, options.size))
     say(f"{options.batch} image(s) of {size} on {machine('cpu', options.threads)}:\n")
-    say(table(["step", "network", "s alone", *(f"beside {n}" for n in options.busy)], rows))
+    say(table(header, rows))
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """Seconds from a scan's file to its mask's, by the liver bundle's own config, and where they go.
 
     python -m benchmarks.whole_scan --image FILE [--only LightMUNet SegResNet] [--threads 2]
-        [--patch_size 128 128 128] [--spacing 0.77 0.77 1.0] [--overlap 0.5]
+        [--patch_size 128 128 128] [--spacing 0.77 0.77 1.0] [--overlap 0.5] [--rounds 1]
 
 All but the network is the same: its weights are random, and the config's defaults hold. Each has a
-process of its own; the imports of Python's modules are not counted.
+process of its own, in turns for `--rounds` rounds; the imports of Python's modules are not counted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ NETWORKS: dict[str, tuple[type[torch.nn.Module], str]] = {
     "LightMUNet": (networks.LightMUNet, "common.networks.LightMUNet"),
     "SegResNet": (nets.SegResNet, "SegResNet"),
 }
+PRELOAD = ["monai.bundle", "common.networks", "common.workflows"]
 STEPS = ("reading", "preparing", "resampling", "network", "windows", "inverse", "writing")
 
 
@@ -45,26 +47,40 @@ def main() -> None:
     parser.add_argument("--patch_size", type=int, nargs=3, help="instead of the bundle's")
     parser.add_argument("--spacing", type=float, nargs=3, help="instead of the bundle's, mm")
     parser.add_argument("--overlap", type=float, help="instead of the bundle's")
+    parser.add_argument("--rounds", type=int, default=1)
     options = parser.parse_args()
     given = {name: getattr(options, name) for name in ("patch_size", "spacing", "overlap")}
     given = {name: value for name, value in given.items() if value is not None}
 
-    rows = []
-    for name in tqdm(options.only, desc="networks"):
+    found: dict[str, list[list[float]]] = {name: [] for name in options.only}
+    windows: dict[str, int] = {}
+    failures: dict[str, str] = {}
+    for name in tqdm(options.only * options.rounds, desc="networks"):
+        if name in failures:
+            continue
         try:
-            seconds, windows = in_own_process(
-                scan, options.image.absolute(), name, options.threads, given,
-                preload=["monai.bundle", "common.networks", "common.workflows"],
-            )  # fmt: skip
+            seconds, windows[name] = in_own_process(
+                scan, options.image.absolute(), name, options.threads, given, preload=PRELOAD
+            )
         except Failed as failure:
-            rows.append([name, str(failure)])
+            failures[name] = str(failure)
             continue
         total = seconds.pop("total")
         rest = total - sum(seconds.values())
-        cells = [*(seconds.get(step, 0.0) for step in STEPS), rest, total]
+        found[name].append([*(seconds.get(step, 0.0) for step in STEPS), rest, total])
+
+    rows = []
+    for name in options.only:
+        if name in failures:
+            rows.append([name, failures[name]])
+            continue
+        cells = [median(column) for column in zip(*found[name], strict=True)]
         shown = (f"{cell:.1f}" if cell >= 10 else f"{cell:.2g}" for cell in cells)
-        rows.append([name, str(windows), *shown])
-    say(f"Seconds, {options.image.name} on {machine('cpu', options.threads)}:\n")
+        rows.append([name, str(windows[name]), *shown])
+    say(
+        f"Seconds, medians of {options.rounds} rounds, {options.image.name} on "
+        f"{machine('cpu', options.threads)}:\n"
+    )
     say(table(["network", "windows", *STEPS, "the rest", "total"], rows))
 
 

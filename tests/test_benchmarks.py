@@ -60,11 +60,11 @@ def test_selective_scan():
             row = cells(text, "3D 64^3, n=1", "1 16 200 1", backend)
             assert "%" in "".join(row)
     assert f'which is "{fastest_backend("cpu", torch.float32)}"' in text
-    assert cells(text, "2D 64x64: forward, times the loop")[1] == ">= 500"
+    assert cells(text, "2D 64x64: forward, times the loop")[1] == ">= 400"
     if importlib.util.find_spec("mambapy") is None:
         assert "pip install mambapy" in text
         pscan = cells(text, "2D 64x64: forward, times mambapy")
-        assert pscan[1:] == [">= 150", "not measured"]
+        assert pscan[1:] == [">= 100", "not measured"]
 
 
 @pytest.mark.slow
@@ -168,6 +168,28 @@ def test_counts_of_a_network(monkeypatch):
 
     monkeypatch.setitem(networks.NETWORKS, "layers", layers)
     assert networks.count("layers", [4, 6], 2, "cpu", 1) == (45, 2 * 2 * 45 * 24)
+
+
+def test_how_far_a_precision_moves_the_logits():
+    network = nn.Conv2d(1, 3, 1, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([1.0, 1 + 2**-9, -2.0]).view(3, 1, 1, 1))
+    image = torch.ones(1, 1, 4, 4)  # 1 + 2^-9 is 1 in bfloat16
+    assert networks.logits_moved(network, image, torch.float32) == 0
+    assert networks.logits_moved(network, image, torch.bfloat16) == 2**-10
+
+
+def test_goals_are_of_ratios_to_the_baseline():
+    run = networks.Run([64, 64], 1, "cpu", 1)
+    assert networks.goals(run, 2) == []
+    for step, ours in ((networks.forward, 0.9), (networks.train, 1.4)):
+        run.costs[step, "LightMUNet"] = [networks.Cost(ours, 120)]
+        run.costs[step, "SegResNet"] = [networks.Cost(1.0, 100)]
+    assert networks.goals(run, 2)[1:] == [
+        "  forward pass: <= 1, measured 0.90, met",
+        "  training step: <= 1.3, measured 1.40, NOT met",
+        "  memory in training: <= 1.3, measured 1.20, met",
+    ]
 
 
 def test_a_network_with_another_mixer():
@@ -418,7 +440,9 @@ def test_contention():
     text = run("contention", "--size", 16, 16, 16, "--busy", 1, "--rounds", 1)
     for step in ("forward", "training"):
         for name in ("LightMUNet", "SegResNet"):
-            assert len([float(cell) for cell in cells(text, step, name)[2:]]) == 2
+            seconds, _, over_baseline = map(float, cells(text, step, name)[2:])
+            assert seconds > 0
+            assert name != "SegResNet" or over_baseline == 1
 
 
 @pytest.mark.slow
@@ -426,12 +450,13 @@ def test_whole_scan(tmp_path: Path):
     image = np.random.default_rng(0).integers(-100, 200, (20, 24, 9)).astype(np.int16)
     nib.save(nib.Nifti1Image(image, np.diag([3, 3, 5, 1])), tmp_path / "scan.nii.gz")
     sizes = ("--patch_size", 16, 16, 16, "--spacing", 4, 4, 4)
-    text = run("whole_scan", "--image", tmp_path / "scan.nii.gz", *sizes)
+    text = run("whole_scan", "--image", tmp_path / "scan.nii.gz", *sizes, "--rounds", 2)
     for name in ("LightMUNet", "SegResNet"):
         windows, *seconds = map(float, cells(text, name)[1:])
         assert windows == 2  # of 15 x 18 x 11.25 voxels
         assert seconds[3] > 0
         assert sum(seconds[:-1]) == pytest.approx(seconds[-1], abs=0.4)
+    assert "medians of 2 rounds" in text
 
 
 def test_time_is_of_a_step_without_those_that_it_calls(monkeypatch):

@@ -27,7 +27,9 @@ from typing import TypeVar
 
 SOURCE = Path(__file__).with_name("csrc") / "selective_scan.cpp"
 FLAGS = ("-std=c++17", "-O3", "-ffp-contract=fast", "-fPIC", "-pthread")
-INSTRUCTION_SETS = ("portable", "AVX2", "AVX-512")
+# The first is what the compiler takes for granted: on 64-bit ARM, NEON.
+_BASELINE = "NEON" if platform.machine() in ("aarch64", "arm64") else "portable"
+INSTRUCTION_SETS = (_BASELINE, "AVX2", "AVX-512")
 HOW_TO_GET = (
     "Install a C++17 compiler (on Debian and Ubuntu `apt install g++`, on macOS "
     "`xcode-select --install`, with conda `conda install cxx-compiler`), or name one in $CXX."

@@ -307,7 +307,7 @@ def tiny(tmp_path, monkeypatch):
 def forget_and_load() -> None:
     native._find_or_build.cache_clear()
     assert native.why_unavailable() is None
-    assert native.instruction_set() == "portable"
+    assert native.instruction_set() == native.INSTRUCTION_SETS[0]
 
 
 @needs_library

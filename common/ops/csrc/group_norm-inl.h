@@ -32,7 +32,7 @@ void add_sums_of(const float* a, const float* b, int64_t rows, int64_t channels,
 
 // The same for all channels.
 void add_sums(const float* a, const float* b, int64_t rows, int64_t channels, double* sum_a, double* sum_ab) {
-    constexpr int MOST = W == 16 ? 8 : 4;  // what fits the registers
+    constexpr int MOST = REGISTERS / 4;
     int64_t c = 0;
     for (; c + MOST * HALF <= channels; c += MOST * HALF)
         add_sums_of<MOST>(a + c, b + c, rows, channels, sum_a + c, sum_ab + c);

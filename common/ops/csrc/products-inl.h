@@ -11,7 +11,7 @@ namespace {
 namespace INSTRUCTION_SET {
 
 // Rows of a block whose sums, of 2 W columns each, stay in registers.
-constexpr int BLOCK = W == 16 ? 8 : 6;
+constexpr int BLOCK = REGISTERS == 32 ? 8 : 6;
 
 // A factor, from its first element: a left one walks its rows and the depth that is summed over, a
 // right one panels of 2 W columns and the depth; columns of a panel are next to each other.

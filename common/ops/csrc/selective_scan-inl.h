@@ -24,12 +24,7 @@
 namespace {
 namespace INSTRUCTION_SET {
 
-// States that a kernel keeps in registers.
-#if defined(__aarch64__)
-constexpr int MAXN = 16;
-#else
-constexpr int MAXN = W == 16 ? 16 : 8;
-#endif
+constexpr int MAXN = REGISTERS / 2;  // states that a kernel keeps in registers
 
 // ---- kernels: N states of W channels over the tokens of a tile ---------------------------------
 // Per-channel values of token t are at [t * COLUMN], per-state values of B and C at [t * n].

@@ -22,8 +22,13 @@ inline void transpose_4x4(const float* from, int64_t from_row, float* to, int64_
     _mm_storeu_ps(to, a), _mm_storeu_ps(to + to_row, b);
     _mm_storeu_ps(to + 2 * to_row, c), _mm_storeu_ps(to + 3 * to_row, d);
 #else
-    for (int i = 0; i < 4; ++i)
-        for (int j = 0; j < 4; ++j) to[j * to_row + i] = from[i * from_row + j];
+    const V a = load(from), b = load(from + from_row);
+    const V c = load(from + 2 * from_row), d = load(from + 3 * from_row);
+    const V ab = pick<0, 4, 1, 5>(a, b), cd = pick<0, 4, 1, 5>(c, d);  // of columns 0 and 1
+    store(to, pick<0, 1, 4, 5>(ab, cd)), store(to + to_row, pick<2, 3, 6, 7>(ab, cd));
+    const V ab_2 = pick<2, 6, 3, 7>(a, b), cd_2 = pick<2, 6, 3, 7>(c, d);
+    store(to + 2 * to_row, pick<0, 1, 4, 5>(ab_2, cd_2));
+    store(to + 3 * to_row, pick<2, 3, 6, 7>(ab_2, cd_2));
 #endif
 }
 

@@ -6,6 +6,8 @@
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #ifndef INSTRUCTION_SET  // nobody has chosen one
@@ -21,6 +23,13 @@
 
 namespace {
 namespace INSTRUCTION_SET {
+
+// Vector registers, for what is to stay in them.
+#if defined(__aarch64__)
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = W == 16 ? 32 : 16;
+#endif
 
 typedef float V __attribute__((vector_size(4 * W)));
 typedef uint32_t U __attribute__((vector_size(4 * W)));
@@ -41,6 +50,9 @@ inline V at_most(float high, V x) { return (V)_mm512_min_ps((__m512)splat(high),
 #elif W == 8
 inline V at_least(float low, V x) { return (V)_mm256_max_ps((__m256)splat(low), (__m256)x); }
 inline V at_most(float high, V x) { return (V)_mm256_min_ps((__m256)splat(high), (__m256)x); }
+#elif defined(__aarch64__)
+inline V at_least(float low, V x) { return (V)vmaxq_f32((float32x4_t)splat(low), (float32x4_t)x); }
+inline V at_most(float high, V x) { return (V)vminq_f32((float32x4_t)splat(high), (float32x4_t)x); }
 #else
 inline V at_least(float low, V x) { return low > x ? splat(low) : x; }
 inline V at_most(float high, V x) { return high < x ? splat(high) : x; }
@@ -128,16 +140,20 @@ inline V sigmoid(V x, V w) { return (x < 0.0f ? w : splat(1.0f)) / (w + 1.0f); }
 
 // ---- sums over lanes ---------------------------------------------------------------------------
 
+// Lanes of a, and from W on those of b.
+template <int... L>
+inline V pick(V a, V b) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, L...);
+#else
+    return __builtin_shuffle(a, b, U{L...});
+#endif
+}
+
 template <int K, int... L>
 inline V add_pairs(V a, V b, std::integer_sequence<int, L...>) {
     // Lane L of the first term is a's where bit K of L is clear, else b's lane L - K.
-#ifdef __clang__
-    return __builtin_shufflevector(a, b, (L & K ? W + L - K : L)...) +
-           __builtin_shufflevector(a, b, (L & K ? W + L : L + K)...);
-#else
-    return __builtin_shuffle(a, b, U{(L & K ? W + L - K : L)...}) +
-           __builtin_shuffle(a, b, U{(L & K ? W + L : L + K)...});
-#endif
+    return pick<(L & K ? W + L - K : L)...>(a, b) + pick<(L & K ? W + L : L + K)...>(a, b);
 }
 
 template <int K>
@@ -164,7 +180,11 @@ typedef double Wide __attribute__((vector_size(8 * HALF)));
 typedef double LooseWide __attribute__((vector_size(8 * HALF), may_alias, aligned(8)));
 
 inline Wide widen(const float* p) {
+#if defined(__aarch64__)  // one instruction, whatever a compiler makes of the other
+    return (Wide)vcvt_f64_f32(vld1_f32(p));
+#else
     return __builtin_convertvector((Half) * (const LooseHalf*)p, Wide);
+#endif
 }
 inline void add_to(double* p, Wide x) { *(LooseWide*)p = *(LooseWide*)p + x; }
 

@@ -1,6 +1,6 @@
 // Random calls of the library's entry points, compared with plain loops in double, until a time is
 // up: fuzz SEED SECONDS [FIRST CASE]. test_sanitizers.py compiles it with the compiler's
-// sanitizers.
+// sanitizers, test_arm64.py for another processor, WITHOUT_SANITIZERS.
 //
 // Each tensor has memory of its own that ends where the tensor does, in any layout; what lies
 // between its numbers is NaN and must stay as it was, and so must whatever is only read. A new
@@ -19,7 +19,11 @@
 #include <random>
 #include <string>
 
+#ifdef WITHOUT_SANITIZERS
+#include <csignal>
+#else
 #include <sanitizer/common_interface_defs.h>
+#endif
 
 // New memory is NaN, so that what is read before it is written shows in the results.
 extern "C" const char* __asan_default_options() {
@@ -783,7 +787,12 @@ int main(int count, char** arguments) {
     if (count < 3) return fprintf(stderr, "fuzz SEED SECONDS [FIRST CASE]\n"), 2;
     const uint64_t seed = strtoull(arguments[1], nullptr, 10);
     const double seconds = atof(arguments[2]);
+#ifdef WITHOUT_SANITIZERS
+    for (int kind : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT})
+        std::signal(kind, [](int which) { report(), _Exit(128 + which); });
+#else
     __sanitizer_set_death_callback(report);
+#endif
     const auto start = std::chrono::steady_clock::now();
     std::array<int64_t, std::size(ENTRIES)> cases{};
     int64_t number = count > 3 ? atoll(arguments[3]) : 0;
