@@ -13,7 +13,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter, on the CPU. It reads this when it is imported, which
@@ -98,18 +97,9 @@ class GoldenCase:
 
 
 @pytest.fixture
-def whole_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients in bfloat16 that torch 2.13 sets in full.
+def whole_convolutions() -> Iterator[None]:
+    """Gradients in bfloat16 that torch sets in full, as in trainings of bundles."""
+    from common.ops import WholeConvolutions  # which may import Triton
 
-    Of a 3-wide 3D convolution of a map with two sites along its first axis, oneDNN's kernel for
-    AVX-512 (jit_bf16:avx512_core_bf16) leaves parts of the weight's gradient as memory was.
-    """
-    convolve = nn.Conv3d._conv_forward
-
-    def forward(self: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if x.shape[2] != 2 or not torch.is_autocast_enabled("cpu"):
-            return convolve(self, x, weight, bias)
-        with torch.autocast("cpu", enabled=False):
-            return convolve(self, x.float(), weight, bias).to(torch.get_autocast_dtype("cpu"))
-
-    monkeypatch.setattr(nn.Conv3d, "_conv_forward", forward)
+    with WholeConvolutions():
+        yield

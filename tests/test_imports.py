@@ -28,7 +28,7 @@ ALLOWED: dict[str, tuple[set[str], set[str]]] = {
     "losses": (BASE, FRAMEWORKS),
     "data": (BASE, FRAMEWORKS | {"highdicom", "itk", "psutil", "pydicom", "skimage"}),
     "transforms": (BASE | {"data"}, FRAMEWORKS),
-    "inferers": (BASE | {"checkpoints"}, FRAMEWORKS),
+    "inferers": (BASE | {"checkpoints", "ops"}, FRAMEWORKS),
     "evaluation": (
         BASE | {"__version__", "data"},
         FRAMEWORKS | {"jinja2", "skimage", "statsmodels", "umap"},

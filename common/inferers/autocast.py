@@ -9,9 +9,13 @@ import torch
 from monai.inferers import Inferer
 from torch import Tensor
 
+from ..ops import WholeConvolutions
+
 
 class AutocastInferer(Inferer):
     """Another inferer, on the CPU under autocast: that of MONAI's engines is for CUDA alone.
+
+    With the exception of `WholeConvolutions`, that gradients be right.
 
     Args:
         inferer: how the network is applied.
@@ -32,5 +36,5 @@ class AutocastInferer(Inferer):
         """What the other inferer gives."""
         if not self.enabled:
             return self.inferer(inputs, network, *args, **kwargs)
-        with torch.autocast("cpu", self.dtype):
+        with torch.autocast("cpu", self.dtype), WholeConvolutions():
             return self.inferer(inputs, network, *args, **kwargs)

@@ -6,7 +6,6 @@ Chen et al. 2016, arXiv:1604.06174; torch calls it checkpointing.
 from __future__ import annotations
 
 import re
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
+from ..ops import WholeConvolutions
 from .codebook_mamba_unet import CodebookMambaUNet
 from .comparison import ResEncUNet
 from .elanres_msca_unet import ELANResMSCAUNet
@@ -95,21 +95,25 @@ class _Recomputed(nn.Module):
             super().forward,
             *inputs,
             use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _SecondTime(self)),
+            context_fn=lambda: (WholeConvolutions(), _SecondTime(self)),
             **named,
         )
 
 
-class _SecondTime:
+class _SecondTime(WholeConvolutions):
     """In it a level leaves its buffers as they are: batch norms count a batch once."""
 
     def __init__(self, level: nn.Module) -> None:
+        super().__init__()
         self._level = level
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _SecondTime:
         self._buffers = [buffer.clone() for buffer in self._level.buffers()]
+        super().__enter__()
+        return self
 
     @torch.no_grad()
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
         for buffer, before in zip(self._level.buffers(), self._buffers, strict=True):
             buffer.copy_(before)

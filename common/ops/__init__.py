@@ -17,10 +17,12 @@ from .selective_scan import (
     without_autocast,
 )
 from .selective_scan_2d import selective_scan_2d, selective_scan_2d_chunked
+from .whole_convolutions import WholeConvolutions
 
 __all__ = [
     "BACKENDS",
     "Backend",
+    "WholeConvolutions",
     "batch_norm",
     "count_flops",
     "depthwise_conv",
