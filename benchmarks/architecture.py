@@ -244,7 +244,8 @@ def trace(network: nn.Module, shape: Sequence[int]) -> list[Stage]:
             found = re.fullmatch(pattern, name)
             if found is not None and not isinstance(module, nn.Identity):
                 number = found[found.lastindex] if found.lastindex else None
-                watched.watch(module, name if number is None else f"{column} {number}", column)
+                title = name.rpartition(".")[2].replace("_", " ")
+                watched.watch(module, title if number is None else f"{column} {number}", column)
     image = torch.empty((1, *shape), device="meta")
     watched.leave(IMAGE, IMAGE, [], image)
     with torch.no_grad(), watched:
