@@ -31,12 +31,17 @@ class WholeConvolutions(TorchFunctionMode):
         y = func(*args, **kwargs)
         if func not in _CONVOLUTIONS or not torch.is_autocast_enabled("cpu"):
             return y
-        named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-        x, weight = named["input"], named["weight"]
-        kernel = weight.shape[2:]
-        sites = (y if func in _TRANSPOSED else x).shape[-len(kernel) :]
-        if y.device.type != "cpu" or all(n >= k for n, k in zip(sites, kernel, strict=True)):
-            return y
+        names = _TRANSPOSED if func in _TRANSPOSING else _NAMES
+        named = {**dict(zip(names, args, strict=False)), **kwargs}
+        kernel = named["weight"].shape[2:]
+        stride, dilation = (
+            (value,) * len(kernel) if isinstance(value, int) else value
+            for value in (named.get("stride", 1), named.get("dilation", 1))
+        )
+        sites = (y if func in _TRANSPOSING else named["input"]).shape[-len(kernel) :]
+        axes = zip(sites, kernel, stride, dilation, strict=True)
+        if y.device.type != "cpu" or all(n >= d * (k - 1) + s for n, k, s, d in axes):
+            return y  # a site, one of s, has all neighbours
         args = tuple(_whole(value) for value in args)
         kwargs = {name: _whole(value) for name, value in kwargs.items()}
         with torch.autocast("cpu", enabled=False):
@@ -47,5 +52,7 @@ def _whole(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) else value
 
 
-_TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
-_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED)
+_TRANSPOSING = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSING)
+_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (*_NAMES[:5], "output_padding", "groups", "dilation")
