@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,24 +28,38 @@ class WholeConvolutions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        y = func(*args, **kwargs)
-        if func not in _CONVOLUTIONS or not torch.is_autocast_enabled("cpu"):
-            return y
-        names = _TRANSPOSED if func in _TRANSPOSING else _NAMES
-        named = {**dict(zip(names, args, strict=False)), **kwargs}
-        kernel = named["weight"].shape[2:]
-        stride, dilation = (
-            (value,) * len(kernel) if isinstance(value, int) else value
-            for value in (named.get("stride", 1), named.get("dilation", 1))
-        )
-        sites = (y if func in _TRANSPOSING else named["input"]).shape[-len(kernel) :]
-        axes = zip(sites, kernel, stride, dilation, strict=True)
-        if y.device.type != "cpu" or all(n >= d * (k - 1) + s for n, k, s, d in axes):
-            return y  # a site, one of s, has all neighbours
+        if (
+            func not in _CONVOLUTIONS
+            or not torch.is_autocast_enabled("cpu")
+            or not _wide(func, args, kwargs)
+        ):
+            return func(*args, **kwargs)
+        dtype = torch.get_autocast_dtype("cpu")
         args = tuple(_whole(value) for value in args)
         kwargs = {name: _whole(value) for name, value in kwargs.items()}
         with torch.autocast("cpu", enabled=False):
-            return func(*args, **kwargs).to(y.dtype)
+            return func(*args, **kwargs).to(dtype)
+
+
+def _wide(func: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether no site of a convolution's map on the CPU, one of a stride's, has all neighbours."""
+    names = _TRANSPOSED if func in _TRANSPOSING else _NAMES
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    x, kernel = named["input"], named["weight"].shape[2:]
+    if x.device.type != "cpu":
+        return False
+    sites = x.shape[-len(kernel) :]
+    stride, dilation = (_per_axis(named.get(name, 1), kernel) for name in ("stride", "dilation"))
+    spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if func in _TRANSPOSING:  # whose map is the output
+        padding = _per_axis(named.get("padding", 0), kernel)
+        axes = zip(sites, stride, padding, spans, strict=True)
+        sites = [(n - 1) * s - 2 * p + span + 1 for n, s, p, span in axes]
+    return any(n < span + s for n, span, s in zip(sites, spans, stride, strict=True))
+
+
+def _per_axis(value: int | Sequence[int], kernel: Sequence[int]) -> Sequence[int]:
+    return (value,) * len(kernel) if isinstance(value, int) else value
 
 
 def _whole(value: Any) -> Any:
