@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,24 +28,45 @@ class WholeConvolutions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        y = func(*args, **kwargs)
-        if func not in _CONVOLUTIONS or not torch.is_autocast_enabled("cpu"):
-            return y
-        named = dict(zip(("input", "weight"), args, strict=False)) | kwargs
-        x, weight = named["input"], named["weight"]
-        kernel = weight.shape[2:]
-        sites = (y if func in _TRANSPOSED else x).shape[-len(kernel) :]
-        if y.device.type != "cpu" or all(n >= k for n, k in zip(sites, kernel, strict=True)):
-            return y
+        if (
+            func not in _CONVOLUTIONS
+            or not torch.is_autocast_enabled("cpu")
+            or not _wide(func, args, kwargs)
+        ):
+            return func(*args, **kwargs)
+        dtype = torch.get_autocast_dtype("cpu")
         args = tuple(_whole(value) for value in args)
         kwargs = {name: _whole(value) for name, value in kwargs.items()}
         with torch.autocast("cpu", enabled=False):
-            return func(*args, **kwargs).to(y.dtype)
+            return func(*args, **kwargs).to(dtype)
+
+
+def _wide(func: object, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether no site of a convolution's map on the CPU, one of a stride's, has all neighbours."""
+    names = _TRANSPOSED if func in _TRANSPOSING else _NAMES
+    named = {**dict(zip(names, args, strict=False)), **kwargs}
+    x, kernel = named["input"], named["weight"].shape[2:]
+    if x.device.type != "cpu":
+        return False
+    sites = x.shape[-len(kernel) :]
+    stride, dilation = (_per_axis(named.get(name, 1), kernel) for name in ("stride", "dilation"))
+    spans = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    if func in _TRANSPOSING:  # whose map is the output
+        padding = _per_axis(named.get("padding", 0), kernel)
+        axes = zip(sites, stride, padding, spans, strict=True)
+        sites = [(n - 1) * s - 2 * p + span + 1 for n, s, p, span in axes]
+    return any(n < span + s for n, span, s in zip(sites, spans, stride, strict=True))
+
+
+def _per_axis(value: int | Sequence[int], kernel: Sequence[int]) -> Sequence[int]:
+    return (value,) * len(kernel) if isinstance(value, int) else value
 
 
 def _whole(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) else value
 
 
-_TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
-_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSED)
+_TRANSPOSING = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+_CONVOLUTIONS = (torch.conv1d, torch.conv2d, torch.conv3d, *_TRANSPOSING)
+_NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (*_NAMES[:5], "output_padding", "groups", "dilation")

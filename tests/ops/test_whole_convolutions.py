@@ -22,21 +22,26 @@ def step(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return y.detach(), layer.weight.grad.clone()
 
 
-KINDS = {
-    (nn.Conv3d, nn.ConvTranspose3d): ((2, 2, 2), (2, 8, 8), (2, 4, 1)),
-    (nn.Conv2d, nn.ConvTranspose2d): ((1, 1), (3, 1)),
+WIDE: dict[type[nn.Module], list[tuple]] = {  # sites, width, stride, dilation
+    nn.Conv3d: [((2, 2, 2), 3, 1, 1), ((2, 8, 8), 3, 1, 1), ((4, 4, 4), 5, 1, 1)],
+    nn.ConvTranspose3d: [((2, 8, 8), 3, 1, 1), ((3, 3, 3), 5, 1, 1)],
+    nn.Conv2d: [((1, 1), 3, 2, 1), ((3, 1), 3, 2, 1), ((7, 7), 7, 2, 1), ((4, 4), 3, 1, 2)],
+    nn.ConvTranspose2d: [((1, 1), 3, 2, 1), ((4, 4), 3, 1, 2)],
+    nn.Conv1d: [((1,), 3, 2, 1)],
 }
 
 
 @pytest.mark.parametrize(
-    ("kind", "sites"),
-    [(kind, x) for kinds, sites in KINDS.items() for kind in kinds for x in sites],
+    ("kind", "sites", "width", "stride", "dilation"),
+    [(kind, *case) for kind, cases in WIDE.items() for case in cases],
 )
-@pytest.mark.parametrize("width", [3, 5])
 @pytest.mark.parametrize("channels", [16, 32])
-def test_wider_than_the_map(kind: type, sites: tuple[int, ...], width: int, channels: int):
+def test_wider_than_the_map(
+    kind: type, sites: tuple[int, ...], width: int, stride: int, dilation: int, channels: int
+):
     torch.manual_seed(0)
-    layer = kind(channels, channels, width, padding=width // 2)
+    spread = {"stride": stride, "padding": dilation * (width // 2), "dilation": dilation}
+    layer = kind(channels, channels, width, **spread)
     x = torch.randn(2, channels, *sites)
     expected = step(layer, x)
     dirt = torch.full((2**20,), torch.nan)  # what memory that is left unset would have
@@ -50,7 +55,7 @@ def test_wider_than_the_map(kind: type, sites: tuple[int, ...], width: int, chan
 
 @pytest.mark.parametrize("channels", [16, 32])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("sites", [3, 4])
+@pytest.mark.parametrize("sites", [4, 5])
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d])
 def test_others_are_left_to_autocast(kind: type, sites: int, stride: int, channels: int):
     """And are right there."""
@@ -82,6 +87,8 @@ def test_without_autocast_nothing_changes():
         lambda x, w: F.conv3d(x, w, padding=1),
         lambda x, w: F.conv3d(input=x, weight=w, padding=1),
         lambda x, w: torch.conv3d(x, weight=w, bias=None, padding=1),
+        lambda x, w: F.conv3d(x, w, None, 1, 1, 1, 1),
+        lambda x, w: F.conv_transpose3d(x, w, padding=(1, 1, 1)),
     ],
 )
 def test_arguments_by_name(convolve: Callable[..., Any]):
