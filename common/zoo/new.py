@@ -37,7 +37,7 @@ _TOLD = {
 }
 _TOLD_IF_NEEDED = {"img_size": _SIZE, "input_image_size": _SIZE}
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)  # of voxels, that networks halve
-_WIDE = 64  # voxels along the axes that are not looked at
+_WIDE = 64  # voxels along the axes that are not looked at, a multiple of all
 # Of volumes that are no CTs, as the bundle's page has it for MR.
 _NORMALISED: Config = {
     "_target_": "NormalizeIntensityd",
@@ -249,7 +249,8 @@ def _multiple_of(definition: Config, classes: int, dims: int) -> int:
     """
     problem = ""
     for multiple in _MULTIPLES:
-        size = [3 * multiple, *[_WIDE] * (dims - 1)]  # which twice as many do not divide
+        # A number that is no multiple of more, and of as many voxels as any network needs.
+        size = [_WIDE + multiple, *[_WIDE] * (dims - 1)]
         problem = _problem(definition, size, classes)
         if not problem:
             return multiple

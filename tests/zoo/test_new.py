@@ -205,7 +205,7 @@ SMALL_2D = {"features": [4, 8], "depths": [1, 1], "decoder_depths": [1, 1]}
         ),
         (
             {"network": {"_target_": "VMUNet", **SMALL_2D}},
-            r"VMUNet makes no logits of 3 classes, .* of 192 x 64 x 64 voxels",
+            r"VMUNet makes no logits of 3 classes, .* of 128 x 64 x 64 voxels",
         ),
         (
             {"network": {"_target_": "DenseNet", "init_features": 4, "block_config": [1]}},
