@@ -48,6 +48,7 @@ LONGEST = [
     "test_real_ct.py",
     "workflows/test_export.py",
     "test_bundle_runs.py",
+    "test_documented.py",
     "test_label_options.py",
     "workflows/test_nnunet.py",
     "networks/test_precision.py",

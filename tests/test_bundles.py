@@ -33,6 +33,7 @@ from common.zoo.contract import (
     spatial_dims,
     staged,
 )
+from common.zoo.new_page import MARK
 
 from .conftest import REPOSITORY, shared
 
@@ -297,6 +298,13 @@ def test_shipped_weights_are_of_the_bundles_recipe(name: str):
     for id_ in ("network_def", "intensity"):
         for name, value in told[id_].items():
             assert value == train.get_parsed_content(f"{id_}#{name}"), f"{id_}#{name}"
+
+
+def test_nothing_is_left_to_fill_in(bundle: Path):
+    """Of what `python -m common new-bundle` leaves to its maker."""
+    texts = [x for x in bundle.rglob("*") if x.suffix in (".json", ".md", ".txt")]
+    assert bundle / "docs/README.md" in texts
+    assert [file for file in texts if MARK in file.read_text()] == []
 
 
 def test_licence(bundle: Path):

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -32,16 +33,33 @@ NAMES = [page.relative_to(REPOSITORY).as_posix() for page in PAGES]
 PACKAGES = ("networks", "blocks", "ops", "losses", "evaluation", "workflows")
 
 
+@dataclass
+class Block:
+    """A block of code.
+
+    Attributes:
+        heading: that it is under.
+        language: as its fence has it; empty where there is none.
+    """
+
+    heading: str
+    language: str
+    text: str = ""
+
+
 class Html(HTMLParser):
-    """Where a page's links lead, what it loads, its headings, and the names of its parts."""
+    """Where a page's links lead, what it loads, its headings, its code, and its parts' names."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.links: list[str] = []
         self.loads: list[str] = []
         self.headings: list[str] = []
+        self.blocks: list[Block] = []
+        self.inline: list[str] = []  # code within sentences
         self.names: set[str] = set()
         self._in_heading = False
+        self._within: list[str] = []  # pre and code
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -57,14 +75,27 @@ class Html(HTMLParser):
         if re.fullmatch("h[1-6]", tag):
             self._in_heading = True
             self.headings.append("")
+        elif tag == "code" and "pre" in self._within:
+            language = told.get("class", "").removeprefix("language-")
+            self.blocks.append(Block(self.headings[-1] if self.headings else "", language))
+        elif tag == "code":
+            self.inline.append("")
+        if tag in ("pre", "code"):
+            self._within.append(tag)
 
     def handle_data(self, data: str) -> None:
         if self._in_heading:
             self.headings[-1] += data
+        if self._within == ["pre", "code"]:
+            self.blocks[-1].text += data
+        elif self._within == ["code"]:
+            self.inline[-1] += data
 
     def handle_endtag(self, tag: str) -> None:
         if re.fullmatch("h[1-6]", tag):
             self._in_heading = False
+        elif tag in ("pre", "code"):
+            self._within.pop()
 
 
 @cache

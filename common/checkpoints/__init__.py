@@ -17,7 +17,7 @@ from .load import (
 )
 from .released import released_settings
 from .save import save_checkpoint
-from .settings import build_setting, check_setting, differences, load_settings
+from .settings import build_setting, check_setting, class_named, differences, load_settings
 
 __all__ = [
     "LAST",
@@ -26,6 +26,7 @@ __all__ = [
     "check_checkpoint",
     "check_setting",
     "check_stage",
+    "class_named",
     "convert_checkpoint",
     "ct_intensity",
     "differences",

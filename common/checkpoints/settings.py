@@ -152,8 +152,8 @@ def _items(value: dict | list | tuple) -> Any:
     return value.items() if isinstance(value, dict) else enumerate(value)
 
 
-def _class_of(id_: str, target: Any) -> type:
-    """The class of that name, as MONAI finds it, if it is one that may be built."""
+def class_named(target: Any) -> type | None:
+    """The class of that name, as MONAI finds it, if it is one that settings may build."""
     path = str(target)
     if "." not in path:
         modules = ComponentLocator().get_component_module_name(path) or ""
@@ -168,6 +168,12 @@ def _class_of(id_: str, target: Any) -> type:
             and not f"{found.__module__}.".startswith(_BY_NAME)
         ):
             return found
+    return None
+
+
+def _class_of(id_: str, target: Any) -> type:
+    if found := class_named(target):
+        return found
     raise _refusal(
         id_,
         target,

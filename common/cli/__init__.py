@@ -14,7 +14,7 @@ from fire.decorators import SetParseFn, SetParseFns
 from fire.parser import DefaultParseValue
 
 from ..errors import check_switches, input_error_in
-from .bundles import download, info, list_bundles, train
+from .bundles import download, info, list_bundles, new_bundle, train
 from .check import check
 from .checkpoints import convert, export, join, settings
 from .completion import script
@@ -47,6 +47,7 @@ VERBS: Verbs = {
         "networks": networks,
         "download": download,
         "train": train,
+        "new-bundle": new_bundle,
     },
     "Data": {"phantom": phantom, "check": check, "plan": plan, "ircadb": ircadb},
     "Results": {
@@ -90,6 +91,8 @@ def main() -> None:
             return
         if name is not None and ours == words:  # what follows a -- is not told by the verb
             check_words(name, verbs[name], ours[len(name.split()) :])
+        if name is not None:  # which may be typed with _ in place of -
+            words[: len(name.split())] = name.split()
         fire.Fire(_nested(verbs), command=words, name="common")
     except Exception as error:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise

@@ -85,6 +85,28 @@ def train(
     _become(command)
 
 
+def new_bundle(name: str, network: Any, classes: str, output: str = ".") -> None:
+    """Write a new bundle to make your own, which trains at once.
+
+    What is left for you to write is marked by FILL IN. By its modality it is for volumes (ct, mr,
+    pet) or for pictures (cxr, xr, us). CONTRIBUTING.md walks through all of it.
+
+    Input:
+        NAME: ANATOMY_MODALITY_NETWORK_segmentation, of ct, mr, pet, cxr, xr or us.
+        network: a name of configs/networks, as segresnet, or a class, as SegResNet.
+        classes: names without the background's, as liver,tumour.
+    Output:
+        output: the folder that will have the bundle's.
+    """
+    from ..zoo import new_bundle as make
+
+    quieten_monai()
+    made = make(name, network, classes, output)
+    say(f"{name} is in {made.folder}")
+    for place in made.to_fill_in:
+        say(f"to fill in: {place}")
+
+
 def download(
     name: str,
     version: str | None = None,

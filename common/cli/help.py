@@ -58,6 +58,8 @@ def help_of(name: str, verb: Callable[..., None]) -> str:
         if option.needed:
             value = f" {option.name.upper()}" if option.typed.startswith("--") else ""
             usage.append(f"{option.typed}{value}")
+        elif not option.typed.startswith("--"):
+            usage.append(f"[{option.typed}]")
     if any(not option.needed for option in every):
         usage.append("[--option value ...]")
     lines = [" ".join(usage), "", *_prose(verb)]

@@ -47,9 +47,10 @@ def overlay(
 
 
 def view(
-    image: str,
-    prediction: str,
-    output: str,
+    result: str | None = None,
+    image: str | None = None,
+    prediction: str | None = None,
+    output: str | None = None,
     label: str | None = None,
     classes: Any = None,
     modality: str | None = None,
@@ -58,19 +59,45 @@ def view(
 
     It opens without a network. docs/viewing.md says what is shown.
 
-    Input:
+    What segment did:
+        RESULT: the folder of a study, or the output with several, which have a page each.
+    Any other files:
         image: the file of the image.
         prediction: a label map on its grid.
         label: the true label map: with it, what was missed and what is false is shown, and metrics.
         classes: names, as "{'liver': [1,2], 'tumour': 2}", by default dataset.json's by the label.
         modality: CT, or another, which chooses the windows; by default the image's values tell.
     Output:
-        output: the HTML file to write.
+        output: the HTML file to write, by default view.html in a result's folder.
     """
     from ..evaluation import write_view
+    from ..workflows import view_results
 
     quieten_monai()
-    say(f"page: {write_view(image, prediction, output, label, classes, modality)}")
+    if result is None:
+        if image is None or prediction is None or output is None:
+            raise InputError(
+                "view needs what segment did, RESULT, or --image, --prediction and --output; "
+                "`python -m common view --help` says what these are."
+            )
+        say(f"page: {write_view(image, prediction, output, label, classes, modality)}")
+        return
+    others = {"image": image, "prediction": prediction, "label": label, "modality": modality}
+    for name, value in (others | {"classes": classes}).items():
+        if value is not None:
+            raise InputError(
+                f"{name} is {value}, and the result {result} says it itself; allowed is --output."
+            )
+    found = view_results(result, output)
+    for page in found.pages.values():
+        say(f"page: {page}")
+    for sentence in found.failed.values():
+        say(f"failed: {sentence}")
+    if found.failed:
+        raise InputError(
+            f"{len(found.failed)} of {len(found.failed) + len(found.pages)} studies in {result} "
+            "cannot be shown, as said above."
+        )
 
 
 def codebook(

@@ -30,9 +30,10 @@ def find_verb(names: Sequence[str], words: Sequence[str]) -> str | None:
     if not words or words[0] in _HELP:
         return None
     typed = [word.replace("-", "_") for word in words[:2]]
+    known = {name.replace("-", "_"): name for name in names}
     for name in (" ".join(typed), typed[0]):
-        if name in names:
-            return name
+        if name in known:
+            return known[name]
     members = [name for name in names if name.startswith(f"{typed[0]} ")]
     if not members:
         raise InputError(f"There is no verb {words[0]}{nearest(words[0], names)}.")

@@ -30,31 +30,32 @@ def zoo_pack(*names: str, output: str) -> None:
             say(f"left out: {', '.join(left_out)}")
 
 
-def zoo_verify(path: str) -> None:
-    """Hold a bundle to the whole contract; it is a folder, or a zip file, of anybody's.
+def zoo_verify(name: str) -> None:
+    """Hold a bundle to the whole contract; it may be anybody's.
 
     What only reads comes first. Where that passes, the network and the workflows are built, and
     expressions in the configs run: verify only what you would run.
 
     Input:
-        PATH: the folder or the zip file.
+        NAME: the bundle, by its name, folder or zip file.
     """
-    from ..zoo import verify
+    from ..zoo import find_bundle, verify
 
     quieten_monai()
     failed = checks = 0
-    for name, failures in verify(path):
+    # What is there is checked as it is: of a zip file its members, before it is unpacked.
+    for check, failures in verify(name if Path(name).exists() else find_bundle(name)):
         if failures is None:
-            say(f"no {name} beside it")
+            say(f"no {check} beside it")
             continue
         checks += 1
         failed += bool(failures)
         for failure in failures:
-            say(f"failed  {name}: {failure}")
+            say(f"failed  {check}: {failure}")
         if not failures:
-            say(f"passed  {name}")
+            say(f"passed  {check}")
     if failed:
-        raise InputError(f"{path} fails {failed} of {checks} checks.")
+        raise InputError(f"{name} fails {failed} of {checks} checks.")
 
 
 def zoo_index(

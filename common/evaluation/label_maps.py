@@ -121,17 +121,25 @@ def is_picture(file: str | Path) -> bool:
     return found is not None and found.spatial_dims == 2
 
 
-def read_image(file: str | Path, modality: str | None = None) -> LoadedImage:
+def read_image(
+    file: str | Path,
+    modality: str | None = None,
+    series_uid: str | None = None,
+    flat: bool = False,
+) -> LoadedImage:
     """An image, of several channels in one file the first.
 
     Args:
         file: of any format of `FormatReader`, a DICOM folder or zip file included.
         modality: of the DICOM series that counts; None takes any.
+        series_uid: which DICOM series, where there are several.
+        flat: make a picture of a volume of one slice.
 
     Raises:
         InputError: it cannot be read, or has other than two or three axes.
     """
-    values, affine = _read("image", file, FormatReader(grey=is_picture(file), modality=modality))
+    reader = FormatReader(grey=flat or is_picture(file), modality=modality, series_uid=series_uid)
+    values, affine = _read("image", file, reader)
     if values.ndim == 4:
         values = values[..., 0]
     _check_axes("image", file, values)
@@ -238,7 +246,7 @@ def read_case(
     for prediction in found:
         check_grid(prediction, true)
     if true.affine is None:
-        *found, true = (_without_levels(each, max(known)) for each in (*found, true))
+        *found, true = (without_levels(each, max(known)) for each in (*found, true))
     for each in (*found, true):
         if closed and (unknown := sorted(each.present - known)):
             raise InputError(
@@ -279,7 +287,7 @@ def read_segmentation(
     if maps["prediction"].affine is None:
         most = max((x for values in known.values() for x in values), default=None)
         most = _last_class([each.present for each in maps.values()]) if most is None else most
-        maps = {what: _without_levels(each, most) for what, each in maps.items()}
+        maps = {what: without_levels(each, most) for what, each in maps.items()}
     if classes is None:
         taken = {value for values in known.values() for value in values}
         others = {0}.union(*(each.present for each in maps.values())) - taken
@@ -320,8 +328,12 @@ def _last_class(present: Sequence[set[int]]) -> int:
     return max(max(values, default=0) for values in present)
 
 
-def _without_levels(picture: LabelMap, most: int) -> LabelMap:
-    """The classes 0 to `most` of a picture, which may have them as grey levels."""
+def without_levels(picture: LabelMap, most: int) -> LabelMap:
+    """The classes 0 to `most` of a picture, which may have them as grey levels.
+
+    Raises:
+        InputError: it has other values.
+    """
     present = picture.present - {IGNORED}
     if max(present, default=0) <= most:
         return picture

@@ -60,18 +60,22 @@ class Scene(NamedTuple):
 
 
 def load_scene(
-    image: str | Path, maps: Mapping[str, LabelMap], modality: str | None = None
+    image: str | Path,
+    maps: Mapping[str, LabelMap],
+    modality: str | None = None,
+    series_uid: str | None = None,
 ) -> Scene:
     """Read an image that label maps are of.
 
     Args:
-        image, modality: as for `read_image`; in any orientation.
+        image, modality, series_uid: as for `read_image`; in any orientation.
         maps: by the names that they will have.
 
     Raises:
         InputError: the image cannot be read, or a map is not on its grid.
     """
-    whole = read_image(image, modality)
+    flat = any(each.affine is None for each in maps.values())
+    whole = read_image(image, modality, series_uid, flat)
     for each in maps.values():
         check_grid(each, whole)
     return scene_of(whole.values, whole.affine, {name: x.values for name, x in maps.items()})

@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,9 @@ from .scenes import (
     percentiles,
 )
 from .tables import TITLES, Cell, Row, Table, number_cell, titled
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _TEMPLATE = "view.html.jinja"
 _ENDING = ".html"
@@ -107,16 +110,46 @@ def write_view(
         InputError: a file cannot be read, the grids differ, classes are none, there are more than
             255 values, jinja2 is not installed, or the page cannot be written.
     """
-    path = Path(output)
-    if path.suffix.lower() != _ENDING:
-        raise InputError(f"output is {path}; allowed are files that end in {_ENDING}.")
-    page = template(_TEMPLATE)
+    page = _template_for(output)
     segmentation = read_segmentation(prediction, label, classes)
-    scene = load_scene(image, segmentation.maps, modality)
+    return _write(page, image, segmentation, Path(output), modality, None)
+
+
+def write_page(
+    image: str | Path,
+    segmentation: Segmentation,
+    output: str | Path,
+    modality: str | None = None,
+    series_uid: str | None = None,
+) -> Path:
+    """As `write_view`, of a segmentation that was read.
+
+    Args:
+        series_uid: which DICOM series the image is, where there are several.
+    """
+    page = _template_for(output)
+    return _write(page, image, segmentation, Path(output), modality, series_uid)
+
+
+def _template_for(output: str | Path) -> Template:
+    if Path(output).suffix.lower() != _ENDING:
+        raise InputError(f"output is {output}; allowed are files that end in {_ENDING}.")
+    return template(_TEMPLATE)
+
+
+def _write(
+    page: Template,
+    image: str | Path,
+    segmentation: Segmentation,
+    path: Path,
+    modality: str | None,
+    series_uid: str | None,
+) -> Path:
+    scene = load_scene(image, segmentation.maps, modality, series_uid)
     check_output_folder(path.parent)  # before what may take a while
     blocks = _blocks(scene.values.shape, scene.spacing)
     values = _reduced_image(scene.values, blocks)
-    is_ct = modality.upper() == "CT" if modality else not scene.flat and _may_be_ct(values)
+    is_ct = str(modality).upper() == "CT" if modality else not scene.flat and _may_be_ct(values)
     grey = _grey(values, is_ct)
     text = page.render(
         title=_name(image),
@@ -124,7 +157,7 @@ def write_view(
         notes=_notes(segmentation, blocks),
         planes=[{"axis": axis, "name": scene.plane_name(axis)} for axis in scene.planes],
         classes=[(name, colour_of(i)) for i, name in enumerate(segmentation.classes, start=1)],
-        errors=ERRORS if label is not None else {},
+        errors=ERRORS if "label" in scene.maps else {},
         windows=grey.windows,
         data=_data(scene, segmentation, grey, blocks),
         table=_statistics(scene, segmentation, "HU" if is_ct else ""),

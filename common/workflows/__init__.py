@@ -22,7 +22,7 @@ from .plan import write_plan
 from .precision import check_precision
 from .prototypes import CodebookStatistics
 from .resume import Stopped, TrainingState
-from .segmentation import Segmentations, segment
+from .segmentation import Segmentations, Views, segment, view_results
 from .settings import as_trained, read_settings, running_settings, with_settings, write_settings
 from .study import run_study
 from .train import prepare_training
@@ -44,6 +44,7 @@ __all__ = [
     "Stopped",
     "TrainingState",
     "ValidateLast",
+    "Views",
     "as_trained",
     "catalogue_rows",
     "check_dataset",
@@ -63,6 +64,7 @@ __all__ = [
     "running_settings",
     "segment",
     "twin_rows",
+    "view_results",
     "with_settings",
     "write_catalogue",
     "write_plan",

@@ -6,6 +6,7 @@ from .catalogue import HEADER, catalogue, catalogue_rows, describe
 from .find import find_bundle
 from .index import write_index
 from .install import install
+from .new import new_bundle
 from .pack import pack
 from .push import push
 from .ship import ship
@@ -25,6 +26,7 @@ __all__ = [
     "keep_other_stage",
     "load_encoder",
     "members",
+    "new_bundle",
     "pack",
     "push",
     "ship",

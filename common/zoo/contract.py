@@ -143,12 +143,16 @@ def _targets(bundle: Path, id_: str) -> list[str]:
     return [step.get("_target_", "") if isinstance(step, dict) else "" for step in steps]
 
 
-def name_and_files(bundle: Path) -> Iterator[str]:
-    name = bundle.resolve().name
+def name_problems(name: str) -> Iterator[str]:
+    """What is wrong with a bundle's name, that of its folder."""
     if not re.fullmatch(r"[a-z0-9]+(_[a-z0-9]+)+_segmentation", name):
         yield f"the name is {name!r}; allowed are words such as liver_ct_segmentation"
     if found := re.search("detection|classification|deepedit", name):
         yield f"the name contains {found[0]!r}, from which MONAI Label takes another task"
+
+
+def name_and_files(bundle: Path) -> Iterator[str]:
+    yield from name_problems(bundle.resolve().name)
     for path in FILES:
         if not (bundle / path).is_file():
             yield f"{path} is missing"
@@ -285,6 +289,12 @@ def agreement(bundle: Path) -> Iterator[str]:
     train, inference, evaluate = (
         without_checkpoint(config(bundle, name)) for name in ("train", "inference", "evaluate")
     )
+    size = "@image_size" if "image_size" in train else "@patch_size"
+
+    def as_inferred(value: Any) -> Any:
+        """What training rounds is a setting from then on."""
+        return value.replace("@network_input#size", size) if isinstance(value, str) else value
+
     for key in (
         "network_def",
         "modality",
@@ -301,12 +311,13 @@ def agreement(bundle: Path) -> Iterator[str]:
         "device",
         "amp",
     ):
-        if train.get(key) != inference.get(key):
+        trained = train.get(key)
+        if key == "network_def" and isinstance(trained, dict):
+            trained = {name: as_inferred(value) for name, value in trained.items()}
+        if trained != inference.get(key):
             yield f"{key} differs between train.json and inference.json"
-        if evaluate.get(key, train.get(key)) != train.get(key):
+        if evaluate.get(key, trained) != trained:
             yield f"{key} differs between train.json and evaluate.json"
-
-    size = "@image_size" if "image_size" in train else "@patch_size"
 
     def steps(preprocessing: Config) -> list[Config]:
         """What a chain does to the image: the label's share and a user's choice left out."""
@@ -323,9 +334,8 @@ def agreement(bundle: Path) -> Iterator[str]:
                 step["keys"] = "image"
                 if isinstance(step.get("mode"), list):
                     step["mode"] = step["mode"][0]
-                if "spatial_size" in step:  # what training rounds is a setting from then on
-                    said = str(step["spatial_size"])
-                    step["spatial_size"] = said.replace("@network_input#size", size)
+                if "spatial_size" in step:
+                    step["spatial_size"] = as_inferred(str(step["spatial_size"]))
             done.append(step)
         return done
 

@@ -110,6 +110,23 @@ def test_train_says_what_it_cannot_do(elsewhere: Path, run, monkeypatch: pytest.
     assert list(elsewhere.iterdir()) == []
 
 
+def test_verify_takes_a_name_a_folder_and_a_zip_file(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    seen = []
+
+    def verify(path: str | Path) -> list[tuple[str, list[str]]]:
+        seen.append(path)
+        return [("metadata", [])]
+
+    monkeypatch.setattr("common.zoo.verify", verify)
+    (elsewhere / "a.zip").touch()  # is not unpacked before it is looked at
+    for word in (NAME, str(elsewhere), "a.zip"):
+        assert said(monkeypatch, capsys, "zoo", "verify", word) == "passed  metadata\n"
+    assert seen == [REPOSITORY / "bundles" / NAME, str(elsewhere), "a.zip"]
+    assert "the nearest is" in refused(monkeypatch, "zoo", "verify", NAME[:-4])
+
+
 @pytest.mark.slow
 def test_a_training_is_in_a_copy_and_goes_on(elsewhere: Path):
     write_phantom(elsewhere / "data", cases=10, seed=1, kind="cxr", size=96, progress=False)

@@ -41,6 +41,8 @@ def completed(tmp_path: Path, shell: str, words: list[str]) -> list[str]:
     [
         (["che"], ["check"]),
         (["zo"], ["zoo"]),
+        (["new"], ["new-bundle"]),
+        (["new-bundle", "a", "--cl"], ["--classes"]),
         (["zoo", "p"], ["pack", "push"]),
         (["zoo", "install", "--ver"], ["--version"]),
         (["check", "--data"], ["--dataset_dir"]),

@@ -35,6 +35,8 @@ def in_a_row(*names: str, output: str) -> None:
         ("zoo", None),
         ("zoo --help", None),
         ("zoo pack a", "zoo pack"),
+        ("new-bundle a", "new-bundle"),
+        ("new_bundle a", "new-bundle"),
     ],
 )
 def test_verbs_of_one_word_or_two(line: str, expected: str | None):

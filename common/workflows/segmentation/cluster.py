@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ from .bundle import Bundle
 from .options import Options
 from .run import run_here
 from .studies import Study
+from .work import JOBS, jobs_folder
 
-_JOBS = ".jobs"  # of the output folder: what tasks are told, and their logs
 _TASK = "task.json"
 _logger = logging.getLogger(__name__)
 
@@ -49,29 +50,32 @@ def run_on_cluster(
         Of each study that failed why.
 
     Raises:
-        InputError: as `run_on_ray`, or what tasks are told cannot be written.
+        InputError: as `run_on_ray`, another run has tasks in the output, or what these are told
+            cannot be written.
         Stopped: it was asked to end; the same call, with overwrite False, goes on.
     """
     jobs = []
-    try:
-        shutil.rmtree(output / _JOBS, ignore_errors=True)
-        for number, study in enumerate(studies):
-            folder = output / _JOBS / str(number)
-            folder.mkdir(parents=True)
-            task = {
-                "study": {"name": study.name, "image": study.image, "folder": str(study.folder)},
-                "output": str(folder),
-                "bundle": bundle,
-                "options": asdict(options),
-            }
-            write_json(folder / _TASK, task)
-            command = (sys.executable, "-m", __package__ or "", str(folder / _TASK))
-            steps = (Step("segmentation", command),)
-            jobs.append(Job(study.name, None, number, str(folder), steps))
-    except OSError as error:
-        raise InputError(f"{output / _JOBS} cannot be written ({error.strerror}).") from error
     failed: dict[str, str] = {}
-    with tqdm(total=len(jobs), desc="studies", disable=None) as bar:
+    with ExitStack() as stack:
+        try:
+            place = stack.enter_context(jobs_folder(output))
+            for number, study in enumerate(studies):
+                folder = place / str(number)
+                folder.mkdir()
+                told = {"name": study.name, "image": study.image, "folder": str(study.folder)}
+                task = {
+                    "study": told,
+                    "output": str(folder),
+                    "bundle": bundle,
+                    "options": asdict(options),
+                }
+                write_json(folder / _TASK, task)
+                command = (sys.executable, "-m", __package__ or "", str(folder / _TASK))
+                steps = (Step("segmentation", command),)
+                jobs.append(Job(study.name, None, number, str(folder), steps))
+        except OSError as error:
+            raise InputError(f"{output / JOBS} cannot be written ({error.strerror}).") from error
+        bar = stack.enter_context(tqdm(total=len(jobs), desc="studies", disable=None))
 
         def ended(job: Job, outcome: Outcome) -> None:
             if outcome.status == "failed":
@@ -79,12 +83,12 @@ def run_on_cluster(
             bar.update()
 
         signal = run_on_ray(jobs, address, gpus, ended, bar.refresh)
+        if not failed and not signal:  # else logs are there
+            shutil.rmtree(place, ignore_errors=True)
     if signal:
         said = f"{signal} ended it: the same command goes on with --overwrite False."
         _logger.warning("%s", said)
         raise Stopped(said)
-    if not failed:  # else logs are there
-        shutil.rmtree(output / _JOBS, ignore_errors=True)
     return failed
 
 

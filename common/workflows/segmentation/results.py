@@ -34,7 +34,7 @@ from ...evaluation.scenes import colour_of, scene_of
 from ...files import read_json
 from .bundle import Bundle, Run
 from .steps import Steps
-from .studies import MANIFEST, Study
+from .studies import MANIFEST, PAGE, Study
 
 PREVIEW, STATISTICS, DICOM_SEG, RTSTRUCT = (
     "preview.png",
@@ -243,6 +243,9 @@ class Results:
             "files": self._files,
             "failed": self.failed,
             "classes": self._run.classes,
+            "num_classes": 1 + len(self._run.all_classes),
+            "modality": self._run.modality,
+            "series_uid": self._run.series_uid,
             "voxels": voxels,
             "volume_ml": {
                 name: None if millilitres is None else number * millilitres
@@ -284,7 +287,7 @@ def _publish(work: Path, study: Study, names: set[str]) -> None:
         manifest = target / MANIFEST
         earlier = read_json(manifest).get("files", {}) if manifest.is_file() else {}
         manifest.unlink(missing_ok=True)  # until these are complete there are no results
-        for name in _names(earlier) - names:
+        for name in ({*_names(earlier), PAGE} if earlier else set()) - names:
             (target / name).unlink(missing_ok=True)
         for name in (*sorted(names), MANIFEST):
             os.replace(work / name, target / name)

@@ -7,8 +7,8 @@ import gc
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from .results import Results
 from .steps import Steps
 from .studies import MANIFEST, Study, find_studies
 from .watch import Watch
+from .work import remove_left, work_folder
 
 SUMMARY = "summary.csv"
 _logger = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ def segment(
     place = find_bundle(bundle)
     of = Bundle(place, options)
     check_output_folder(folder)
+    remove_left(folder)
     studies, failed = find_studies(given, folder, of.spatial_dims)
     _check_dicom(studies, options)
     left = [study for study in studies if overwrite or not study.is_done]
@@ -168,16 +170,17 @@ def run_here(bundle: Bundle, studies: Sequence[Study], output: Path) -> dict[str
         InputError: something is wrong that concerns all.
     """
     failed: dict[str, str] = {}
-    try:
-        partial = TemporaryDirectory(prefix=".partial-", dir=output)
-        work = {study.name: Path(partial.name) / str(i) for i, study in enumerate(studies)}
-        for place in work.values():
-            place.mkdir()
-    except OSError as error:
-        raise InputError(
-            f"The output folder {output} cannot be written to ({error.strerror})."
-        ) from error
-    with partial, tqdm(total=len(studies), desc="studies", disable=None) as bar:
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(work_folder(output))
+            work = {study.name: partial / str(i) for i, study in enumerate(studies)}
+            for place in work.values():
+                place.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"The output folder {output} cannot be written to ({error.strerror})."
+            ) from error
+        bar = stack.enter_context(tqdm(total=len(studies), desc="studies", disable=None))
         left = list(studies)
         while left:
             done = _run(bundle, left, work, bar, failed)

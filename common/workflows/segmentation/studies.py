@@ -19,6 +19,7 @@ from ...errors import InputError
 from ...files import read_json
 
 MANIFEST = "manifest.json"
+PAGE = "view.html"  # that shows a result
 
 
 class Study(NamedTuple):

@@ -79,6 +79,7 @@ def test_killed_in_the_middle(ct_bundle: Path, tmp_path: Path):
     running.end()
     complete = {path.parent.name for path in (tmp_path / "out").glob("*/manifest.json")}
     assert 1 <= len(complete) < 20
+    assert len(list((tmp_path / "out").glob(".partial-*"))) == 1
     for name in complete:
         names = {path.name for path in (tmp_path / "out" / name).iterdir()}
         assert names == {f"{name}.nii.gz", "preview.png", "manifest.json"}
@@ -86,6 +87,7 @@ def test_killed_in_the_middle(ct_bundle: Path, tmp_path: Path):
     done = preloaded.run("common", "segment", *words)
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "out").glob("*/manifest.json"))) == 20
+    assert not list((tmp_path / "out").glob(".partial-*"))
     for name, before in times.items():
         assert (tmp_path / f"out/{name}/manifest.json").stat().st_mtime_ns == before
 

@@ -1,0 +1,145 @@
+"""What a new bundle says of itself, and leaves for its maker to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+MARK = "FILL IN"  # in each line that is the maker's to write
+
+# Ids of train.json that make the recipe, and whether a network's own recipe has them.
+_RECIPE = {
+    **dict.fromkeys(("spacing", "patch_size", "image_size", "intensity", "augmentation"), False),
+    **dict.fromkeys(("batch_size", "loss"), False),
+    **dict.fromkeys(("optimizer", "learning_rate", "lr_scheduler"), True),
+    **dict.fromkeys(("max_epochs", "epoch_length"), True),
+}
+_PAGE = """\
+# {title}
+
+**{mark}:** the network and its paper, what it segments, and in which images. Input: {images}, one
+channel. Output: {values}, on the image's own grid.
+No weights are shipped: train your own. For research; not a medical device.
+
+All commands run in this folder. From elsewhere, give the configs' full paths and `--bundle_root`
+this folder.
+
+## Train
+**{mark}:** the data that it is made for, and where they are.
+
+    python -m common check --dataset_dir DIR
+    python -m monai.bundle run --config_file configs/train.json --dataset_dir DIR
+
+The first says what is wrong with your data; layouts, formats, labels and splits that are read:
+`docs/data.md` of the project. The second writes the weights of the best validation Dice to
+`models/model.pt`, and curves to `eval`. It goes on after an interruption by `--resume True`. Every
+key of `configs/train.json` can be overridden. Inference and evaluation take from the weights what
+their training was told.
+
+## The recipe
+**{mark}:** what the paper says, what its released code does, what is done here, and why.
+
+| of `configs/train.json` | here | so far as in |
+| --- | --- | --- |
+{recipe}
+
+`python -m common plan --bundle . --dataset_dir DIR --output plan.json` has nnU-Net plan sizes,
+batch and intensities for your data: `docs/planning.md` of the project.
+
+## Segment
+`--dataset_dir` is one image, or a folder of them; each mask appears in `eval` as
+`<name>_seg{ending}`.
+
+    python -m monai.bundle run --config_file configs/inference.json --dataset_dir image{ending}
+
+## Evaluate
+On the test split, on the labels' own grid. `eval/cases.csv` has a row per case and class:
+`docs/evaluation.md` of the project.
+
+    python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" \\
+        --dataset_dir DIR
+
+## Results
+**{mark}:** what was measured, on which data, how and by whom, and what is the paper's claim.
+"""
+
+
+class About(NamedTuple):
+    """A new bundle.
+
+    Attributes:
+        anatomy: what is segmented, as its name has it.
+        images: what they are, such as CT.
+        labels: the classes' names, the background's first.
+        network: its class.
+        recipe: the file of ``configs/networks`` that it is trained by; None is as in `like`.
+        like: the bundle whose pieces it has.
+        spatial_dims: 3 of volumes, 2 of pictures.
+    """
+
+    anatomy: str
+    images: str
+    labels: list[str]
+    network: str
+    recipe: str | None
+    like: str
+    spatial_dims: int
+
+    @property
+    def task(self) -> str:
+        return f"{_capital(self.anatomy)} segmentation in {self.images}"
+
+    @property
+    def values(self) -> str:
+        return ", ".join(f"{value} is {label}" for value, label in enumerate(self.labels))
+
+
+def to_describe(about: About) -> dict[str, Any]:
+    """The parts of metadata.json that are words."""
+    return {
+        "name": f"{about.task} with {about.network}",
+        "task": about.task,
+        "organ": _capital(about.anatomy),
+        "description": f"{MARK}: the network, what it segments and in which images, and where its "
+        "weights come from.",
+        "authors": f"{MARK}: who made the bundle",
+        "copyright": f"{MARK}: Copyright (c) whose",
+        "data_source": f"{MARK}: the data that it is made for, and where they are",
+        "intended_use": "Research. Not a medical device; not for diagnosis or treatment.",
+        "references": [
+            f"{MARK}: the network's paper, with its arXiv number or its doi",
+            f"{MARK}: the paper of the data",
+        ],
+    }
+
+
+def page(about: About, train: Mapping[str, Any]) -> str:
+    """docs/README.md, with the recipe that train.json has so far."""
+    files = {True: about.recipe and f"`configs/networks/{about.recipe}.json`", False: None}
+    rows = [
+        f"| `{id_}` | {_shown(train[id_])} | {files[own] or f'`{about.like}`'} |"
+        for id_, own in _RECIPE.items()
+        if id_ in train
+    ]
+    return _PAGE.format(
+        mark=MARK,
+        title=f"{about.task} with {about.network}",
+        images=about.images,
+        values=about.values,
+        recipe="\n".join(rows),
+        ending=".nii.gz" if about.spatial_dims == 3 else ".png",
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value of a config; of a component which it is, and of what it wraps."""
+    if not isinstance(value, dict):
+        return f"`{json.dumps(value)}`"
+    target = f"`{str(value['_target_']).rpartition('.')[2]}`"
+    wrapped = [_shown(x) for x in value.values() if isinstance(x, dict) and "_target_" in x]
+    return " of ".join([target, *wrapped])
+
+
+def _capital(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}"
