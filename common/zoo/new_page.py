@@ -18,16 +18,31 @@ _RECIPE = {
 _PAGE = """\
 # {title}
 
-**{mark}:** the network and its paper, what it segments, and in which images. Input: {images}, one
-channel. Output: {values}, on the image's own grid.
-No weights are shipped: train your own. For research; not a medical device.
+**{mark}:** the network and its paper, what it segments, and in which images; a drawing of it,
+`architecture.png`.
 
+## Model details
+Input: {images}, one channel. Output: {values}, on the image's own grid. No weights are shipped:
+train your own.
+
+## Intended use
+Research and education; not a medical device. **{mark}:** for whom, on which images.
+
+### Out of scope
+**{mark}:** what it is not for: other modalities, parts of the body, patients.
+
+## Data
+### Training data
+**{mark}:** the data that it is made for, where they are, and under which licence.
+
+### Evaluation data
+A test split of these; patients that no training saw. **{mark}:** which.
+
+## Commands
 All commands run in this folder. From elsewhere, give the configs' full paths and `--bundle_root`
 this folder.
 
-## Train
-**{mark}:** the data that it is made for, and where they are.
-
+### Train
     python -m common check --dataset_dir DIR
     python -m monai.bundle run --config_file configs/train.json --dataset_dir DIR
 
@@ -37,31 +52,47 @@ The first says what is wrong with your data; layouts, formats, labels and splits
 key of `configs/train.json` can be overridden. Inference and evaluation take from the weights what
 their training was told.
 
-## The recipe
-**{mark}:** what the paper says, what its released code does, what is done here, and why.
-
-| of `configs/train.json` | here | so far as in |
-| --- | --- | --- |
-{recipe}
-
 `python -m common plan --bundle . --dataset_dir DIR --output plan.json` has nnU-Net plan sizes,
 batch and intensities for your data: `docs/planning.md` of the project.
 
-## Segment
+### Segment
 `--dataset_dir` is one image, or a folder of them; each mask appears in `eval` as
 `<name>_seg{ending}`.
 
     python -m monai.bundle run --config_file configs/inference.json --dataset_dir image{ending}
 
-## Evaluate
+### Evaluate
 On the test split, on the labels' own grid. `eval/cases.csv` has a row per case and class:
 `docs/evaluation.md` of the project.
 
     python -m monai.bundle run --config_file "['configs/train.json','configs/evaluate.json']" \\
         --dataset_dir DIR
 
+## Deviations from the paper
+**{mark}:** what the paper says, what its released code does, what is done here, and why.
+
+| of `configs/train.json` | here | so far as in |
+| --- | --- | --- |
+{recipe}
+
 ## Results
+### Metrics
+Dice and surface distances of each class: `docs/evaluation.md` of the project.
+
+### Measured here and claimed
 **{mark}:** what was measured, on which data, how and by whom, and what is the paper's claim.
+
+| | measured here | the paper's claim |
+| --- | --- | --- |
+
+## Limitations and risks
+**{mark}:** where it fails, and what follows from that.
+
+## Licence
+Code and configs: Apache-2.0. **{mark}:** of the data, and of weights.
+
+## Citation
+**{mark}:** the paper.
 """
 
 

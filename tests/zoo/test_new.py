@@ -15,6 +15,7 @@ from common.zoo import new, new_bundle, verify
 from common.zoo.contract import READING, compared, config
 
 from ..conftest import REPOSITORY, shared
+from ..test_readmes import SECTIONS
 from .conftest import edit
 
 NAME = "liver_ct_segresnet_segmentation"
@@ -94,6 +95,7 @@ def test_lines_to_fill_in_are_named(
     said = (tmp_path / NAME / "docs/README.md").read_text()
     recipe = "| `learning_rate` | `0.0001` | `configs/networks/segresnet.json` |"
     assert recipe in said.splitlines()
+    assert [line for line in said.splitlines() if line in SECTIONS] == SECTIONS
 
 
 @pytest.mark.parametrize("bundle", [VOLUMES, PICTURES], ids=lambda path: path.name)
