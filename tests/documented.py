@@ -76,10 +76,9 @@ def shell_lines(script: str) -> Iterator[str]:
             yield line
 
 
-def json_block(page: str) -> str:
-    """The one block of JSON on a page."""
-    (block,) = (x for x in read(REPOSITORY / page).blocks if x.language == "json")
-    return block.text
+def json_blocks(page: str) -> list[str]:
+    """The blocks of JSON on a page."""
+    return [x.text for x in read(REPOSITORY / page).blocks if x.language == "json"]
 
 
 def can_run(command: Command) -> bool:
@@ -174,7 +173,8 @@ def make_template(folder: Path) -> Path:
     shutil.copy(here / "bundles" / HIPPOCAMPUS / "models/model.pt", here / "RUN/models")
     shutil.copy(data / "labelsTs" / image.name, here / "scan_seg.nii.gz")
     shutil.copytree(data / "labelsTs", here / "masks")
-    (here / "lungs.json").write_text(json_block("docs/studies.md"))
+    for name, text in zip(("lungs", "hippocampus"), json_blocks("docs/studies.md"), strict=True):
+        (here / f"{name}.json").write_text(text)
     return here
 
 

@@ -39,8 +39,8 @@ def find_verb(names: Sequence[str], words: Sequence[str]) -> str | None:
         raise InputError(f"There is no verb {words[0]}{nearest(words[0], names)}.")
     if len(words) > 1 and words[1] not in _HELP:
         first = f"{typed[0]} "
-        known = nearest(words[1], [name.removeprefix(first) for name in members], prefix=first)
-        raise InputError(f"There is no verb {first}{words[1]}{known}.")
+        close = nearest(words[1], [name.removeprefix(first) for name in members], prefix=first)
+        raise InputError(f"There is no verb {first}{words[1]}{close}.")
     return None
 
 
