@@ -30,7 +30,7 @@ from common import networks
 from common.blocks import Mixer
 from common.cli.output import say, table
 from common.measure import Failed, in_own_process, machine, median_seconds, peak_memory
-from common.ops import count_flops
+from common.ops import WholeConvolutions, count_flops
 
 CLASSES = 3
 BASELINE = "SegResNet"
@@ -367,7 +367,8 @@ def training_step(
 
 def logits(network: nn.Module, image: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """The finest, under autocast to a precision below float32."""
-    with torch.autocast(image.device.type, precision, enabled=precision != torch.float32):
+    shorter = precision != torch.float32
+    with torch.autocast(image.device.type, precision, enabled=shorter), WholeConvolutions():
         output = network(image)
     return output if isinstance(output, Tensor) else output[0]
 

@@ -37,7 +37,7 @@ from ..measure import (
     repeated_seconds,
     silenced,
 )
-from ..ops import count_flops, fastest_backend
+from ..ops import WholeConvolutions, count_flops, fastest_backend
 from .precision import check_precision
 
 FILE = "costs.json"
@@ -444,7 +444,7 @@ def _forward(job: _Job) -> dict[str, Any]:
         autocast = torch.autocast(image.device.type, **options) if amp else nullcontext()
 
         def run() -> None:
-            with torch.no_grad(), autocast:
+            with torch.no_grad(), autocast, WholeConvolutions():
                 network(image)
 
         taken = repeated_seconds(run, job.device, job.repeats)

@@ -41,3 +41,9 @@ def test_arguments_reach_the_network_and_windows_sum_in_float32():
     y = inferer(x, network, 2.0)
     assert y.dtype == torch.float32
     torch.testing.assert_close(y, 2 * layer(x), rtol=2e-2, atol=2e-2)
+
+
+def test_convolutions_wider_than_their_map_are_in_float32():
+    layer, x = nn.Conv2d(8, 8, 3, padding=1), torch.randn(1, 8, 2, 2)
+    found = AutocastInferer(SimpleInferer(), "cpu", torch.bfloat16, True)(x, layer)
+    assert torch.equal(found, layer(x).bfloat16())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from common.networks import (
     recomputation,
     recompute_levels,
 )
+from common.ops import WholeConvolutions
 
 from ..test_bundle_runs import BUNDLE
 from ..test_comparison_networks import networks, parser, small
@@ -89,7 +89,7 @@ def step(
 ) -> tuple[list[Tensor], dict[str, Tensor | None], dict[str, Tensor]]:
     """Outputs, gradients and buffers of a step of a training."""
     torch.manual_seed(1)
-    with torch.autocast("cpu", dtype) if dtype != torch.float32 else nullcontext():
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32), WholeConvolutions():
         outputs = list(tensors(network(x)))
     torch.stack([y.float().square().mean() for y in outputs]).sum().backward()
     drawn = torch.rand(1)  # what comes next draws what it would have drawn
@@ -125,7 +125,6 @@ def kept(network: nn.Module, x: Tensor) -> int:
     return sum(storages.values())
 
 
-@pytest.mark.usefixtures("whole_convolutions")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_same_outputs_gradients_and_statistics(build: Build, dtype: torch.dtype):
     found, expected = build(), build()

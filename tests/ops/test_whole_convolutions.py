@@ -55,7 +55,7 @@ def test_wider_than_the_map(
 
 @pytest.mark.parametrize("channels", [16, 32])
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("sites", [4, 5])
+@pytest.mark.parametrize("sites", [4, 5, 6])
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d])
 def test_others_are_left_to_autocast(kind: type, sites: int, stride: int, channels: int):
     """And are right there."""
@@ -89,6 +89,8 @@ def test_without_autocast_nothing_changes():
         lambda x, w: torch.conv3d(x, weight=w, bias=None, padding=1),
         lambda x, w: F.conv3d(x, w, None, 1, 1, 1, 1),
         lambda x, w: F.conv_transpose3d(x, w, padding=(1, 1, 1)),
+        lambda x, w: F.conv3d(x, w, padding="same"),
+        lambda x, w: F.conv3d(x[0], w, stride=(1,), padding=(1,)),
     ],
 )
 def test_arguments_by_name(convolve: Callable[..., Any]):
@@ -96,3 +98,32 @@ def test_arguments_by_name(convolve: Callable[..., Any]):
     with torch.autocast("cpu", torch.bfloat16), WholeConvolutions():
         found = convolve(x, w)
     assert torch.equal(found, convolve(x, w).bfloat16())
+
+
+@pytest.mark.parametrize(
+    "convolve",
+    [
+        lambda x, w: F.conv3d(x, w[:, :, :2, :2, :2], stride=2),
+        lambda x, w: F.conv_transpose3d(x, w, stride=2, padding=1, output_padding=1),
+        lambda x, w: F.conv3d(x, w[..., :1, :1, :1], stride=2),
+    ],
+)
+def test_kernels_that_are_within_the_map_somewhere(convolve: Callable[..., Any]):
+    x, w = torch.randn(1, 4, 2, 2, 2), torch.randn(4, 4, 3, 3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = convolve(x, w)
+        with WholeConvolutions():
+            found = convolve(x, w)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, convolve(x, w).bfloat16())
+
+
+def test_what_torch_refuses_is_refused():
+    with torch.autocast("cpu", torch.bfloat16), WholeConvolutions(), pytest.raises(TypeError):
+        F.conv3d(torch.zeros(1, 4, 2, 2, 2))
+
+
+def test_double_precision_stays():
+    x, w = torch.randn(1, 4, 2, 2, 2).double(), torch.randn(4, 4, 3, 3, 3).double()
+    with torch.autocast("cpu", torch.bfloat16), WholeConvolutions():
+        assert F.conv3d(x, w, padding=1).dtype == torch.float64
