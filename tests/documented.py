@@ -167,6 +167,7 @@ def make_template(folder: Path) -> Path:
     done = preloaded.run("monai.bundle", *words, cwd=bundle)
     assert done.returncode == 0, done.stderr[-3000:]
     shutil.copytree(bundle, here, dirs_exist_ok=True)
+    shutil.copy(next((here / "lungs/CXR_png").iterdir()), here / "chest.png")
     (here / "earlier").mkdir()
     shutil.copy(bundle / "models/model.pt", here / "earlier")
     (here / "RUN/models").mkdir(parents=True)
@@ -180,7 +181,7 @@ def make_template(folder: Path) -> Path:
 
 def _training(folder: str, names: list[str]) -> list[str]:
     """What somebody's own training left in a checkout, or in a bundle that ships no weights."""
-    ships = Path(folder).parent.name == HIPPOCAMPUS
+    ships = Path(folder).parent.name in (LUNG, HIPPOCAMPUS)
     left = {"eval", "__pycache__"} | (set() if ships else {x for x in names if x.endswith(".pt")})
     return [name for name in names if name in left]
 

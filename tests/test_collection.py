@@ -14,7 +14,8 @@ import pytest
 from common.collection import INDEX, collection, default_index, known_bundles
 
 from .conftest import REPOSITORY
-from .zoo.conftest import NAME
+
+OTHER = "skin_lesion_rgb_vm_unet_segmentation"  # which ships no weights
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("common", "bundles"):
         left_out = shutil.ignore_patterns("__pycache__", "*.so")
         shutil.copytree(REPOSITORY / name, source / name, ignore=left_out)
-    (source / "bundles" / NAME / "models").mkdir(exist_ok=True)
-    (source / "bundles" / NAME / "models/model.pt").touch()  # of a training of one's own
+    (source / "bundles" / OTHER / "models").mkdir(exist_ok=True)
+    (source / "bundles" / OTHER / "models/model.pt").touch()  # of a training of one's own
     built = tmp_path_factory.mktemp("built")
     command = [sys.executable, "setup.py", "--quiet", "build_py", "--build-lib", str(built)]
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
@@ -75,7 +76,7 @@ def test_checkouts_have_them_beside_the_package(tmp_path: Path, monkeypatch: pyt
     assert collection() == REPOSITORY
     monkeypatch.chdir(tmp_path)
     assert default_index() == REPOSITORY / INDEX
-    assert known_bundles()[NAME] == REPOSITORY / "bundles" / NAME
+    assert known_bundles()[OTHER] == REPOSITORY / "bundles" / OTHER
     (tmp_path / INDEX).write_text("{}")
     assert default_index() == Path(INDEX)
 

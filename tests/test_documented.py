@@ -67,6 +67,7 @@ NOT_RUN = [
     ("docs/reliability.md", "FAULT_MOMENTS=20 *", "hours; make test-slow tries three moments"),
     ("docs/results.md", "for m in *", "of what hours of training left"),
     ("docs/results.md", "python -m common compare *", "of what hours of training left"),
+    ("docs/results.md", "python -m monai.bundle run *", "trains for an hour, or on data that is not here"),
     ("docs/segment.md", "* --engine ray *", "a cluster; tests/workflows/segmentation"),
     ("docs/slicer.md", "slicer.util.*", "it is run in 3D Slicer"),
     ("docs/slicer.md", "from monai.bundle *", "in 3D Slicer; tests/test_bundle_runs.py"),
@@ -89,12 +90,13 @@ OTHERWISE = {
     "docs/planning.md": {"bundles/NAME": f"bundles/{LIVER}"},
 }
 # By page and heading: the scan that scan.nii.gz is there, if it is not a CT.
-SCANS = {("README.md", "Segment a hippocampus in a minute"): "mr/imagesTs"}
+SCANS = {("README.md", "Segment a hippocampus or a chest X-ray in a minute"): "mr/imagesTs"}
 GOES_ON = ("docs/mlflow.md",)  # pages whose sections begin in the folder that the last one was in
 # By page: some of what is there in the end.
 LEFT = {
     "README.md": [
         *(f"out/scan/{name}" for name in ("scan.nii.gz", "preview.png", "statistics.json")),
+        *(f"out/chest/{name}" for name in ("chest.png", "preview.png", "statistics.json")),
         *(f"{LIVER}/models/model.pt", "eval/scan_seg.nii.gz", "look.png", "look.html"),
     ],
     "docs/bundles.md": [f"{LIVER}/models/model.pt", f"{LIVER}/eval/learning_curves.csv"],

@@ -103,6 +103,7 @@ def describe(name: str, index: str | Path | None = None) -> dict[str, list[str]]
     names = _part(formats, "outputs", "pred", "channel_def")
     shape = " x ".join(_several(image, "spatial_shape"))
     weights = folder / WEIGHTS
+    licence = _text(metadata, "weights_license")
     lines = {
         "bundle": [folder.name],
         **{key: [_text(metadata, key)] for key in ("task", "organ", "modality", "description")},
@@ -111,7 +112,7 @@ def describe(name: str, index: str | Path | None = None) -> dict[str, list[str]]
         "image": [f"channels: {_text(image, 'num_channels')}; at once: {shape}" if image else ""],
         "classes": [", ".join(f"{number} {label}" for number, label in names.items())],
         "weights": [
-            f"{WEIGHTS}, {_bytes(weights.stat().st_size)}"
+            f"{WEIGHTS}, {_bytes(weights.stat().st_size)}{licence and f', {licence}'}"
             if weights.is_file()
             else "none: train it, or download a version that is released with weights"
         ],

@@ -148,8 +148,8 @@ def new_bundle(
         "docs/README.md": page(about, configs["train"]),
         "docs/data_license.txt": f"{MARK}: whose data it is made for, where they are, under which "
         "licence, and what to cite.\n",
-        "configs/metadata.json": _as_text(_metadata(like, kind, about, ids)),
-        **{f"configs/{file}.json": _as_text(content) for file, content in configs.items()},
+        "configs/metadata.json": as_text(_metadata(like, kind, about, ids)),
+        **{f"configs/{file}.json": as_text(content) for file, content in configs.items()},
     }
     _write(folder, like, texts)
     return Made(folder, _marked(folder))
@@ -339,7 +339,8 @@ def _metadata(like: Path, kind: _Kind, about: About, ids: Config) -> Config:
     return metadata
 
 
-def _as_text(content: Config) -> str:
+def as_text(content: Config) -> str:
+    """A config as all are written: short lists of numbers and words on one line."""
     return f"{_formatted(content, '')}\n"
 
 

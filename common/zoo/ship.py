@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import OrderedDict
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..errors import InputError
 from ..files import replacing, write_json
 from .archives import sha256
 from .contract import SETTINGS, WEIGHTS, config
+from .new import as_text
 from .reference import LABEL_MAPS, class_sizes, predict_phantom
 
 _LEAST = 50  # voxels of a class, of which a Dice says something
@@ -91,8 +91,7 @@ def ship(
                     shutil.copyfile(file, partial)
             write_json(bundle / SETTINGS, weights.settings)  # type: ignore[attr-defined]
             with replacing(bundle / "configs/metadata.json") as partial:
-                text = json.dumps(metadata, indent=4, ensure_ascii=False) + "\n"
-                partial.write_text(text, encoding="utf-8", newline="\n")
+                partial.write_text(as_text(metadata), encoding="utf-8", newline="\n")
         except OSError as error:
             raise InputError(f"The weights cannot be written to {bundle} ({error}).") from error
     return Shipped(bundle / WEIGHTS, metadata["weights"][WEIGHTS], voxels)

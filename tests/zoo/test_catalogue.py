@@ -9,7 +9,7 @@ from common.errors import InputError
 from common.zoo import HEADER, catalogue, catalogue_rows, describe
 
 from ..conftest import REPOSITORY
-from .conftest import NAME, make_bundle
+from .conftest import NAME, edit, make_bundle
 
 RELEASED = {
     f"{NAME}_v{version}": {"checksum": "0" * 64, "source": f"https://example.org/{version}.zip"}
@@ -92,6 +92,8 @@ def test_a_bundle_is_described_from_its_files(here: Path, index: Path):
     assert "segresnet" in found["compared"][0]
     assert len(found["papers"]) == 3
     assert found["folder"] == [str(bundle)]
+    edit(bundle, "metadata", lambda x: x.update(weights_license="CC-BY-SA-4.0"))
+    assert describe(str(bundle))["weights"][0].endswith(", CC-BY-SA-4.0")
     (bundle / "models/model.pt").unlink()
     assert describe(NAME)["weights"][0].startswith("none: ")
 

@@ -102,7 +102,7 @@ def test_lines_to_fill_in_are_named(
 def test_configs_are_written_as_they_are(bundle: Path):
     for name in ("train", "inference", "evaluate", "metadata"):
         text = (bundle / f"configs/{name}.json").read_text()
-        assert new._as_text(json.loads(text)) == text, name
+        assert new.as_text(json.loads(text)) == text, name
 
 
 NETWORKS = [

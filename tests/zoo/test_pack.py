@@ -41,14 +41,13 @@ def test_archive_has_the_bundle_and_common_and_nothing_else(bundle: Path, tmp_pa
     networks = REPOSITORY / f"bundles/{NAME}/configs/networks"
     assert own == [
         "LICENSE",
-        *(f"configs/{name}.json" for name in ("as_in_the_paper", "evaluate", "inference")),
+        *(f"configs/as_{name}.json" for name in ("in_the_paper", "shipped")),
+        *(f"configs/{name}.json" for name in ("evaluate", "inference")),
         "configs/logging.conf",
         *(f"configs/{name}.json" for name in ("metadata", "multi_gpu_train")),
         *(f"configs/networks/{file.name}" for file in sorted(networks.glob("*.json"))),
         "configs/train.json",
-        "docs/README.md",
-        "docs/architecture.png",
-        "docs/data_license.txt",
+        *(f"docs/{file.name}" for file in sorted((networks.parents[1] / "docs").iterdir())),
         "models/model.pt",
         "models/settings.json",
     ]
