@@ -179,6 +179,10 @@ def read_study(
                 f"\"{{'minutes': {minutes:g}}}\"."
             )
     _check_labels(rows)
+    classes = content.get("classes") or named_classes(
+        data["dataset_dir"], parts.get("cases_file"), next(iter(rows.values())).label_map
+    )
+    _check_lesions(content.get("evaluation", {}).get("lesions"), classes)
     return Study(
         content=content,
         dataset_dir=Path(data["dataset_dir"]).resolve(),
@@ -187,10 +191,7 @@ def read_study(
         parts=parts,
         minutes=minutes,
         rows=rows,
-        classes=content.get("classes")
-        or named_classes(
-            data["dataset_dir"], parts.get("cases_file"), next(iter(rows.values())).label_map
-        ),
+        classes=classes,
     )
 
 
@@ -308,6 +309,17 @@ def _check_measures(content: Mapping[str, Any]) -> None:
                 f"The study compares {LESION_DICE}; needed are evaluation#lesions, the names of "
                 "their classes, and one seed."
             )
+
+
+def _check_lesions(lesions: Any, classes: Mapping[str, Sequence[int]] | None) -> None:
+    from ...evaluation.evaluate import check_lesions
+
+    if lesions and classes is None:
+        raise InputError(
+            f"evaluation#lesions is {lesions!r}, and neither the study nor a dataset.json says "
+            'which values these are; needed are classes, as in {"tumour": [2]}.'
+        )
+    check_lesions(lesions, classes or (), "evaluation#lesions")
 
 
 def _seeds(content: Mapping[str, Any]) -> list[int]:

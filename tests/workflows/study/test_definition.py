@@ -258,6 +258,24 @@ def test_what_cannot_be_a_study_is_named(write: Write, content: dict, expected: 
         read_study(write(**content))
 
 
+@pytest.mark.parametrize("lesions", ["tumour", ["left", "tumour"]])
+def test_lesions_are_of_the_studys_classes(write: Write, tmp_path: Path, lesions: Any):
+    table = {"classes": {"left": [2], "tumour": [1]}, "evaluation": {"lesions": lesions}}
+    table["metrics"] = ["lesion_dice"]
+    assert read_study(write(**table)).classes == table["classes"]
+    own = tmp_path / "own.json"
+    own.write_text('{"classes": {"left": [1], "right": [2]}}')
+    expected = "evaluation#lesions has 'tumour'; allowed are classes: left, right"
+    with pytest.raises(InputError, match=expected):
+        read_study([write(**table), own])
+    with pytest.raises(InputError, match="; allowed are classes: lung"):  # of dataset.json
+        read_study(write(**table | {"classes": {}}))
+    (tmp_path / "cases.json").write_text("[]")
+    unnamed = {"classes": {}, "data#cases": "cases.json"}
+    with pytest.raises(InputError, match=", and neither the study nor a dataset"):
+        read_study(write(**table | unnamed))
+
+
 def test_the_nearest_bundle_is_named(tmp_path: Path, write: Write):
     (tmp_path / "bundles").symlink_to(BUNDLES)
     with pytest.raises(InputError, match=f"has the bundle u-net; allowed are .*{LUNG}"):
