@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -143,7 +144,7 @@ def test_networks():
     assert cells(text, "SegResNet")[4] == "1.00"
     why = cells(text, "SwinUNETR")[1]  # 40 is no multiple of 32, and without einops it ends sooner
     assert "must be divisible by" in why or "pip install" in why
-    assert "Goal" in text
+    assert "Goals" not in text, "they are of other sizes"
 
 
 @pytest.mark.slow
@@ -180,16 +181,43 @@ def test_how_far_a_precision_moves_the_logits():
 
 
 def test_goals_are_of_ratios_to_the_baseline():
-    run = networks.Run([64, 64], 1, "cpu", 1)
-    assert networks.goals(run, 2) == []
-    for step, ours in ((networks.forward, 0.9), (networks.train, 1.4)):
-        run.costs[step, "LightMUNet"] = [networks.Cost(ours, 120)]
-        run.costs[step, "SegResNet"] = [networks.Cost(1.0, 100)]
-    assert networks.goals(run, 2)[1:] == [
+    assert networks.goals(networks.Run([256, 256], 4, "cpu", 1)) == []
+    assert networks.goals(measured([256, 256], 4, "cpu", 1)) == [
+        "\nGoals for LightMUNet with 4 image(s) of 256 x 256, over SegResNet's:",
         "  forward pass: <= 1, measured 0.90, met",
         "  training step: <= 1.3, measured 1.40, NOT met",
         "  memory in training: <= 1.3, measured 1.20, met",
     ]
+    volume = networks.goals(measured([96, 96, 96], 1, "cpu", 1))
+    assert "with 1 image(s) of 96 x 96 x 96, over" in volume[0]
+    assert volume[1:3] == [
+        "  forward pass: <= 0.7, measured 0.90, NOT met",
+        "  training step: <= 1, measured 1.40, NOT met",
+    ]
+
+
+def measured(*arguments: Any) -> networks.Run:
+    run = networks.Run(*arguments)
+    for step, ours in ((networks.forward, 0.9), (networks.train, 1.4)):
+        run.costs[step, "LightMUNet"] = [networks.Cost(ours, 120)]
+        run.costs[step, "SegResNet"] = [networks.Cost(1.0, 100)]
+    return run
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ([32, 32, 32], 1, "cpu", 1),
+        ([96, 96, 96], 4, "cpu", 1),
+        ([256, 256], 1, "cpu", 1),
+        ([256, 256], 4, "cuda", 1),
+        ([256, 256], 4, "cpu", 1, "bfloat16"),
+        ([256, 256], 4, "cpu", 1, "float32", True),
+        ([256, 256], 4, "cpu", 1, "float32", False, "identity"),
+    ],
+)
+def test_no_goal_is_met_by_what_it_is_not_of(arguments: tuple[Any, ...]):
+    assert networks.goals(measured(*arguments)) == []
 
 
 def test_a_network_with_another_mixer():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from common.errors import InputError
 from common.evaluation.comparison import BETTER, LESION_DICE
 from common.files import read_json
 from common.workflows.study.definition import read_study
@@ -147,6 +148,21 @@ def test_the_second_file_of_the_page_fits_the_table_that_it_is_for(tmp_path: Pat
     assert list(study.rows) == list(read_json(table)["rows"])
     assert all(row.overrides["patch_size"] == [40, 56, 40] for row in study.rows.values())
     assert study.rows["VSSM → Conv3"].overrides["network_def#mixer"] == "conv"
+
+
+def test_a_table_of_lesions_is_refused_where_ones_own_classes_have_none(tmp_path: Path):
+    tables = [path for path in STUDIES if "evaluation" in read_json(path)]
+    assert tables
+    own = tmp_path / "own.json"
+    for table in tables:
+        own.write_text('{"classes": {"posterior": [1]}}', encoding="utf-8")
+        with pytest.raises(
+            InputError, match="lesions has 'tumour'; allowed are classes: posterior"
+        ):
+            read_study([table, own], tmp_path)
+        mine = {"classes": {"posterior": [1]}, "evaluation": {"lesions": ["posterior"]}}
+        own.write_text(json.dumps(mine), encoding="utf-8")
+        assert read_study([table, own], tmp_path).classes == {"posterior": [1]}
 
 
 def trainings(study: Mapping[str, Any]) -> Iterator[ConfigParser]:

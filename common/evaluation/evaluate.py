@@ -88,7 +88,7 @@ def evaluate(
     pairs, unpaired = _pairs(Path(predictions), Path(labels))
     if named is None:
         named = _found_classes(Path(labels), [pair.label for pair in pairs.values()], label_values)
-    looked_at = _looked_at(lesions, named)
+    looked_at = check_lesions(lesions, named)
     check_output_folder(output)
 
     cases = []
@@ -187,12 +187,22 @@ def _found_classes(
     return found
 
 
-def _looked_at(lesions: Any, classes: Iterable[str]) -> list[str]:
+def check_lesions(lesions: Any, classes: Iterable[str], whose: str = "lesions") -> list[str]:
+    """The classes whose lesions are looked at.
+
+    Args:
+        lesions: as for `evaluate`.
+        classes: that there are.
+        whose: what the lesions are called where they were given.
+
+    Raises:
+        InputError: one is none of these classes.
+    """
     several = isinstance(lesions, (list, tuple))
     wanted = list(lesions) if several else [] if lesions is None else [lesions]
     for name in wanted:
         if name not in (allowed := list(classes)):
-            raise InputError(f"lesions has {name!r}; allowed are classes: {', '.join(allowed)}.")
+            raise InputError(f"{whose} has {name!r}; allowed are classes: {', '.join(allowed)}.")
     return wanted
 
 

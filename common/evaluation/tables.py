@@ -572,7 +572,8 @@ def as_markdown(title: str, tables: Iterable[Table]) -> str:
 def as_latex(tables: Iterable[Table]) -> str:
     """Tables as LaTeX, by the packages booktabs and adjustbox: the best in bold.
 
-    pdfLaTeX takes them, with names in Latin and Greek letters; others need XeLaTeX or LuaLaTeX.
+    pdfLaTeX takes them. Names may have Latin letters up to U+017F and the Greek ones that LaTeX
+    names; of what it cannot show, the code stands in its place, as [U+4E2D].
     """
     needed = (r"\usepackage[T1]{fontenc}", r"\usepackage{booktabs}", r"\usepackage{adjustbox}")
     parts = [f"% In the preamble: {' '.join(needed)}"]
@@ -615,6 +616,7 @@ def _markdown(text: str) -> str:
 
 _FLOATS = 16  # LaTeX may keep 18 tables with no text between them, and more are an error
 _GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ"  # of which LaTeX has a name
+_NOT_IN_T1 = "ĦħĸĿŀŉŦŧſ"  # of the Latin letters up to U+017F, those that this encoding lacks
 
 
 def _greek(letter: str) -> str:
@@ -635,6 +637,14 @@ _LATEX = {
     "±": r"$\pm$",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
     "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "\N{LEFT SINGLE QUOTATION MARK}": "`",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": "``",
+    "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
+    "…": r"\ldots{}",
+    "·": r"$\cdot$",
+    "ς": r"$\varsigma$",
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "→": r"$\rightarrow$",
@@ -649,7 +659,15 @@ _LATEX = {
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in _one_line(text))
+    composed = unicodedata.normalize("NFC", _one_line(text))  # an accent by itself is no letter
+    return "".join(_LATEX.get(character) or _in_t1(character) for character in composed)
+
+
+def _in_t1(character: str) -> str:
+    """A character that LaTeX shows as it is, and the code of any other."""
+    printed = character.isascii() and character.isprintable()
+    letter = character.isalpha() and character <= "\u017f" and character not in _NOT_IN_T1
+    return character if printed or letter else f"{{[}}U+{ord(character):04X}{{]}}"
 
 
 def _one_line(text: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,9 @@ from torch import Tensor
 from ..data.readers import FormatReader
 from ..errors import InputError, first_line
 from .naming import file_names
+
+# A reader of MONAI's that `FormatReader` is asked before: what it lacks on a CPU is nobody's fault.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
 
 
 class LoadCheckedImaged(LoadImaged):
@@ -44,7 +49,9 @@ class LoadCheckedImaged(LoadImaged):
         series_uid: str | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(keys, reader, image_only=True, **kwargs)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*nvImageCodec")
+            super().__init__(keys, reader, image_only=True, **kwargs)
         if reader is None:  # the last one registered is asked first
             self.register(
                 FormatReader(self._grey, self._colour, modality=modality, series_uid=series_uid)

@@ -232,9 +232,36 @@ def test_latex_has_the_letters_of_all_studies():
     letters = {x for file in files for x in file.read_text(encoding="utf-8") if not x.isascii()}
     assert {"β", "λ", "→", "±"} <= letters
     text = as_latex([Table(" ".join(sorted(letters)), ["Method", "mm² ≤ 3 °"], [], [])])
+    assert "U+" not in text, "a letter without a counterpart"
     assert [x for x in text if ord(x) > 0x17F] == []  # Latin letters are those of fontenc's T1
     for word in (r"$\beta$", r"$\lambda$", r"$\rightarrow$", "mm$^2$ $\\le$ 3 $^\\circ$"):
         assert word in text
+
+
+def test_latex_has_the_codes_of_what_it_cannot_show():
+    names = [
+        "Müller",
+        "Mu\u0308ller",
+        "Šimůnek",
+        "\N{OHM SIGN}",
+        "“a” · b\N{RIGHT SINGLE QUOTATION MARK}s — c…",
+        "中文",
+        "Ħ",
+        "a\ab",
+    ]
+    text = as_latex([Table("", ["Method"], [Row([Cell(name)]) for name in [*names, "½ 😀"]], [])])
+    shown = [line.removesuffix(r" \\") for line in text.split(r"\midrule")[1].splitlines()[1:10]]
+    assert shown == [
+        "Müller",
+        "Müller",
+        "Šimůnek",
+        r"$\Omega$",
+        r"``a'' $\cdot$ b's --- c\ldots{}",
+        "{[}U+4E2D{]}{[}U+6587{]}",
+        "{[}U+0126{]}",
+        "a{[}U+0007{]}b",
+        "{[}U+00BD{]} {[}U+1F600{]}",
+    ]
 
 
 def test_latex_gets_no_more_tables_at_once_than_it_keeps():
@@ -270,7 +297,16 @@ def test_latex_is_typeset(results: dict[str, Results], tmp_path: Path):
     if said := typeset(tmp_path, ""):
         pytest.skip(f"LaTeX has not the packages booktabs and adjustbox here: {said[-200:]}")
     rows = [Row([Cell(name)]) for name in ("VSSM → Conv3", "β 0.7", "Müller's Ω³")]
-    tables = [*result_tables(results, NOTHING), Table("→ ± ≥ λ", ["Method"], rows, [])]
+    letters = "".join(filter(str.isalpha, map(chr, range(0x80, 0x180))))
+    tables = [
+        *result_tables(results, NOTHING),
+        Table(
+            "→ ± ≥ λ",
+            ["Method"],
+            rows,
+            [letters, "中 “a” · b\N{RIGHT SINGLE QUOTATION MARK}s — c… ς ½ \a"],
+        ),
+    ]
     assert typeset(tmp_path, as_latex([*tables, *([names_table()] * 60)])) == ""
     assert typeset(tmp_path, r"\nothing"), "what cannot be typeset is seen"
 

@@ -23,6 +23,12 @@ from ..data.series import HU, write_series
 from .conftest import check, scan, sentence, write
 
 
+@pytest.mark.filterwarnings("error")
+def test_nothing_is_said_of_decoders_that_are_for_gpus(caplog: pytest.LogCaptureFixture):
+    LoadCheckedImaged("image")
+    assert caplog.text == ""
+
+
 def test_image_in_memory_stays(tmp_path: Path):
     image = check(write(tmp_path / "image.nii.gz", scan()))["image"]
     assert LoadCheckedImaged("image")({"image": image})["image"] is image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,6 +51,7 @@ _SET_BY_STUDY = ("predictions", "labels", "output", "classes", "label_map", "ign
 _STAGES = ("liver", "tumor")  # of a cascade, in the order of their trainings
 _NOT_IN_NAMES = '/\\,#:*?"<>|'  # of rows, which are folders, listed with commas and parts of ids
 _BY_ROW = ("rows", "paper")  # sections with a part for each row
+_Said = dict[tuple[str, ...], Path | None]  # by whom, by the names that lead there; None: the call
 
 
 @dataclass(frozen=True)
@@ -131,12 +133,13 @@ def read_study(
 
     Args:
         file: JSON; or several, of which each says what counts in place of what those before it say.
-            Bundles and configs that they name are looked for in their own folders and those above,
-            in folders called bundles beside these, and here.
+            What one of them names is looked for in its own folder, and then here; bundles also in
+            the folders above its own, and in folders called bundles beside all these.
         dataset_dir: in place of the file's.
         overrides: ids of the file and their values, as {"budget#max_epochs": 10}. What follows a
             section is one name in it, as in "overrides#network_def#init_filters", or, of rows and
-            of the paper's numbers, a row's name and a name in that.
+            of the paper's numbers, a row's name and a name in that. In whatever order they stand,
+            an id is a part of what the same file, or these, say of the whole.
 
     Raises:
         InputError: a file cannot be read, has a key that no study has or a value that is none for
@@ -145,26 +148,29 @@ def read_study(
     files = [Path(one) for one in ([file] if isinstance(file, (str, Path)) else file)]
     whose = listed(files)
     content: dict[str, Any] = {}
-    given = [item for one in files for item in read_json(one).items()]
-    given += (overrides or {}).items()
+    said: _Said = {}
+    own = dict(overrides or {})
     if dataset_dir is not None:
-        given.append(("data#dataset_dir", str(dataset_dir)))
-    for id_, value in given:
-        _give(whose, content, id_, list(value) if isinstance(value, tuple) else value)
+        own["data#dataset_dir"] = str(dataset_dir)
+    for one, given in [*((one, read_json(one)) for one in files), (None, own)]:
+        for id_ in _wholes_first(given):
+            path = _give(whose, content, id_, given[id_], typed=one is None)
+            said = {other: by for other, by in said.items() if other[: len(path)] != path}
+            said[path] = one
     content = json.loads(json.dumps(content))  # as it will be read again
     _check_content(whose, content)
     data, budget = content["data"], content.get("budget", {})
     parts = {_PARTS[name]: value for name, value in data.items() if name in _PARTS}
-    for name in ("split_file", "cases_file"):
-        if parts.get(name) is not None:
-            places = [*(one.parent for one in files), Path()]
-            parts[name] = _found(str(parts[name]), places, f"{whose}: {name}")
+    for name in ("split_file", "cases"):
+        if data.get(name) is not None:
+            places = _places(_by(said, "data", name))
+            parts[_PARTS[name]] = _found(str(data[name]), places, f"{whose}: data#{name}")
     folds = data.get("folds")
     minutes = budget.get("minutes")
     shared = {k: v for k, v in budget.items() if k != "minutes"}
     for name in content["rows"]:
         _check_name(name)
-    rows = {n: _row(files, n, said, content, shared) for n, said in content["rows"].items()}
+    rows = {n: _row(whose, said, n, row, content, shared) for n, row in content["rows"].items()}
     for row in rows.values():
         if minutes is not None and "max_epochs" in row.overrides:
             raise InputError(
@@ -173,6 +179,10 @@ def read_study(
                 f"\"{{'minutes': {minutes:g}}}\"."
             )
     _check_labels(rows)
+    classes = content.get("classes") or named_classes(
+        data["dataset_dir"], parts.get("cases_file"), next(iter(rows.values())).label_map
+    )
+    _check_lesions(content.get("evaluation", {}).get("lesions"), classes)
     return Study(
         content=content,
         dataset_dir=Path(data["dataset_dir"]).resolve(),
@@ -181,18 +191,44 @@ def read_study(
         parts=parts,
         minutes=minutes,
         rows=rows,
-        classes=content.get("classes")
-        or named_classes(
-            data["dataset_dir"], parts.get("cases_file"), next(iter(rows.values())).label_map
-        ),
+        classes=classes,
     )
 
 
-def _give(whose: str, content: dict[str, Any], id_: str, value: Any) -> None:
+def _wholes_first(ids: Iterable[str]) -> list[str]:
+    """Ids in an order in which what is said of a part does not get lost: JSON has none."""
+    return sorted(ids, key=lambda id_: id_.count("#"))
+
+
+def _put(part: dict[str, Any], id_: str, value: Any) -> None:
+    """Set an id, in place of what was said of it and of its parts."""
+    for below in [other for other in part if other.startswith(f"{id_}#")]:
+        del part[below]
+    part[id_] = value
+
+
+def _merged(*given: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids and values, of which the later ones count more."""
+    merged: dict[str, Any] = {}
+    for values in given:
+        for id_ in _wholes_first(values):
+            _put(merged, id_, values[id_])
+    return merged
+
+
+def _give(
+    whose: str, content: dict[str, Any], id_: str, value: Any, typed: bool
+) -> tuple[str, ...]:
     """Put a value in the place of what a study says.
 
+    Args:
+        typed: on the command line, which makes _ of each - in a row's name.
+
+    Returns:
+        The names that lead to it.
+
     Raises:
-        InputError: there is no such section or row, or it has no parts.
+        InputError: there is no such section or row, two rows may be meant, or it has no parts.
     """
     section, *names = id_.split("#")
     if names and section not in STUDY:
@@ -202,8 +238,13 @@ def _give(whose: str, content: dict[str, Any], id_: str, value: Any) -> None:
     depth = 2 if section in _BY_ROW else 1
     if section == "rows" and names:
         rows = content["rows"] if isinstance(content.get("rows"), dict) else {}
-        if names[0] not in rows:  # the command line makes _ of a name's -
-            names[0] = {row.replace("-", "_"): row for row in rows}.get(names[0], names[0])
+        meant = [row for row in rows if typed and names[0] in (row, row.replace("-", "_"))]
+        if len(meant) > 1:
+            raise InputError(
+                f"{id_} may be of the rows {listed(meant)}, which the command line cannot tell "
+                "apart; allowed is to say it in a file."
+            )
+        names[:1] = meant or names[:1]
         if len(names) > 1 and names[0] not in rows:
             raise InputError(f"{whose} has no row {names[0]}{nearest(names[0], rows)}.")
         if names[1:2] == ["inference"]:
@@ -220,7 +261,8 @@ def _give(whose: str, content: dict[str, Any], id_: str, value: Any) -> None:
                 f"{whose} has {name} {part!r}, of which {id_} is given a value; allowed is an "
                 "object."
             )
-    part[last] = value
+    _put(part, last, copy.deepcopy(value))
+    return (*places, last)
 
 
 def _check_content(whose: str, content: Mapping[str, Any]) -> None:
@@ -269,6 +311,17 @@ def _check_measures(content: Mapping[str, Any]) -> None:
             )
 
 
+def _check_lesions(lesions: Any, classes: Mapping[str, Sequence[int]] | None) -> None:
+    from ...evaluation.evaluate import check_lesions
+
+    if lesions and classes is None:
+        raise InputError(
+            f"evaluation#lesions is {lesions!r}, and neither the study nor a dataset.json says "
+            'which values these are; needed are classes, as in {"tumour": [2]}.'
+        )
+    check_lesions(lesions, classes or (), "evaluation#lesions")
+
+
 def _seeds(content: Mapping[str, Any]) -> list[int]:
     seeds: list[int] = content["data"].get("seeds", [0])
     return seeds
@@ -291,30 +344,29 @@ def _check_name(name: str) -> None:
 
 
 def _row(
-    study: Sequence[Path],
+    whose: str,
+    said: _Said,
     name: str,
-    said: Any,
+    row: Any,
     content: Mapping[str, Any],
     budget: Mapping[str, Any],
 ) -> Row:
-    if not isinstance(said, dict) or not isinstance(said.get("bundle"), str):
-        raise InputError(
-            f'{listed(study)}: the row {name} has no bundle; needed is {{"bundle": NAME}}.'
-        )
-    bundle = _bundle(study, name, said["bundle"])
+    if not isinstance(row, dict) or not isinstance(row.get("bundle"), str):
+        raise InputError(f'{whose}: the row {name} has no bundle; needed is {{"bundle": NAME}}.')
+    bundle = _bundle(_by(said, "rows", name, "bundle"), name, row["bundle"])
     configs = bundle / "configs"
-    names, own_inference = said.get("configs", []), said.get("inference", {})
+    names, own_inference = row.get("configs", []), row.get("inference", {})
     if not isinstance(names, list) or not all(isinstance(file, str) for file in names):
         raise InputError(f"The row {name} has configs {names!r}; allowed are names of files.")
     if not isinstance(own_inference, dict):
         raise InputError(f"The row {name} has inference {own_inference!r}; allowed is an object.")
-    places = [configs, bundle, *(file.parent for file in study), Path()]
+    places = [configs, bundle, *_places(_by(said, "rows", name, "configs"))]
     files = [configs / "train.json", *(_found(n, places, f"The row {name}") for n in names)]
     training = read_configs(files)
-    own = {id_: value for id_, value in said.items() if id_ not in _OF_ROW}
-    overrides = {**content.get("overrides", {}), **budget, **own}
+    own = {id_: value for id_, value in row.items() if id_ not in _OF_ROW}
+    overrides = _merged(content.get("overrides", {}), budget, own)
     _override(training, overrides, f"The row {name}", files[0])
-    inference = {**content.get("inference", {}), **own_inference}
+    inference = _merged(content.get("inference", {}), own_inference)
     _override(
         read_configs([configs / "inference.json"]),
         inference,
@@ -335,9 +387,19 @@ def _row(
     )
 
 
-def _bundle(study: Sequence[Path], row: str, name: str) -> Path:
-    above = [folder for file in study for folder in file.resolve().parents]
-    folders = [*dict.fromkeys(above), Path().resolve()]
+def _by(said: _Said, *path: str) -> Path | None:
+    """The file that says what these names lead to; None where the call does."""
+    wholes = (path[:depth] for depth in range(len(path), 0, -1))
+    return next(said[whole] for whole in wholes if whole in said)
+
+
+def _places(file: Path | None) -> list[Path]:
+    """Where to look for what a file names."""
+    return list(dict.fromkeys([*([file.parent] if file else []), Path()]))
+
+
+def _bundle(file: Path | None, row: str, name: str) -> Path:
+    folders = dict.fromkeys([*(file.resolve().parents if file else []), Path().resolve()])
     places = [folder for parent in folders for folder in (parent, parent / "bundles")]
     for place in places:
         if all((place / name / f"configs/{x}.json").is_file() for x in ("train", "inference")):
@@ -365,7 +427,7 @@ def _override(config: ConfigParser, overrides: Mapping[str, Any], whose: str, fi
         if id_.partition("#")[0] in _SET_BY_RUNS:
             raise InputError(f"{whose} sets {id_}, which each run sets itself; allowed are others.")
         check_id(config, id_, whose, file)
-        config[id_] = value
+        config[id_] = copy.deepcopy(value)  # into which later ids go
 
 
 def _kind(kind: Any) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,113 @@ def test_a_second_file_is_of_ones_own_data(write: Write, tmp_path: Path):
     assert list(study.content["rows"]) == ["A-1", "B"]
 
 
+def test_a_file_is_looked_for_beside_the_one_that_names_it(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Each of these is beside the first study, beside the second and in the current folder."""
+    base, own, here = tmp_path, tmp_path / "own", tmp_path / "here"
+    for folder in (base, own, here):
+        (folder / LUNG).mkdir(parents=True)
+        (folder / LUNG / "configs").symlink_to(BUNDLES / LUNG / "configs")
+        for name in ("cases.json", "parts.json", "more.json"):
+            (folder / name).write_text("{}")
+    (here / "here.json").write_text("[]")
+    monkeypatch.chdir(here)
+
+    def found(given: Mapping[str, Any], **first: Any) -> list[Path]:
+        mine = own / "mine.json"
+        mine.write_text(json.dumps(given))
+        study = read_study([write(**first), mine], "data")
+        row = study.rows["A"]
+        return [study.parts["cases_file"], study.parts["split_file"], row.bundle, row.configs[-1]]
+
+    names = ["cases.json", "parts.json", LUNG, "more.json"]
+    first = {
+        "data": {"cases": "cases.json", "split_file": "parts.json"},
+        "rows": {"A": {"bundle": LUNG, "configs": ["more.json"]}},
+    }
+    of_base, of_own = ([folder / name for name in names] for folder in (base, own))
+    assert found({}, **first) == of_base
+    assert found(first, **first) == of_own
+    ids = {
+        "data#cases": "cases.json",
+        "data#split_file": "parts.json",
+        "rows#A#bundle": LUNG,
+        "rows#A#configs": ["more.json"],
+    }
+    assert found(ids, **first) == of_own
+    assert found({"rows#A": first["rows"]["A"]}, **first) == of_base[:2] + of_own[2:]
+    one = {"data#cases": "here.json", "rows#A#configs": ["more.json"]}
+    assert found(one, **first) == [here / "here.json", *of_base[1:3], own / "more.json"]
+    study = read_study(write(**first), "data", {"data#cases": "cases.json", "rows#A#bundle": LUNG})
+    assert study.parts["cases_file"] == here / "cases.json"
+    assert study.rows["A"].bundle == here / LUNG
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_an_id_is_a_part_of_the_whole_in_any_order(write: Write, turn: int):
+    def turned(said: dict[str, Any]) -> dict[str, Any]:
+        return dict(list(said.items())[::turn])
+
+    own = {
+        "overrides": turned({"network_def": {"init_filters": 4}, "network_def#residual": False}),
+        "overrides#batch_size": 3,
+        "rows#B": {"bundle": str(BUNDLES / LUNG)},
+        "rows#B#learning_rate": 0.1,
+    }
+    file = write()
+    content = turned(json.loads(file.read_text()) | own)
+    file.write_text(json.dumps(content))
+    study = read_study(file)
+    of_b = [("learning_rate", 0.1), ("max_epochs", 2), ("batch_size", 3)]
+    said = list(study.rows["B"].overrides.items())  # it is the order of a training's arguments
+    assert sorted(said) == sorted([*of_b, *own["overrides"].items()])
+    assert said.index(("network_def", {"init_filters": 4})) < said.index(
+        ("network_def#residual", False)
+    )
+    called = turned({"overrides": {"batch_size": 5}, "overrides#learning_rate": 0.5})
+    a = read_study(file, overrides=called).rows["LightM-UNet"]
+    assert a.overrides == {"batch_size": 5, "learning_rate": 0.5, "max_epochs": 2}
+
+
+def test_a_new_whole_has_none_of_the_parts_of_the_old_one(write: Write, tmp_path: Path):
+    whole = {"network_def": {"_target_": "torch.nn.Identity"}}
+    file = write(
+        overrides={"network_def#residual": False, "network_def#mixer": "conv"},
+        inference={"network_def#residual": False},
+        rows=rows() | {"B": {"bundle": str(BUNDLES / LUNG)} | whole},
+    )
+    own = tmp_path / "own.json"
+    own.write_text(json.dumps({f"overrides#{name}": value for name, value in whole.items()}))
+    a, b = read_study(file).rows.values()
+    assert set(a.overrides) == {"network_def#residual", "network_def#mixer", "max_epochs"}
+    assert b.overrides == whole | {"max_epochs": 2}, "a row counts more than overrides"
+    assert read_study([file, own]).rows["A"].overrides == whole | {"max_epochs": 2}
+
+
+def test_only_the_command_line_has_other_names_of_rows(write: Write, tmp_path: Path):
+    bundle = {"bundle": str(BUNDLES / LUNG)}
+    file, own = write(rows={"A-1": bundle}), tmp_path / "own.json"
+    given = {"rows#A_1#batch_size": 3}
+    assert read_study(file, overrides=given).rows["A-1"].overrides["batch_size"] == 3
+    own.write_text(json.dumps(given))
+    with pytest.raises(InputError, match="has no row A_1; the nearest is A-1"):
+        read_study([file, own])
+    both = write(rows={"A-1": bundle, "A_1": bundle})
+    with pytest.raises(InputError, match="may be of the rows A-1; A_1, which the command line"):
+        read_study(both, overrides=given)
+    a, b = read_study([both, own]).rows.values()
+    assert "batch_size" not in a.overrides
+    assert b.overrides["batch_size"] == 3
+
+
+def test_what_is_given_stays_as_it_is(write: Write):
+    given = {"overrides": {"batch_size": 3}, "overrides#learning_rate": 0.1}
+    kept = copy.deepcopy(given)
+    assert len(read_study(write(), overrides=given).rows["LightM-UNet"].overrides) == 3
+    assert given == kept
+
+
 def test_bundles_are_found_by_name_beside_the_studies(tmp_path: Path, radiographs: Path):
     (tmp_path / "bundles").symlink_to(BUNDLES)
     file = tmp_path / "studies/paper/table_1.json"
@@ -147,6 +256,24 @@ def test_arguments_that_have_defaults_may_be_given(write: Write):
 def test_what_cannot_be_a_study_is_named(write: Write, content: dict, expected: str):
     with pytest.raises(InputError, match=expected):
         read_study(write(**content))
+
+
+@pytest.mark.parametrize("lesions", ["tumour", ["left", "tumour"]])
+def test_lesions_are_of_the_studys_classes(write: Write, tmp_path: Path, lesions: Any):
+    table = {"classes": {"left": [2], "tumour": [1]}, "evaluation": {"lesions": lesions}}
+    table["metrics"] = ["lesion_dice"]
+    assert read_study(write(**table)).classes == table["classes"]
+    own = tmp_path / "own.json"
+    own.write_text('{"classes": {"left": [1], "right": [2]}}')
+    expected = "evaluation#lesions has 'tumour'; allowed are classes: left, right"
+    with pytest.raises(InputError, match=expected):
+        read_study([write(**table), own])
+    with pytest.raises(InputError, match="; allowed are classes: lung"):  # of dataset.json
+        read_study(write(**table | {"classes": {}}))
+    (tmp_path / "cases.json").write_text("[]")
+    unnamed = {"classes": {}, "data#cases": "cases.json"}
+    with pytest.raises(InputError, match=", and neither the study nor a dataset"):
+        read_study(write(**table | unnamed))
 
 
 def test_the_nearest_bundle_is_named(tmp_path: Path, write: Write):
