@@ -29,12 +29,12 @@ def find_bundle(name: str | Path) -> Path:
             the file beside it says, or has weights that hold more than tensors.
     """
     path = Path(name)
-    if path.is_file():
+    if os.path.isfile(path):  # False where it may not be read, as Path's is not
         return _unpacked(path)
     for place in places() if path.name == str(path) else [Path()]:
-        if (place / path / "configs").is_dir():
+        if os.path.isdir(place / path / "configs"):
             return (place / path).resolve()
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is no bundle: it has no folder configs; needed is one with it.")
     known = nearest(str(name), known_bundles())
     raise InputError(f"There is no bundle {name}, by its name, folder or zip file{known}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,10 +30,10 @@ def verify(path: str | Path) -> Iterator[tuple[str, list[str] | None]]:
         InputError: there is no such folder or file, or it cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False where it may not be read, as Path's is not
         yield from _checks(path)
         return
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"There is no {path}; allowed is a bundle's folder or zip file.")
     try:
         archive = path.open("rb")  # once: what is hashed is what is unpacked
