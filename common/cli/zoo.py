@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 from ..errors import InputError
 from .output import quieten_monai, say
@@ -44,7 +44,7 @@ def zoo_verify(name: str) -> None:
     quieten_monai()
     failed = checks = 0
     # What is there is checked as it is: of a zip file its members, before it is unpacked.
-    for check, failures in verify(name if os.path.exists(name) else find_bundle(name)):
+    for check, failures in verify(name if Path(name).exists() else find_bundle(name)):
         if failures is None:
             say(f"no {check} beside it")
             continue
@@ -130,7 +130,7 @@ def zoo_ship(
     """
     from ..zoo import find_bundle, ship
 
-    if os.path.isfile(name):
+    if Path(name).is_file():
         raise InputError(f"{name} is a file; allowed are bundles by name or folder.")
     quieten_monai()
     weights, checksum, voxels = ship(find_bundle(name), checkpoint, kind, size, seed, min_dice)

@@ -29,12 +29,12 @@ def find_bundle(name: str | Path) -> Path:
             the file beside it says, or has weights that hold more than tensors.
     """
     path = Path(name)
-    if os.path.isfile(path):  # False where it may not be read, as Path's is not
+    if path.is_file():
         return _unpacked(path)
     for place in places() if path.name == str(path) else [Path()]:
-        if os.path.isdir(place / path / "configs"):
+        if (place / path / "configs").is_dir():
             return (place / path).resolve()
-    if os.path.isdir(path):
+    if path.is_dir():
         raise InputError(f"{path} is no bundle: it has no folder configs; needed is one with it.")
     known = nearest(str(name), known_bundles())
     raise InputError(f"There is no bundle {name}, by its name, folder or zip file{known}.")

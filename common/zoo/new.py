@@ -285,9 +285,9 @@ def _check_training(
     if problem := _problem(definition, size, classes, training=True):
         raise InputError(
             f"The network {definition['_target_']} makes in training no logits of {classes} "
-            f"classes of an image of {by_axis(size)} voxels ({problem}), which a loss of its own "
-            "would need; allowed are networks that do, with deep_supervision False where they have "
-            f"it, and those of configs/networks, which have theirs: {', '.join(files)}."
+            f"classes of an image of {by_axis(size)} voxels ({problem}), which the loss takes; "
+            "allowed are networks that do, with deep_supervision False where they have it, and "
+            f"those of configs/networks, which have losses of their own: {', '.join(files)}."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,10 +29,10 @@ def verify(path: str | Path) -> Iterator[tuple[str, list[str] | None]]:
         InputError: there is no such folder or file, or it cannot be read.
     """
     path = Path(path)
-    if os.path.isdir(path):  # False where it may not be read, as Path's is not
+    if path.is_dir():
         yield from _checks(path)
         return
-    if not os.path.isfile(path):
+    if not path.is_file():
         raise InputError(f"There is no {path}; allowed is a bundle's folder or zip file.")
     try:
         archive = path.open("rb")  # once: what is hashed is what is unpacked
