@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from filelock import FileLock
 
 from common.workflows import segment
-from common.workflows.segmentation import work
+from common.workflows.segmentation import cluster, work
+from common.workflows.segmentation.options import Options
+from common.workflows.segmentation.studies import Study
 from common.workflows.segmentation.work import jobs_folder, remove_left, work_folder
+from common.workflows.study.engines import Ended, Watch
+from common.workflows.study.jobs import Job, Outcome
 
 from .conftest import save_scan
 from .test_segment import files
@@ -152,6 +158,34 @@ def test_tasks_at_work_and_what_is_no_task_stay(tmp_path: Path, left_by_a_proces
         assert {path.name for path in ended.iterdir() if path.is_dir()} == {"1", "2", "mine"}
     with jobs_folder(tmp_path):
         assert {path.name for path in ended.iterdir() if path.is_dir()} == {"2", "mine"}
+
+
+def test_a_run_on_a_cluster_keeps_the_logs_of_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Until the next one; a run beside it, which ends first, takes nothing of its."""
+    options = Options(device="cpu")
+    studies = [Study("a", str(tmp_path / "a.nii.gz"), tmp_path / "a")]
+    seen: list[set[str]] = []
+
+    def fake(status: Literal["failed", "finished"], meanwhile: Callable[[], None]):
+        def run_on_ray(jobs: list[Job], _: None, __: None, ended: Ended, ___: Watch) -> str:
+            for job in jobs:
+                (Path(job.folder) / "log.txt").touch()
+                meanwhile()
+                assert (Path(job.folder) / "task.json").is_file()
+                ended(job, Outcome(status, "The image is none"))
+            return ""
+
+        monkeypatch.setattr(cluster, "run_on_ray", run_on_ray)
+        failed = cluster.run_on_cluster(studies, tmp_path, "bundle", options, None, None)
+        seen.append({path.name for path in tmp_path.glob(".jobs-*/0/*")})
+        return failed
+
+    assert fake("failed", lambda: None) == {"a": "The image is none."}
+    assert fake("finished", lambda: fake("finished", lambda: None)) == {}
+    assert seen == [{"task.json", "log.txt"}, {"task.json", "log.txt"}, set()]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_links_are_not_followed(tmp_path: Path, left_by_a_process: Path):
