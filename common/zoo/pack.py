@@ -57,8 +57,8 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
             own = {name: copy / name for name in members if not name.startswith("common/")}
             if left := marked(own):
                 raise InputError(
-                    f"{bundle.name} is not finished: {left[0]} has {MARK}, and {len(left) - 1} "
-                    "other lines have; needed is what they ask for."
+                    f"{bundle.name} is not finished: {left[0]} has {MARK}, the first of "
+                    f"{len(left)} such lines; needed is what they ask for."
                 )
             check_verified(copy, bundle)
             version = config(copy, "metadata")["version"]
