@@ -155,8 +155,8 @@ def test_a_2d_bundles_stages_are_what_its_network_does():
         "decoder 1": ("encoder 3", "decoder 0"),
         "decoder 2": ("encoder 2", "decoder 1"),
         "decoder 3": ("encoder 1", "decoder 2"),
-        "final_up": ("decoder 3",),
-        "head": ("final_up",),
+        "final up": ("decoder 3",),
+        "head": ("final up",),
     }
 
 

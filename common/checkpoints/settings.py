@@ -79,14 +79,35 @@ def _as_lists(value: Any) -> Any:
     return [_as_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def check_setting(id_: str, value: Any) -> None:
+class _Refused(Exception):
+    """A value that may do what it should not: its id, the value, and what is allowed."""
+
+
+def check_setting(id_: str, value: Any, given: bool = False) -> None:
     """Check that nothing of a setting would run as code in a config, but what may be built.
 
     Nor fetch weights, which a network's argument may do, or its default.
 
+    Args:
+        given: whether a user typed it, and no checkpoint has it: so the sentence is.
+
     Raises:
         InputError: something would.
     """
+    try:
+        _check_setting(id_, value)
+    except _Refused as refused:
+        place, found, allowed = refused.args
+        does = f"{found!r} as {place}, which might run any code or fetch any file"
+        if given:
+            raise InputError(f"You gave {does}; allowed are {allowed}.") from None
+        raise InputError(
+            f"The checkpoint's settings have {does}; allowed are {allowed}. If you trust it, give "
+            f"--{place.partition('#')[0]} yourself."
+        ) from None
+
+
+def _check_setting(id_: str, value: Any) -> None:
     if isinstance(value, dict) and "_target_" in value:
         kind = _class_of(id_, value["_target_"])
         if issubclass(kind, nn.Module):
@@ -97,14 +118,14 @@ def check_setting(id_: str, value: Any) -> None:
         for key, inner in value.items():
             if key != "_target_":
                 if str(key).startswith("_"):  # as _mode_, by which MONAI builds otherwise
-                    raise _refusal(f"{id_}#{key}", inner, "arguments")
+                    raise _Refused(f"{id_}#{key}", inner, "arguments")
                 _check_argument(f"{id_}#{key}", inner)
     elif isinstance(value, (dict, list, tuple)):
         for key, inner in _items(value):
-            check_setting(id_, key)
-            check_setting(f"{id_}#{key}", inner)
+            _check_setting(id_, key)
+            _check_setting(f"{id_}#{key}", inner)
     elif isinstance(value, str) and _RUNS.match(value):
-        raise _refusal(id_, value, "data without $, % and @")
+        raise _Refused(id_, value, "data without $, % and @")
 
 
 def build_setting(id_: str, value: Any, **overrides: Any) -> Any:
@@ -113,9 +134,12 @@ def build_setting(id_: str, value: Any, **overrides: Any) -> Any:
     Raises:
         InputError: it is none that may be built, or does not take these arguments.
     """
-    if not isinstance(value, dict) or "_target_" not in value:
-        raise _refusal(id_, value, "a network or a transform")
     check_setting(id_, value)
+    if not isinstance(value, dict) or "_target_" not in value:
+        raise InputError(
+            f"The checkpoint's settings have {value!r} as {id_}; allowed are a network or a "
+            f"transform. Give --{id_} yourself."
+        )
     try:
         return _built({**value, **overrides})
     except Exception as error:
@@ -134,18 +158,18 @@ def _built(value: Any) -> Any:
 
 def _check_argument(id_: str, value: Any) -> None:
     if isinstance(value, dict) and "_target_" in value:
-        check_setting(id_, value)
+        _check_setting(id_, value)
     elif isinstance(value, (dict, list, tuple)):
         for key, inner in _items(value):
             _check_fetches(f"{id_}#{key}", key, inner)
             _check_argument(f"{id_}#{key}", inner)
     elif isinstance(value, str) and not _WORD.fullmatch(value):
-        raise _refusal(id_, value, "words")
+        raise _Refused(id_, value, "words")
 
 
 def _check_fetches(id_: str, name: Any, value: Any) -> None:
     if value and _FETCHES.fullmatch(str(name)):
-        raise _refusal(id_, value, "False and None: the weights are the checkpoint's")
+        raise _Refused(id_, value, "False and None: the weights are the checkpoint's")
 
 
 def _items(value: dict | list | tuple) -> Any:
@@ -174,16 +198,9 @@ def class_named(target: Any) -> type | None:
 def _class_of(id_: str, target: Any) -> type:
     if found := class_named(target):
         return found
-    raise _refusal(
+    raise _Refused(
         id_,
         target,
         "the networks of common.networks and of monai.networks.nets, but for those of torchvision, "
         "and MONAI's intensity and spatial transforms",
-    )
-
-
-def _refusal(id_: str, value: Any, allowed: str) -> InputError:
-    return InputError(
-        f"The checkpoint's settings have {value!r} as {id_}, which might run any code or fetch any "
-        f"file; allowed are {allowed}. If you trust it, give --{id_.partition('#')[0]} yourself."
     )

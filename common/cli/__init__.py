@@ -98,6 +98,8 @@ def main() -> None:
         sentence = input_error_in(error)  # MONAI wraps what its transforms raise
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             sentence = f"{error.filename} cannot be a path ({error.strerror})."
+        if isinstance(error, PermissionError) and error.filename:  # as of Path.exists
+            sentence = f"{error.filename} cannot be read, or written to ({error.strerror})."
         if sentence is None:
             raise
         sys.exit(f"error: {sentence}")

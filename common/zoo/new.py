@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
 import re
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -19,11 +21,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import __version__
-from ..checkpoints import class_named
+from ..checkpoints import check_setting, class_named
 from ..collection import collection
 from ..errors import InputError, by_axis, first_line, nearest
 from .contract import FILES, READING, RUNNING, Config, compared, config, name_problems
-from .new_page import MARK, About, page, to_describe
+from .new_page import MARK, About, marked, page, to_describe
 from .verify import verify
 
 _VOLUMES, _PICTURES = "liver_ct_lightm_unet_segmentation", "lung_cxr_lightm_unet_segmentation"
@@ -37,7 +39,7 @@ _TOLD = {
 }
 _TOLD_IF_NEEDED = {"img_size": _SIZE, "input_image_size": _SIZE}
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64)  # of voxels, that networks halve
-_WIDE = 64  # voxels along the axes that are not looked at, a multiple of all
+_WIDE = 64  # voxels along an axis, at least: a multiple of all
 # Of volumes that are no CTs, as the bundle's page has it for MR.
 _NORMALISED: Config = {
     "_target_": "NormalizeIntensityd",
@@ -71,6 +73,7 @@ _KINDS = {
     "us": _Kind("US", "ultrasound", _PICTURES),
 }
 _WORDS = r"[a-z0-9]+(?:_[a-z0-9]+)*"
+_CLASS = re.compile(r"[^\W_][\w +()/-]*")
 _NAME = re.compile(rf"({_WORDS}?)_({'|'.join(_KINDS)})_({_WORDS})_segmentation")
 
 
@@ -108,8 +111,9 @@ def new_bundle(
 
     Raises:
         InputError: the name is not as above, or its folder is there; there is no such network, it
-            lacks arguments, or makes no logits of these classes; classes are no names; this package
-            came without bundles; or the folder cannot be written. Nothing is left.
+            lacks arguments, has some that might run code, or does not make logits of these classes,
+            in training these alone; classes are no names; this package came without bundles; or the
+            folder cannot be written. Nothing is left.
     """
     found = _NAME.fullmatch(name)
     if not found:
@@ -122,7 +126,7 @@ def new_bundle(
         raise InputError(f"Of the new bundle {problem}.")
     labels = ["background", *_class_names(classes)]
     folder = Path(output).resolve() / name
-    if folder.exists() or folder.is_symlink():
+    if os.path.lexists(folder):
         raise InputError(f"{folder} is there already; allowed is a name that is not.")
     ours = collection()
     if ours is None:
@@ -152,16 +156,20 @@ def new_bundle(
         **{f"configs/{file}.json": as_text(content) for file, content in configs.items()},
     }
     _write(folder, like, texts)
-    return Made(folder, _marked(folder))
+    files = {file.relative_to(folder).as_posix(): file for file in sorted(folder.rglob("*"))}
+    return Made(folder, marked(files))
 
 
 def _class_names(classes: str | Sequence[str]) -> list[str]:
     given = classes.split(",") if isinstance(classes, str) else classes
-    names = [str(name).strip() for name in given]
-    if not names or not all(names) or len({*names, "background"}) != len(names) + 1:
+    names = [str(name).strip() for name in given] if isinstance(given, (list, tuple)) else []
+    different = {name.casefold() for name in (*names, "background")}
+    sound = all(_CLASS.fullmatch(name) for name in names)
+    if not names or not sound or len(different) != len(names) + 1:
         raise InputError(
             f"classes are {classes!r}; allowed are different names, without the background's, such "
-            "as liver,tumour."
+            "as liver,tumour, of letters, digits, spaces, and any of _+()/-, first a letter or a "
+            "digit."
         )
     return names
 
@@ -178,6 +186,7 @@ def _network(network: Any, like: Path, classes: int, dims: int) -> tuple[Config,
         return ids | {"network_def": _of_a_bundle(ids["network_def"], dims)}, network
     definition = _of_a_bundle(_definition(network, list(files)), dims)
     multiple = _multiple_of(definition, classes, dims)
+    _check_training(definition, multiple, classes, dims, list(files))
     return {"network_input#multiple_of": multiple, "network_def": definition}, None
 
 
@@ -204,6 +213,9 @@ def _definition(network: Any, files: Sequence[str]) -> Config:
             "monai.networks.nets and common.networks, such as SegResNet, and these with arguments, "
             "such as {'_target_': 'UNet', 'channels': [16, 32], 'strides': [2]}."
         )
+    ours = (*_TOLD.values(), *_TOLD_IF_NEEDED.values())  # which may be given, too
+    theirs = {key: x for key, x in given.items() if not (isinstance(x, str) and x in ours)}
+    check_setting("network", theirs | {"_target_": target}, given=True)
     parameters = inspect.signature(kind).parameters
     told = {key: x for key, x in _TOLD.items() if key in parameters}
     needed = {key for key, x in parameters.items() if x.default is x.empty}
@@ -248,9 +260,9 @@ def _multiple_of(definition: Config, classes: int, dims: int) -> int:
         InputError: the network works with none.
     """
     problem = ""
-    for multiple in _MULTIPLES:
+    for multiple in tqdm(_MULTIPLES, "sizes", disable=None):
         # A number that is no multiple of more, and of as many voxels as any network needs.
-        size = [_WIDE + multiple, *[_WIDE] * (dims - 1)]
+        size = [_WIDE + multiple] * dims
         problem = _problem(definition, size, classes)
         if not problem:
             return multiple
@@ -261,7 +273,25 @@ def _multiple_of(definition: Config, classes: int, dims: int) -> int:
     )
 
 
-def _problem(definition: Config, size: Sequence[int], classes: int) -> str:
+def _check_training(
+    definition: Config, multiple: int, classes: int, dims: int, files: Sequence[str]
+) -> None:
+    """See that a network gives its logits alone in training, too, as the recipe's loss takes them.
+
+    Raises:
+        InputError: it gives others with them, or works in evaluation alone.
+    """
+    size = [max(_WIDE, 2 * multiple)] * dims  # more than one voxel where it is coarsest
+    if problem := _problem(definition, size, classes, training=True):
+        raise InputError(
+            f"The network {definition['_target_']} makes in training no logits of {classes} "
+            f"classes of an image of {by_axis(size)} voxels ({problem}), which the loss takes; "
+            "allowed are networks that do, with deep_supervision False where they have it, and "
+            f"those of configs/networks, which have losses of their own: {', '.join(files)}."
+        )
+
+
+def _problem(definition: Config, size: Sequence[int], classes: int, training: bool = False) -> str:
     """Why a network makes no logits of an image of one channel; empty if it does."""
     content = {
         "in_channels": 1,
@@ -270,8 +300,8 @@ def _problem(definition: Config, size: Sequence[int], classes: int) -> str:
         "network_def": copy.deepcopy(definition),
     }
     try:
-        network = ConfigParser(content).get_parsed_content("network_def").eval()
-        with torch.no_grad():
+        network = ConfigParser(content).get_parsed_content("network_def").train(training)
+        with torch.set_grad_enabled(training):
             logits = network(torch.zeros(1, 1, *size))
     except Exception as error:  # of anybody's network
         return first_line(error.__cause__ or error)
@@ -370,6 +400,7 @@ def _write(folder: Path, like: Path, texts: Mapping[str, str]) -> None:
     """
     networks = [file.relative_to(like).as_posix() for file in like.glob("configs/networks/*.json")]
     copied = [file for file in (*FILES, *networks) if file not in texts]
+    parents = [x for x in (folder.parent, *folder.parent.parents) if not os.path.lexists(x)]
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
@@ -384,19 +415,16 @@ def _write(folder: Path, like: Path, texts: Mapping[str, str]) -> None:
             checks = len(READING) + len(RUNNING)
             for check, failures in tqdm(verify(made), "checks", total=checks, disable=None):
                 if failures:
+                    why = failures[0].strip().splitlines()[0].rstrip(".")
                     raise InputError(
-                        f"{folder.name} is not made, as it would not pass {check}: {failures[0]}."
+                        f"{folder.name} is not made, as it would not pass {check}: "
+                        f"{why.replace(str(made), str(folder))}."
                     )
             made.rename(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({first_line(error)}).") from error
-
-
-def _marked(folder: Path) -> list[str]:
-    return [
-        f"{file.relative_to(folder).as_posix()}:{number}"
-        for file in sorted(folder.rglob("*"))
-        if file.suffix in (".json", ".md", ".txt")
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
-        if MARK in line
-    ]
+    except BaseException as error:
+        for parent in parents:  # the innermost first; one that somebody uses by now stays
+            with suppress(OSError):
+                parent.rmdir()
+        if isinstance(error, OSError):
+            raise InputError(f"{folder} cannot be written ({first_line(error)}).") from error
+        raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 MARK = "FILL IN"  # in each line that is the maker's to write
@@ -148,10 +149,14 @@ def to_describe(about: About) -> dict[str, Any]:
 def page(about: About, train: Mapping[str, Any]) -> str:
     """docs/README.md, with the recipe that train.json has so far."""
     files = {True: about.recipe and f"`configs/networks/{about.recipe}.json`", False: None}
+    found = {id_: (train[id_], own) for id_, own in _RECIPE.items() if id_ in train}
+    loss = train["train"]["trainer"]["loss_function"]
+    if loss != "@loss":  # the recipe's, mostly around that
+        whole = {key: train["loss"] if x == "@loss" else x for key, x in loss.items()}
+        found["loss"] = whole, True
     rows = [
-        f"| `{id_}` | {_shown(train[id_])} | {files[own] or f'`{about.like}`'} |"
-        for id_, own in _RECIPE.items()
-        if id_ in train
+        f"| `{id_}` | {_shown(value)} | {files[own] or f'`{about.like}`'} |"
+        for id_, (value, own) in found.items()
     ]
     return _PAGE.format(
         mark=MARK,
@@ -161,6 +166,24 @@ def page(about: About, train: Mapping[str, Any]) -> str:
         recipe="\n".join(rows),
         ending=".nii.gz" if about.spatial_dims == 3 else ".png",
     )
+
+
+def marked(files: Mapping[str, Path]) -> list[str]:
+    """The lines that are left to fill in, as FILE:LINE.
+
+    Args:
+        files: by the names that they are called by.
+
+    Raises:
+        OSError: one cannot be read.
+    """
+    return [
+        f"{name}:{number}"
+        for name, file in files.items()
+        if file.suffix in (".json", ".md", ".txt")
+        for number, line in enumerate(file.read_text("utf-8", "replace").splitlines(), start=1)
+        if MARK in line
+    ]
 
 
 def _shown(value: Any) -> str:

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..files import replacing
 from .archives import write_archive
 from .contract import SETTINGS, WEIGHTS, config, shipped
+from .new_page import MARK, marked
 from .reference import LABEL_MAPS
 from .verify import check_verified
 
@@ -32,8 +33,8 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
     else of the folder is: no data, outputs, other checkpoints.
 
     Raises:
-        InputError: what would be packed does not pass `verify`, or is a link; or the output cannot
-            be written.
+        InputError: what would be packed has lines to fill in, see `new_bundle`, does not pass
+            `verify`, or is a link; or the output cannot be written.
     """
     bundle = Path(bundle).resolve()
     members = {file.relative_to(bundle).as_posix(): file for file in files_of(bundle)}
@@ -53,6 +54,12 @@ def pack(bundle: str | Path, output: str | Path) -> Packed:
             for name, file in members.items():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy / name)
+            own = {name: copy / name for name in members if not name.startswith("common/")}
+            if left := marked(own):
+                raise InputError(
+                    f"{bundle.name} is not finished: {left[0]} has {MARK}, the first of "
+                    f"{len(left)} such lines; needed is what they ask for."
+                )
             check_verified(copy, bundle)
             version = config(copy, "metadata")["version"]
             archive = Path(output) / f"{bundle.name}_v{version}.zip"

@@ -35,7 +35,7 @@ def push(bundle: str | Path, repo: str, dry_run: bool = True, private: bool = Tr
         private: whether a repository that is made is private.
 
     Raises:
-        InputError: the bundle does not pass `verify`, the version is there already, huggingface_hub
+        InputError: `pack` refuses the bundle, the version is there already, huggingface_hub
             is not installed, or the Hub refuses.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(repo)):

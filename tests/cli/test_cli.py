@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -205,6 +206,21 @@ def test_switches_may_stand_alone(
     monkeypatch.setattr(sys, "argv", ["common", "zoo", "install", "a", *words])
     main()
     assert given[0][-1] is expected
+
+
+@pytest.mark.parametrize("verb", ["verify", "ship"])
+def test_what_may_not_be_read_is_one_sentence(monkeypatch: pytest.MonkeyPatch, verb: str):
+    def denied(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", denied)
+    monkeypatch.setattr(Path, "is_file", denied)
+    words = ["--checkpoint", "model.pt", "--kind", "cxr"] if verb == "ship" else []
+    monkeypatch.setattr(sys, "argv", ["common", "zoo", verb, "theirs/bundle", *words])
+    with pytest.raises(
+        SystemExit, match=r"^error: theirs/bundle cannot be read, or written to \(Permission den"
+    ):
+        main()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
 from common.cli import main
 from common.errors import InputError
@@ -40,8 +42,23 @@ def read_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(new, "verify", reading)
 
 
-def test_it_is_sound(made: Path):
-    assert {name: found for name, found in verify(made) if found} == {}
+def test_it_trains(tmp_path: Path, read_alone):
+    """A step by its own loss and optimizer on pictures, after which the loss is less."""
+    network = {"_target_": "UNet", "channels": [4, 8, 8], "strides": [2, 2]}
+    bundle = new_bundle("lung_cxr_x_segmentation", network, "left,right", tmp_path).folder
+    torch.manual_seed(0)
+    parser = ConfigParser(config(bundle, "train"))
+    parser["device"] = "cpu"
+    built = parser.get_parsed_content("network").train()
+    optimizer = parser.get_parsed_content("optimizer")
+    loss = parser.get_parsed_content("train#trainer#loss_function")
+    image = torch.rand(2, 1, 16, 16)
+    label = (image * 3).floor()
+    before = loss(built(image), label)
+    before.backward()
+    assert [name for name, x in built.named_parameters() if x.grad is None] == []
+    optimizer.step()
+    assert loss(built(image), label) < before
 
 
 def test_it_differs_from_its_pieces_by_the_network_and_the_classes_alone(made: Path):
@@ -125,6 +142,18 @@ def test_every_network_to_compare_with(tmp_path: Path, read_alone, name: str, ne
     assert (train["num_classes"], train["learning_rate"]) == (2, ids["learning_rate"])
     loss = train["train"]["trainer"]["loss_function"]
     assert loss == ids.get("train#trainer#loss_function", "@loss")
+    (row,) = (
+        line
+        for line in (bundle / "docs/README.md").read_text().splitlines()
+        if line.startswith("| `loss` |")
+    )
+    if loss == "@loss":
+        like = VOLUMES if name == "heart_mr_x_segmentation" else PICTURES
+        assert row == f"| `loss` | `DiceCELoss` | `{like.name}` |"
+    else:
+        target = loss["_target_"].rpartition(".")[2]
+        said = f"| `{target}` of `DiceCELoss` | `configs/networks/{network}.json` |"
+        assert row == f"| `loss` {said}"
     inference = config(bundle, "inference")
     said = json.dumps([inference["network_def"], config(bundle, "evaluate")["network_def"]])
     assert "@network_input" not in said
@@ -195,6 +224,20 @@ SMALL_2D = {"features": [4, 8], "depths": [1, 1], "decoder_depths": [1, 1]}
         ({"classes": ""}, "classes are ''; allowed are different names"),
         ({"classes": "liver,liver"}, "classes are 'liver,liver'; allowed"),
         ({"classes": ["background", "liver"]}, "without the background's"),
+        ({"classes": "Background,liver"}, "without the background's"),
+        ({"classes": "liver,Liver"}, "classes are 'liver,Liver'; allowed are different names"),
+        ({"classes": "['liver','tumour']"}, "allowed are different names, .* of letters, digits"),
+        ({"classes": "_liver"}, "first a letter or a digit"),
+        ({"classes": 5}, "classes are 5; allowed are"),
+        ({"output": "x" * 300}, r"cannot be written \(.*File name too long"),
+        (
+            {"network": {"_target_": "SegResNet", "init_filters": "$open('/tmp/a', 'w')"}},
+            r"^You gave .*open.* as network#init_filters, which might run any code .* are words\.",
+        ),
+        (
+            {"network": {"_target_": "SegResNet", "init_filters": {"_target_": "os.getcwd"}}},
+            "^You gave 'os.getcwd' as network#init_filters, which might run any code",
+        ),
         ({"network": "SegResNot"}, "There is no network 'SegResNot'; allowed are .*segresnet"),
         ({"network": "torch.nn.Conv3d"}, "There is no network 'torch.nn.Conv3d'"),
         ({"network": 5}, "There is no network 5; allowed are"),
@@ -207,7 +250,7 @@ SMALL_2D = {"features": [4, 8], "depths": [1, 1], "decoder_depths": [1, 1]}
         ),
         (
             {"network": {"_target_": "VMUNet", **SMALL_2D}},
-            r"VMUNet makes no logits of 3 classes, .* of 128 x 64 x 64 voxels",
+            r"VMUNet makes no logits of 3 classes, .* of 128 x 128 x 128 voxels",
         ),
         (
             {"network": {"_target_": "DenseNet", "init_features": 4, "block_config": [1]}},
@@ -217,10 +260,45 @@ SMALL_2D = {"features": [4, 8], "depths": [1, 1], "decoder_depths": [1, 1]}
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path, given: dict, sentence: str):
     sound = {"name": NAME, "network": "segresnet", "classes": "liver,tumour"}
+    place = {"output": tmp_path / given.get("output", "new/bundles")}
     with pytest.raises(InputError, match=sentence) as refused:
-        new_bundle(**(sound | given), output=tmp_path)
+        new_bundle(**(sound | given | place))
     assert "\n" not in str(refused.value)
     assert list(tmp_path.iterdir()) == []
+
+
+NNUNET = {
+    "kernel_size": [3, 3, 3],
+    "strides": [1, 2, 2],
+    "upsample_kernel_size": [2, 2],
+    "filters": [4, 8, 8],
+}
+SUPERVISED = {"deep_supervision": True, "deep_supr_num": 1}
+
+
+@pytest.mark.parametrize(
+    ("target", "makes"), [("DynUNet", "1 x 2 x 2 x 64 x 64"), ("common.networks.DynUNet", "a list")]
+)
+def test_what_needs_another_loss_is_refused(tmp_path: Path, read_alone, target: str, makes: str):
+    name, network = "lung_cxr_x_segmentation", {"_target_": target, **NNUNET}
+    with pytest.raises(
+        InputError,
+        match=f"{target} makes in training no logits of 2 classes .*it makes {makes}.*; allowed "
+        "are networks that do, with deep_supervision False where .*: .*segresnet",
+    ):
+        new_bundle(name, network | SUPERVISED, "lung", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    if target == "DynUNet":
+        network["deep_supervision"] = False
+        new_bundle(name, network, "lung", tmp_path)
+
+
+def test_each_axis_counts_for_the_multiple(tmp_path: Path, read_alone):
+    """Here the second alone is halved."""
+    strides: dict[str, Any] = {"strides": [1, [1, 2], 1], "upsample_kernel_size": [[1, 2], 1]}
+    network = {"_target_": "DynUNet", **NNUNET, **strides}
+    bundle = new_bundle("lung_cxr_x_segmentation", network, "lung", tmp_path).folder
+    assert config(bundle, "train")["network_input"]["multiple_of"] == 2
 
 
 def test_what_is_there_stays(tmp_path: Path):
@@ -240,8 +318,19 @@ def test_what_would_not_be_sound_is_not_made(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(
         InputError, match="as it would not pass metadata: organ is missing or empty"
     ):
-        new_bundle(NAME, "segresnet", "liver", tmp_path)
+        new_bundle(NAME, "segresnet", "liver", tmp_path / "new/bundles")
     assert list(tmp_path.iterdir()) == []
+
+    def at_length(bundle: Path) -> Iterator[tuple[str, list[str]]]:
+        yield "network", [f"{bundle}/configs/train.json cannot be built:\nTraceback\n"]
+
+    monkeypatch.setattr(new, "verify", at_length)
+    with pytest.raises(InputError) as refused:
+        new_bundle(NAME, "segresnet", "liver", tmp_path)
+    assert str(refused.value) == (
+        f"{NAME} is not made, as it would not pass network: "
+        f"{tmp_path}/{NAME}/configs/train.json cannot be built:."
+    )
 
 
 def test_packages_without_bundles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -77,6 +77,16 @@ def test_unsound_bundles_are_not_packed(bundle: Path, tmp_path: Path):
     assert not (tmp_path / "none").exists()
 
 
+def test_what_is_not_filled_in_is_not_packed(bundle: Path, tmp_path: Path):
+    page = bundle / "docs/README.md"
+    number = len(page.read_text().splitlines()) + 1
+    with page.open("a") as file:
+        file.write("**FILL IN:** where it fails\n")
+    with pytest.raises(InputError, match=rf"not finished: docs/README\.md:{number} has FILL IN"):
+        pack(bundle, tmp_path / "zips")
+    assert not (tmp_path / "zips").exists()
+
+
 @pytest.mark.parametrize(
     "name",
     [

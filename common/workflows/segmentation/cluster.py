@@ -23,9 +23,8 @@ from .bundle import Bundle
 from .options import Options
 from .run import run_here
 from .studies import Study
-from .work import JOBS, jobs_folder
+from .work import TASK, jobs_folder
 
-_TASK = "task.json"
 _logger = logging.getLogger(__name__)
 
 
@@ -50,8 +49,7 @@ def run_on_cluster(
         Of each study that failed why.
 
     Raises:
-        InputError: as `run_on_ray`, another run has tasks in the output, or what these are told
-            cannot be written.
+        InputError: as `run_on_ray`, or what tasks are told cannot be written.
         Stopped: it was asked to end; the same call, with overwrite False, goes on.
     """
     jobs = []
@@ -69,12 +67,14 @@ def run_on_cluster(
                     "bundle": bundle,
                     "options": asdict(options),
                 }
-                write_json(folder / _TASK, task)
-                command = (sys.executable, "-m", __package__ or "", str(folder / _TASK))
+                write_json(folder / TASK, task)
+                command = (sys.executable, "-m", __package__ or "", str(folder / TASK))
                 steps = (Step("segmentation", command),)
                 jobs.append(Job(study.name, None, number, str(folder), steps))
         except OSError as error:
-            raise InputError(f"{output / JOBS} cannot be written ({error.strerror}).") from error
+            raise InputError(
+                f"The output folder {output} cannot be written to ({error.strerror})."
+            ) from error
         bar = stack.enter_context(tqdm(total=len(jobs), desc="studies", disable=None))
 
         def ended(job: Job, outcome: Outcome) -> None:
@@ -83,8 +83,8 @@ def run_on_cluster(
             bar.update()
 
         signal = run_on_ray(jobs, address, gpus, ended, bar.refresh)
-        if not failed and not signal:  # else logs are there
-            shutil.rmtree(place, ignore_errors=True)
+    if not failed and not signal:  # else logs are there
+        shutil.rmtree(place, ignore_errors=True)
     if signal:
         said = f"{signal} ended it: the same command goes on with --overwrite False."
         _logger.warning("%s", said)

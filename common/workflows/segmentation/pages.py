@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +46,16 @@ def view_results(result: str | Path, output: str | Path | None = None) -> Views:
             image or masks cannot be read, its manifest is none, or the page cannot be written.
     """
     folder = Path(result)
-    if (folder / MANIFEST).is_file():
+    try:
+        alone = (folder / MANIFEST).is_file()
+        files = [] if alone else sorted(folder.rglob(MANIFEST))
+    except OSError as error:
+        raise InputError(f"The results {folder} cannot be read ({error.strerror}).") from error
+    if alone:
         return Views({folder.resolve().name: _write(folder, output)}, {})
     studies = {
         file.parent.relative_to(folder).as_posix(): file.parent
-        for file in sorted(folder.rglob(MANIFEST))
+        for file in files
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     }
     if not studies:
@@ -76,7 +82,7 @@ def _write(folder: Path, output: str | Path | None) -> Path:
     try:
         image = str(ensure_tuple(manifest["input"])[0])
         classes = {str(name): int(value) for name, value in manifest["classes"].items()}
-        masks = _masks(folder, manifest["files"])
+        masks = _masks(folder, manifest["files"], classes)
         last = int(manifest["num_classes"]) - 1
         modality, series_uid = manifest["modality"], manifest["series_uid"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -92,10 +98,21 @@ def _write(folder: Path, output: str | Path | None) -> Path:
     return write_page(image, shown, page, modality, series_uid)
 
 
-def _masks(folder: Path, files: Any) -> dict[str, Path]:
-    """The masks of classes by their names, or that of all, of which the name is empty."""
-    named = files["masks"] if "masks" in files else {"": files["mask"]}
-    return {str(name): folder / Path(file).name for name, file in named.items()}
+def _masks(folder: Path, files: Any, classes: Container[str]) -> dict[str, Path]:
+    """The masks of classes by their names, or that of all, of which the name is empty.
+
+    Raises:
+        ValueError: there is none, or one is of no class.
+    """
+    if "masks" not in files:
+        return {"": folder / Path(files["mask"]).name}
+    named = {str(name): folder / Path(file).name for name, file in files["masks"].items()}
+    if not named:
+        raise ValueError("it names no mask")
+    for name in named:
+        if name not in classes:
+            raise ValueError(f"it has no class {name!r}")
+    return named
 
 
 def _prediction(

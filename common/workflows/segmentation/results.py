@@ -286,8 +286,10 @@ def _publish(work: Path, study: Study, names: set[str]) -> None:
         target.mkdir(parents=True, exist_ok=True)
         manifest = target / MANIFEST
         earlier = read_json(manifest).get("files", {}) if manifest.is_file() else {}
+        if earlier:  # the page first: without the manifest nobody would know that it is ours
+            (target / PAGE).unlink(missing_ok=True)
         manifest.unlink(missing_ok=True)  # until these are complete there are no results
-        for name in ({*_names(earlier), PAGE} if earlier else set()) - names:
+        for name in _names(earlier) - names:
             (target / name).unlink(missing_ok=True)
         for name in (*sorted(names), MANIFEST):
             os.replace(work / name, target / name)

@@ -6,17 +6,16 @@ import logging
 import platform
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 from filelock import FileLock, Timeout
 
-from ...errors import InputError
-
-JOBS = ".jobs"  # of the output: a folder for each task of a cluster
-_PREFIX = ".partial-"
+TASK = "task.json"  # in the folder of each task of a cluster: what it is to do
+JOBS, _PREFIX = ".jobs-", ".partial-"  # what the folders begin with
 _LOCK, _MACHINE = "in-use.lock", "machine.txt"
+_IDS = ("/etc/machine-id", "/proc/sys/kernel/random/boot_id")
 _NO_LOCKS = (OSError, NotImplementedError)  # of a file system that has none
 _logger = logging.getLogger(__name__)
 
@@ -30,40 +29,25 @@ def work_folder(output: Path) -> Iterator[Path]:
     """
     with TemporaryDirectory(prefix=_PREFIX, dir=output, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        lock = FileLock(folder / _LOCK, timeout=0)
-        try:
-            if _locked(lock):  # what says so is in use as long as it is locked
-                (folder / _MACHINE).write_text(platform.node(), encoding="utf-8")
+        with _in_use(folder):
             yield folder
-        finally:
-            lock.release()
 
 
 @contextmanager
 def jobs_folder(output: Path) -> Iterator[Path]:
-    """The folder for a cluster's tasks, of one run at a time, without those of the run before.
+    """A new folder, for one of each task of this run on a cluster; it stays, with their logs.
+
+    Those of runs before, of this machine, are removed, but where a task may still be at work.
 
     Raises:
-        InputError: another run's tasks are in it.
         OSError: it cannot be made.
     """
-    folder = output / JOBS
-    folder.mkdir(exist_ok=True)
-    lock = FileLock(folder / _LOCK, timeout=0)
-    try:
-        _locked(lock)
-    except Timeout as error:
-        raise InputError(
-            f"The output folder {output} is one into which a cluster is segmenting; allowed is "
-            "another one, or to wait for its end."
-        ) from error
-    try:
-        for task in folder.iterdir():
-            if task.is_dir():
-                shutil.rmtree(task, ignore_errors=True)
+    for folder in output.glob(f"{JOBS}*"):
+        if _is_left(folder):
+            _remove_tasks(folder)
+    folder = Path(mkdtemp(prefix=JOBS, dir=output))
+    with _in_use(folder):
         yield folder
-    finally:
-        lock.release()
 
 
 def remove_left(output: Path) -> None:
@@ -72,10 +56,52 @@ def remove_left(output: Path) -> None:
     What another run works in stays, one of a cluster's tasks, too: each holds a lock, which ends
     with its process. Of other machines' it is not known, as not every network's disk shares locks.
     """
-    for pattern in (f"{_PREFIX}*", f"{JOBS}/*/{_PREFIX}*"):
-        for folder in output.glob(pattern):
+    tasks = [task for jobs in output.glob(f"{JOBS}*") for task in _tasks(jobs)]
+    for place in (output, *tasks):
+        for folder in place.glob(f"{_PREFIX}*"):
             if _is_left(folder):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _tasks(jobs: Path) -> list[Path]:
+    """The folders of tasks in that of a run; what is a link, or somebody's own, is none."""
+    if jobs.is_symlink():
+        return []
+    return [x.parent for x in jobs.glob(f"*/{TASK}") if x.is_file() and not x.parent.is_symlink()]
+
+
+def _remove_tasks(jobs: Path) -> None:
+    for task in _tasks(jobs):
+        if all(_is_left(work) for work in task.glob(f"{_PREFIX}*")):
+            shutil.rmtree(task, ignore_errors=True)
+    with suppress(OSError):  # another run may do the same
+        if {path.name for path in jobs.iterdir()} <= {_LOCK, _MACHINE}:
+            shutil.rmtree(jobs)
+
+
+@contextmanager
+def _in_use(folder: Path) -> Iterator[None]:
+    """Lock a new folder, and write which machine did: without both it is in use for ever."""
+    lock = FileLock(folder / _LOCK, timeout=0)
+    try:
+        if _locked(lock) and (machine := _machine()):
+            (folder / _MACHINE).write_text(machine, encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _machine() -> str:
+    """This machine; empty where it has no name. Many are called localhost, so its id is with it.
+
+    A container often has no id of its own; that of the host's start stands for it.
+    """
+    ids = []
+    for file in _IDS:
+        with suppress(OSError, UnicodeDecodeError):
+            ids.append(Path(file).read_text(encoding="utf-8").strip())
+    node = platform.node()
+    return " ".join([node, *list(filter(None, ids))[:1]]) if node else ""
 
 
 def _locked(lock: FileLock) -> bool:
@@ -95,8 +121,11 @@ def _locked(lock: FileLock) -> bool:
 
 
 def _is_left(folder: Path) -> bool:
+    """Whether nobody works in a folder of ours any more: of what is not known it is not so."""
     try:
-        if (folder / _MACHINE).read_text(encoding="utf-8") != platform.node():
+        if folder.is_symlink() or not (machine := _machine()):
+            return False
+        if (folder / _MACHINE).read_text(encoding="utf-8") != machine:
             return False
         with FileLock(folder / _LOCK, timeout=0):
             return True

@@ -17,6 +17,8 @@ from common.errors import InputError
 from common.evaluation import write_view
 from common.workflows import segment, view_results
 from common.workflows.segmentation.pages import _prediction
+from common.workflows.segmentation.results import _publish
+from common.workflows.segmentation.studies import Study
 
 from ...evaluation.test_view import data_of, unpacked, words_of
 from .conftest import save_film, save_scan, save_series
@@ -134,6 +136,22 @@ def test_a_page_goes_when_the_study_is_segmented_anew(ct_bundle: Path, two: Path
     assert {x.name for x in (out / "a").iterdir()} == {"a.nii.gz", "manifest.json", "notes.html"}
 
 
+def test_a_page_goes_before_the_manifest(out: Path, monkeypatch: pytest.MonkeyPatch):
+    """Where a run is killed between the two, no page of other results is left."""
+    view_results(out / "a")
+    unlink = Path.unlink
+
+    def killed(path: Path, missing_ok: bool = False) -> None:
+        unlink(path, missing_ok)
+        if path.name == "manifest.json":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _publish(out, Study("a", "a.nii.gz", out / "a"), {"a.nii.gz"})
+    assert {path.name for path in (out / "a").iterdir()} == {"a.nii.gz"}
+
+
 def test_what_are_no_results(out: Path, tmp_path: Path):
     with pytest.raises(InputError, match=r"none has no manifest\.json; allowed are the folder of"):
         view_results(tmp_path / "none")
@@ -143,14 +161,21 @@ def test_what_are_no_results(out: Path, tmp_path: Path):
         InputError, match=r"output is .*\.png; allowed are files that end in \.html"
     ):
         view_results(out / "a", tmp_path / "a.png")
+    sound = json.loads((out / "a/manifest.json").read_text())
     for content in (
         {},
         {"input": 3, "classes": [], "files": []},
         {"input": "a", "classes": {"a": "b"}},
+        sound | {"files": {"masks": {}}},
+        sound | {"files": {"masks": {"spleen": "spleen.nii.gz"}}},
     ):
         (out / "a/manifest.json").write_text(json.dumps(content))
         with pytest.raises(InputError, match=r"manifest\.json is not what segment writes"):
             view_results(out / "a")
+        found = view_results(out)
+        assert (list(found.pages), list(found.failed)) == (["b"], ["a"])
+    with pytest.raises(InputError, match=r"^The results x+ cannot be read \(File name too long\)"):
+        view_results("x" * 300)
 
 
 def test_command(out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
