@@ -67,7 +67,7 @@ NOT_RUN = [
     ("docs/reliability.md", "FAULT_MOMENTS=20 *", "hours; make test-slow tries three moments"),
     ("docs/results.md", "for m in *", "of what hours of training left"),
     ("docs/results.md", "python -m common compare *", "of what hours of training left"),
-    ("docs/results.md", "python -m monai.bundle run *", "trains for an hour, or on data that is not here"),
+    ("docs/results.md", "python -m monai.bundle run *", "an hour, or data that is not here"),
     ("docs/segment.md", "* --engine ray *", "a cluster; tests/workflows/segmentation"),
     ("docs/slicer.md", "slicer.util.*", "it is run in 3D Slicer"),
     ("docs/slicer.md", "from monai.bundle *", "in 3D Slicer; tests/test_bundle_runs.py"),
