@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import configparser
 import importlib
+import json
 import re
 import reprlib
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,6 +51,7 @@ _WEIGHT_SUFFIXES = {
     *("ts", "jit", "torchscript", "ptl", "pte", "pt2", "mar", "nemo"),
     *("onnx", "ort", "pb", "tflite", "engine", "plan", "trt", "gguf", "msgpack", "mlmodel"),
 }
+_COLUMNS = 100  # of the configs' lines
 _SOURCE = re.compile(r"\.pyw?\Z", re.IGNORECASE)
 # What a logging.conf may set, and to what: some values are evaluated as Python.
 _LOGGING: dict[str, set[str]] = {
@@ -75,6 +78,28 @@ def config(bundle: Path, name: str) -> Config:
         InputError: as `read_json`.
     """
     return read_json(bundle / f"configs/{name}.json")
+
+
+def as_text(content: Config) -> str:
+    """A config as all are written: short lists of numbers and words on one line."""
+    return f"{_formatted(content, '')}\n"
+
+
+def _formatted(content: Any, margin: str) -> str:
+    """JSON as the bundles have it: lists of numbers and words in as few lines as they fit in."""
+    inner = f"{margin}    "
+    if isinstance(content, dict) and content:
+        parts = [f"{json.dumps(k)}: {_formatted(x, inner)}" for k, x in content.items()]
+        return f"{{\n{inner}" + f",\n{inner}".join(parts) + f"\n{margin}}}"
+    if isinstance(content, list) and content:
+        parts = [_formatted(x, inner) for x in content]
+        if all(re.fullmatch(r'[-+.\w]+|"[-*\w]*"', part) for part in parts):
+            lines = textwrap.wrap(", ".join(parts), _COLUMNS - len(inner), break_on_hyphens=False)
+            if len(lines) == 1:
+                return f"[{lines[0]}]"
+            return f"[\n{inner}" + f"\n{inner}".join(lines) + f"\n{margin}]"
+        return f"[\n{inner}" + f",\n{inner}".join(parts) + f"\n{margin}]"
+    return json.dumps(content, ensure_ascii=False)
 
 
 def ids(content: Any, prefix: str = "") -> dict[str, Any]:

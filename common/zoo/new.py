@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 import os
 import re
 import shutil
-import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +22,16 @@ from .. import __version__
 from ..checkpoints import check_setting, class_named
 from ..collection import collection
 from ..errors import InputError, by_axis, first_line, nearest
-from .contract import FILES, READING, RUNNING, Config, compared, config, name_problems
+from .contract import (
+    FILES,
+    READING,
+    RUNNING,
+    Config,
+    as_text,
+    compared,
+    config,
+    name_problems,
+)
 from .new_page import MARK, About, marked, page, to_describe
 from .verify import verify
 
@@ -47,7 +54,6 @@ _NORMALISED: Config = {
     "nonzero": True,
     "channel_wise": True,
 }
-_COLUMNS = 100  # of the configs' lines
 
 
 class _Kind(NamedTuple):
@@ -367,28 +373,6 @@ def _metadata(like: Path, kind: _Kind, about: About, ids: Config) -> Config:
         shape = train["patch_size" if "patch_size" in train else "image_size"]
     image["spatial_shape"] = pred["spatial_shape"] = shape
     return metadata
-
-
-def as_text(content: Config) -> str:
-    """A config as all are written: short lists of numbers and words on one line."""
-    return f"{_formatted(content, '')}\n"
-
-
-def _formatted(content: Any, margin: str) -> str:
-    """JSON as the bundles have it: lists of numbers and words in as few lines as they fit in."""
-    inner = f"{margin}    "
-    if isinstance(content, dict) and content:
-        parts = [f"{json.dumps(k)}: {_formatted(x, inner)}" for k, x in content.items()]
-        return f"{{\n{inner}" + f",\n{inner}".join(parts) + f"\n{margin}}}"
-    if isinstance(content, list) and content:
-        parts = [_formatted(x, inner) for x in content]
-        if all(re.fullmatch(r'[-+.\w]+|"[-*\w]*"', part) for part in parts):
-            lines = textwrap.wrap(", ".join(parts), _COLUMNS - len(inner), break_on_hyphens=False)
-            if len(lines) == 1:
-                return f"[{lines[0]}]"
-            return f"[\n{inner}" + f"\n{inner}".join(lines) + f"\n{margin}]"
-        return f"[\n{inner}" + f",\n{inner}".join(parts) + f"\n{margin}]"
-    return json.dumps(content, ensure_ascii=False)
 
 
 def _write(folder: Path, like: Path, texts: Mapping[str, str]) -> None:

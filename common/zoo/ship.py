@@ -12,8 +12,7 @@ from ..checkpoints import check_setting, load_settings, load_state_dict, save_ch
 from ..errors import InputError
 from ..files import replacing, write_json
 from .archives import sha256
-from .contract import SETTINGS, WEIGHTS, config
-from .new import as_text
+from .contract import SETTINGS, WEIGHTS, as_text, config
 from .reference import LABEL_MAPS, class_sizes, predict_phantom
 
 _LEAST = 50  # voxels of a class, of which a Dice says something

@@ -14,7 +14,7 @@ from monai.bundle import ConfigParser
 from common.cli import main
 from common.errors import InputError
 from common.zoo import new, new_bundle, verify
-from common.zoo.contract import READING, compared, config
+from common.zoo.contract import READING, as_text, compared, config
 
 from ..conftest import REPOSITORY, shared
 from ..test_readmes import SECTIONS
@@ -119,7 +119,7 @@ def test_lines_to_fill_in_are_named(
 def test_configs_are_written_as_they_are(bundle: Path):
     for name in ("train", "inference", "evaluate", "metadata"):
         text = (bundle / f"configs/{name}.json").read_text()
-        assert new.as_text(json.loads(text)) == text, name
+        assert as_text(json.loads(text)) == text, name
 
 
 NETWORKS = [
